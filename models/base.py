@@ -1,0 +1,88 @@
+"""What longlook asks of a video LLM, and the small records that pass between the two.
+
+A model is shared and immutable; everything that belongs to one stream lives in its session. Knows nothing of
+transformers: `models/hf.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from config import AnswerConfig
+from memory.chunk import KVChunk
+from streaming.frames import Frame
+
+
+@dataclass(frozen=True, order=True)
+class Head:
+    """One attention head: `layer` and `head` count from 0, `head` among the query heads."""
+
+    layer: int
+    head: int
+
+
+@dataclass(frozen=True, eq=False)
+class VisualGroup:
+    """What the vision tower makes of one group of frames.
+
+    embeddings: [n, hidden], one row per visual token, row-major over its grid.
+    deepstack: one [n, hidden] per early LLM layer that takes vision features directly (Qwen3-VL); empty elsewhere.
+    grid: (rows, columns) of the n tokens.
+    pts_seconds: the time written before the group, as the model was trained on it.
+    start_seconds, stop_seconds: time of the first and of the last frame of the group.
+    """
+
+    embeddings: Tensor
+    deepstack: tuple[Tensor, ...]
+    grid: tuple[int, int]
+    pts_seconds: float
+    start_seconds: float
+    stop_seconds: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One finished question and its answer."""
+
+    question: str
+    answer: str
+
+
+class VideoLLM(Protocol):
+    """A video LLM as longlook drives it. All methods run without gradients on `device`."""
+
+    model_id: str
+    device: torch.device
+    dtype: torch.dtype
+    frames_per_group: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+
+    def prefix(self) -> KVChunk:
+        """The prompt before the video, prefilled: chunk -1."""
+        ...
+
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        """Frames through the vision tower, one batch for all groups; an odd last frame is repeated."""
+        ...
+
+    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+        """The groups (each behind its timestamp) through the LLM, seeing `context` (renumbered compactly) and themselves."""
+        ...
+
+    def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
+        """Raw queries of a question that has seen the prefix only, [len(heads), n, head_dim], one per token of question and
+        answer header, the last n of them being the newest."""
+        ...
+
+    def answer(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> Iterator[str]:
+        """The answer as it is generated, piece by piece of text; `context` begins with the prefix."""
+        ...

@@ -1,0 +1,78 @@
+"""All that a session tells the outside: small records, no tensors.
+
+The command line prints them, the page renders them. Knows nothing of models or memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock; `first_token_seconds` is that of the last answer."""
+
+    frames_read: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    watch_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    device_bytes: int = 0
+    host_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A chunk went into memory; the stream has been seen up to `pts_seconds`."""
+
+    pts_seconds: float
+    stats: Stats
+
+
+@dataclass(frozen=True, eq=False)
+class Thumbnail:
+    """A small picture of what was just seen: uint8 [h, w, 3]."""
+
+    pts_seconds: float
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know that did not stop the work; one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """Newly generated text of the answer under way."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A stretch of video that was recalled for an answer, half-open; `why` is "recalled", "named time" or "recent"."""
+
+    start_seconds: float
+    stop_seconds: float
+    score: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer; `evidence` is best first."""
+
+    question: str
+    text: str
+    evidence: tuple[Evidence, ...]
+    stats: Stats
+
+
+WatchEvent = Watched | Thumbnail | Notice
+AskEvent = AnswerPiece | Answer
