@@ -1,0 +1,1 @@
+"""What is new in a picture: novelty, keyframes, and which work can be spared."""

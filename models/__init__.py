@@ -1,0 +1,1 @@
+"""Video LLMs as longlook drives them, over unmodified transformers."""

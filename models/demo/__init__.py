@@ -1,0 +1,1 @@
+"""The embedded model: a small video LLM trained on a procedural world."""

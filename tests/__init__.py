@@ -1,0 +1,1 @@
+"""The tests; their own helpers are imported as tests.NAME."""
