@@ -1,0 +1,124 @@
+"""The recall policy: which chunks come back for a question, and why."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from memory.recall import HeadNorm, PlannedChunk, RecallPlan, evidence, head_norms, plan_recall
+
+
+def plan(scores: list[float] | None, named: list[range] | None = None, num_chunks: int | None = None) -> RecallPlan:
+    """With a window of 2 and room for 3."""
+    if num_chunks is None:
+        assert scores is not None
+        num_chunks = len(scores)
+    return plan_recall(scores, named or [], num_chunks, window_chunks=2, recall_chunks=3)
+
+
+def reasons(of: RecallPlan) -> dict[int, str]:
+    return {chunk.index: chunk.why for chunk in of.chunks}
+
+
+def test_the_best_chunks_come_back_in_time_order_before_the_window() -> None:
+    got = plan([0.1, 5.0, 0.2, 9.0, 0.3, 7.0, 0.0, 0.0])
+    assert got.indices == [1, 3, 5, 6, 7]
+    assert got.chunks[1] == PlannedChunk(3, 9.0, "recalled")
+    assert reasons(got)[7] == "recent"
+
+
+def test_a_window_chunk_with_the_best_score_takes_no_room_and_comes_once() -> None:
+    assert plan([3.0, 2.0, 1.0, 0.0, 9.0, 9.0]).indices == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("num_chunks", range(6))
+@pytest.mark.parametrize("known", [True, False])
+def test_a_short_history_comes_back_whole(num_chunks: int, known: bool) -> None:
+    assert plan([0.0] * num_chunks if known else None, num_chunks=num_chunks).indices == list(range(num_chunks))
+    assert plan([0.0] * 6).indices != list(range(6))
+
+
+def test_a_named_time_comes_before_better_scores() -> None:
+    got = plan([9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 0.0], named=[range(3, 4)])
+    assert reasons(got) == {0: "recalled", 1: "recalled", 3: "named time", 5: "recent", 6: "recent"}
+
+
+def test_a_named_time_inside_the_window_takes_no_room() -> None:
+    got = plan([9.0, 8.0, 7.0, 0.0, 0.0], named=[range(4, 5)])
+    assert reasons(got) == {0: "recalled", 1: "recalled", 2: "recalled", 3: "recent", 4: "named time"}
+
+
+def test_a_long_named_time_is_spread_over_and_the_best_of_each_stretch_is_taken() -> None:
+    scores = [0.0] * 32
+    scores[2], scores[13], scores[28] = 1.0, 2.0, 99.0
+    got = plan(scores, named=[range(1, 19)])
+    assert got.indices == [2, 10, 13, 30, 31]
+    assert set(reasons(got).values()) == {"named time", "recent"}
+
+
+def test_a_named_time_that_reaches_into_the_window_spends_its_room_on_older_chunks() -> None:
+    assert plan([0.0] * 32, named=[range(20, 32)]).indices == [21, 24, 28, 30, 31]
+
+
+def test_a_moment_is_not_lost_beside_a_long_time() -> None:
+    got = plan([0.0] * 32, named=[range(29), range(5, 6)])
+    assert 5 in got.indices
+    assert len(got.indices) == 5
+
+
+def test_more_named_times_than_room_keep_the_first_named() -> None:
+    assert plan([0.0] * 32, named=[range(i, i + 1) for i in (9, 3, 20, 15, 1)]).indices == [3, 9, 20, 30, 31]
+
+
+def test_without_scores_the_past_is_sampled_evenly() -> None:
+    assert plan(None, num_chunks=32).indices == [5, 15, 25, 30, 31]
+
+
+def test_the_plan_never_exceeds_its_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for num_chunks in range(0, 60, 7):
+        scores = torch.randn(num_chunks, generator=generator).tolist()
+        named = [range(i, min(num_chunks, i + 9)) for i in range(0, num_chunks, 11)]
+        for recall_chunks in range(6):
+            got = plan_recall(scores, named, num_chunks, window_chunks=3, recall_chunks=recall_chunks)
+            assert len(got.indices) == min(num_chunks, 3 + recall_chunks)
+            assert got.indices == sorted(set(got.indices))
+
+
+def test_of_equal_chunks_the_newer_is_recalled() -> None:
+    assert plan([1.0] * 10).indices == [5, 6, 7, 8, 9]
+
+
+def test_evidence_is_the_weighted_mean_of_normalised_heads() -> None:
+    scores = torch.tensor([[10.0, 20.0, 30.0], [1.0, 0.0, 2.0]])
+    norms = [HeadNorm(mean=10.0, std=10.0, weight=3.0), HeadNorm(mean=0.0, std=1.0, weight=1.0)]
+    assert evidence(scores, norms) == pytest.approx([0.25, 0.75, 2.0])
+
+
+def test_a_head_with_large_numbers_does_not_drown_the_other() -> None:
+    scores = torch.tensor([[1000.0, 1010.0, 990.0, 1000.0], [0.0, 0.0, 0.0, 5.0]])
+    raw = scores.sum(dim=0).argmax()
+    fair = evidence(scores, [HeadNorm(1000.0, 10.0), HeadNorm(0.0, 1.0)])
+    assert (int(raw), fair.index(max(fair))) == (1, 3)
+
+
+def test_chunks_without_tokens_get_finite_evidence_that_never_wins() -> None:
+    scores = torch.tensor([[-torch.inf, 4.0, 2.0], [-torch.inf, -torch.inf, -torch.inf]])
+    got = evidence(scores, [HeadNorm(0.0, 1.0), HeadNorm(0.0, 1.0)])
+    assert all(map(math.isfinite, got))
+    assert got == pytest.approx([1.0, 2.0, 1.0])
+
+
+def test_norms_are_those_of_the_scores_seen() -> None:
+    norms = head_norms(torch.tensor([[1.0, 3.0, -torch.inf], [5.0, 5.0, 5.0]]), weights=[2.0, 1.0])
+    assert (norms[0].mean, norms[0].std, norms[0].weight) == pytest.approx((2.0, math.sqrt(2), 2.0))
+    assert norms[1].std > 0
+    with pytest.raises(ValueError, match="no spread"):
+        head_norms(torch.tensor([[1.0]]), weights=[1.0])
+
+
+def test_scores_for_another_history_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 scores cannot rank 3 chunks"):
+        plan([1.0, 2.0], num_chunks=3)
