@@ -1,0 +1,138 @@
+"""From pictures to the patches a Qwen-style vision tower reads: choose a size, resize, normalise, cut.
+
+Plain tensor arithmetic, equal to the stock video processor's (which needs torchvision; this does not). Knows nothing of
+models, prompts or time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+# Limits of the released Qwen3-VL checkpoints, in pixels of a whole clip (frames x height x width).
+CLIP_MIN_PIXELS = 4096
+CLIP_MAX_PIXELS = 25_165_824
+# The stock processor spreads its budget over a clip's frames. A stream has no end, so every frame gets the share it would
+# have in a clip of so many: with the limits above, 96 tokens per group of two frames.
+BUDGET_FRAMES = 256
+MAX_ASPECT = 200  # as the stock processor
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How a checkpoint wants its pictures.
+
+    patch_size: pixels along a patch's side; merge_size: patches along a token's side; temporal_patch_size: frames per group.
+    mean, std: per channel, for values in [0, 1].
+    min_pixels, max_pixels: limits for a clip of `budget_frames` frames.
+    """
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    min_pixels: int = CLIP_MIN_PIXELS
+    max_pixels: int = CLIP_MAX_PIXELS
+    budget_frames: int = BUDGET_FRAMES
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels or self.budget_frames < self.temporal_patch_size:
+            raise ValueError(f"not a pixel budget: {self}")
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a token's side; a picture's sides are multiples of it."""
+        return self.patch_size * self.merge_size
+
+
+def read_spec(
+    vision: Any, video: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None
+) -> PixelSpec:
+    """The spec of a checkpoint.
+
+    vision: its vision configuration, which decides the patch sizes.
+    video, image: its video and image processor settings, either may be absent. Video limits are for a whole clip, image
+    limits for one picture, and are then used for each frame.
+    """
+    frames = int(vision.temporal_patch_size)
+    settings = video or image or {}
+    size = settings.get("size") or {}
+    scale = 1 if video or not image else frames
+    return PixelSpec(
+        patch_size=int(vision.patch_size),
+        merge_size=int(vision.spatial_merge_size),
+        temporal_patch_size=frames,
+        mean=tuple(settings.get("image_mean") or PixelSpec.mean),
+        std=tuple(settings.get("image_std") or PixelSpec.std),
+        min_pixels=scale * int(size.get("shortest_edge") or settings.get("min_pixels") or CLIP_MIN_PIXELS),
+        max_pixels=scale * int(size.get("longest_edge") or settings.get("max_pixels") or CLIP_MAX_PIXELS),
+        budget_frames=frames if scale > 1 else BUDGET_FRAMES,
+    )
+
+
+def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
+    """The (height, width) a frame is resized to: multiples of `spec.factor` near its shape, within the pixel budget.
+
+    Raises ValueError for a frame more than 200 times as long as wide.
+    """
+    unit, frames = spec.factor, spec.budget_frames
+    if min(height, width) < unit:
+        enlarge = max(unit / height, unit / width)
+        height, width = int(height * enlarge), int(width * enlarge)
+    if max(height, width) / min(height, width) > MAX_ASPECT:
+        raise ValueError(f"a frame of {width}x{height} is more than {MAX_ASPECT} times as long as wide")
+    rows, columns = round(height / unit) * unit, round(width / unit) * unit
+    padded = round(frames / spec.temporal_patch_size) * spec.temporal_patch_size
+    if padded * rows * columns > spec.max_pixels:
+        shrink = math.sqrt(frames * height * width / spec.max_pixels)
+        rows = max(unit, math.floor(height / shrink / unit) * unit)
+        columns = max(unit, math.floor(width / shrink / unit) * unit)
+    elif padded * rows * columns < spec.min_pixels:
+        grow = math.sqrt(spec.min_pixels / (frames * height * width))
+        rows, columns = math.ceil(height * grow / unit) * unit, math.ceil(width * grow / unit) * unit
+    return rows, columns
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic with antialiasing, uint8 [n, C, H, W] -> uint8 [n, C, *size], in integers on the CPU as the stock does."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    if images.device.type == "cpu":
+        return interpolate(images, size=list(size), mode="bicubic", antialias=True, align_corners=False)
+    scaled = interpolate(images.float(), size=list(size), mode="bicubic", antialias=True, align_corners=False)
+    return scaled.clamp(0, 255).round().to(torch.uint8)
+
+
+def normalise(images: Tensor, spec: PixelSpec) -> Tensor:
+    """uint8 [n, C, H, W] -> float32, rescaling and normalisation in one step."""
+    mean = torch.tensor(spec.mean, device=images.device) * 255
+    std = torch.tensor(spec.std, device=images.device) * 255
+    return (images.float() - mean[:, None, None]) / std[:, None, None]
+
+
+def patchify(frames: Tensor, spec: PixelSpec) -> Tensor:
+    """One group of frames [T, C, H, W] -> patches [n, C * T * P * P], the patches of one token next to each other."""
+    p, m = spec.patch_size, spec.merge_size
+    t, c, height, width = frames.shape
+    cells = frames.reshape(t, c, height // (p * m), m, p, width // (p * m), m, p)
+    # time, channel, row, row in token, y, column, column in token, x -> row, column, row in token, column in token, ...
+    return cells.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(-1, c * t * p * p)
+
+
+def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
+    """The patches of one group and its grid (rows, columns) in patches.
+
+    images: `temporal_patch_size` uint8 [H, W, C]; the first decides the size.
+    """
+    assert len(images) == spec.temporal_patch_size, f"{len(images)} frames are not a group"
+    size = fit_size(int(images[0].shape[0]), int(images[0].shape[1]), spec)
+    resized = torch.cat([resize(image.permute(2, 0, 1)[None], size) for image in images])
+    grid = (size[0] // spec.patch_size, size[1] // spec.patch_size)
+    return patchify(normalise(resized, spec), spec), grid

@@ -1,0 +1,257 @@
+"""The Qwen3-VL family: its prompt, its timestamps, its positions, its vision tower. Stock modules, driven by `models.hf`.
+
+A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the family was trained. (Later
+releases of the stock processor leave one more start and end token around the whole video; the original one did not.)
+Knows nothing of files, memory policy or sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config import AnswerConfig
+from memory.chunk import KVChunk, PositionLayout
+from models.base import Head, Turn, VisualGroup
+from models.decoding import Chooser, TextStream
+from models.hf import Decoder, lay_out
+from models.pixels import PixelSpec, group_patches
+from streaming.frames import Frame
+
+VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
+VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
+TURN_END = "<|im_end|>"
+
+
+class Qwen3VL:
+    """`models.base.VideoLLM` over a loaded `Qwen3VLForConditionalGeneration`; shared and immutable."""
+
+    def __init__(self, model: Any, tokenizer: Any, pixels: PixelSpec, model_id: str, template: str | None = None) -> None:
+        """template: a chat template that can write a video; None for the plain format of the family."""
+        text = model.config.text_config
+        self.model_id = model_id
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.frames_per_group = pixels.temporal_patch_size
+        self.num_layers = int(text.num_hidden_layers)
+        self.num_heads = int(text.num_attention_heads)
+        self.num_kv_heads = int(text.num_key_value_heads)
+        self._visual = model.model.visual
+        self._decoder = Decoder(model.model.language_model, model.lm_head)
+        self._pixels = pixels
+        self._prompt = Prompt(tokenizer, template)
+        self._stops = self._prompt.stops(model.generation_config)
+
+    def prefix(self) -> KVChunk:
+        return self._prefix
+
+    @cached_property
+    def _prefix(self) -> KVChunk:
+        tokens = self._prompt.prefix()
+        layout = text_layout(len(tokens))
+        raw = self._decoder.read(self._decoder.embed(tokens), layout, [])
+        return KVChunk(
+            keys=torch.stack(raw.keys),
+            values=torch.stack(raw.values),
+            layout=layout,
+            visual=torch.zeros(len(tokens), dtype=torch.bool),
+            start_seconds=0.0,
+            stop_seconds=0.0,
+            index=-1,
+        )
+
+    @torch.no_grad()
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        groups = [list(frames[i : i + self.frames_per_group]) for i in range(0, len(frames), self.frames_per_group)]
+        if not groups:
+            return []
+        groups[-1] += [groups[-1][-1]] * (self.frames_per_group - len(groups[-1]))
+        cut = [self._patches(group) for group in groups]
+        grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
+        output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)
+        sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
+        embeddings = output.pooler_output.split(sizes)
+        levels = [level.split(sizes) for level in output.deepstack_features]
+        return [
+            self._group(group, grid, embeddings[i], tuple(level[i] for level in levels))
+            for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
+        ]
+
+    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+        if not groups:
+            raise ValueError("a chunk needs at least one group of frames")
+        script = self._prompt.write(groups)
+        embeddings = self._decoder.embed(script.tokens)
+        visual = script.visual.to(self.device)
+        embeddings[visual] = torch.cat([group.embeddings for group in groups]).to(embeddings)
+        levels = [torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)]
+        raw = self._decoder.read(embeddings, script.layout, context, visual, levels)
+        return KVChunk(
+            keys=torch.stack(raw.keys),
+            values=torch.stack(raw.values),
+            layout=script.layout,
+            visual=script.visual,
+            start_seconds=groups[0].start_seconds,
+            stop_seconds=groups[-1].stop_seconds,
+            index=index,
+        )
+
+    def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
+        queries = self.all_question_queries(question)
+        return torch.stack([queries[head.layer, head.head] for head in heads])
+
+    def all_question_queries(self, question: str) -> Tensor:
+        """Raw queries of every head, float32 [layers, heads, n, head_dim]; see `question_queries`."""
+        tokens = self._prompt.question(question, ())
+        embeddings = self._decoder.embed(tokens)
+        raw = self._decoder.read(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
+        return torch.stack(raw.queries).float()
+
+    def answer(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> Iterator[str]:
+        text = TextStream(self._prompt.tokenizer)
+        for token in self.answer_tokens(question, context, dialogue, options):
+            if piece := text.push(token):
+                yield piece
+        if piece := text.finish():
+            yield piece
+
+    def answer_tokens(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> Iterator[int]:
+        """The token ids of an answer as they are chosen, without the one that ends it."""
+        choose = Chooser(options)
+        cache, position = self._decoder.open(context)
+        tokens = self._prompt.question(question, dialogue)
+        for _ in range(options.max_new_tokens):
+            logits = self._decoder.step(tokens, position, cache)
+            position += len(tokens)
+            tokens = [choose(logits)]
+            if tokens[0] in self._stops:
+                return
+            yield tokens[0]
+
+    def first_logits(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
+        """Float32 logits [vocabulary] of the first token of an answer: how sure the model is before it says anything."""
+        cache, position = self._decoder.open(context)
+        return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
+
+    def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
+        return group_patches([torch.from_numpy(frame.image).to(self.device) for frame in group], self._pixels)
+
+    def _group(
+        self, frames: Sequence[Frame], grid: tuple[int, int], embeddings: Tensor, deepstack: tuple[Tensor, ...]
+    ) -> VisualGroup:
+        start, stop = frames[0].pts_seconds, frames[-1].pts_seconds
+        merge = self._pixels.merge_size
+        return VisualGroup(
+            embeddings=embeddings,
+            deepstack=deepstack,
+            grid=(grid[0] // merge, grid[1] // merge),
+            pts_seconds=(start + stop) / 2,
+            start_seconds=start,
+            stop_seconds=stop,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """What the LLM reads for some groups: n token ids (placeholders at visual places), positions, visual marks [n]."""
+
+    tokens: list[int]
+    layout: PositionLayout
+    visual: Tensor
+
+
+class Prompt:
+    """Texts around a video as token ids: the part before it, time stamps inside it, questions behind it."""
+
+    def __init__(self, tokenizer: Any, template: str | None) -> None:
+        """Raises ValueError when the tokenizer is not of this family."""
+        lacking = {VISION_START, VIDEO_PAD, VISION_END, TURN_END} - set(tokenizer.get_vocab())
+        if lacking:
+            raise ValueError(f"its tokenizer does not know {min(lacking)}")
+        self.tokenizer = tokenizer
+        self._template = template
+        self._start, self._pad, self._end = tokenizer.convert_tokens_to_ids([VISION_START, VIDEO_PAD, VISION_END])
+        self._reserved = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+    def prefix(self) -> list[int]:
+        """Everything before the video."""
+        return self._encode(self._chat([("user", "")])[0])
+
+    def question(self, question: str, dialogue: Sequence[Turn]) -> list[int]:
+        """Everything behind the video: earlier turns, the question, the header of the answer."""
+        said = [(role, text) for turn in dialogue for role, text in (("user", turn.question), ("assistant", turn.answer))]
+        return self._encode(self._chat([*said, ("user", question)])[1])
+
+    def write(self, groups: Sequence[VisualGroup]) -> Script:
+        """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
+        tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side."""
+        tokens: list[int] = []
+        runs: list[PositionLayout] = []
+        marks: list[bool] = []
+        for group in groups:
+            rows, columns = group.grid
+            stamp = [*self._encode(f"<{group.pts_seconds:.1f} seconds>"), self._start]
+            tokens += [*stamp, *[self._pad] * (rows * columns), self._end]
+            runs += [text_layout(len(stamp)), grid_layout(rows, columns), text_layout(1)]
+            marks += [False] * len(stamp) + [True] * (rows * columns) + [False]
+        return Script(tokens, PositionLayout(*lay_out(runs)), torch.tensor(marks))
+
+    def stops(self, generation: Any) -> frozenset[int]:
+        """Token ids that end an answer."""
+        ends = generation.eos_token_id if generation is not None else None
+        found = {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id}
+        found.add(self.tokenizer.convert_tokens_to_ids(TURN_END))
+        return frozenset(int(end) for end in found if end is not None)
+
+    def _chat(self, turns: Sequence[tuple[str, str]]) -> tuple[str, str]:
+        """The chat with the video at its head, cut where the video stands."""
+        plain = [(role, self._plain(text)) for role, text in turns]
+        text = self._render(plain) if self._template else render_plainly(plain)
+        before, video, after = text.partition(VIDEO)
+        if not video:
+            raise ValueError("the checkpoint's chat template does not write a video")
+        return before, after
+
+    def _render(self, turns: Sequence[tuple[str, str]]) -> str:
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        messages[0]["content"] = [{"type": "video"}, {"type": "text", "text": turns[0][1]}]
+        text = self.tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+        )
+        return str(text)
+
+    def _plain(self, text: str) -> str:
+        """`text` without control tokens: what a person types must not end a turn or pose as a picture."""
+        while any(token in text for token in self._reserved):
+            for token in self._reserved:
+                text = text.replace(token, "")
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def render_plainly(turns: Sequence[tuple[str, str]]) -> str:
+    """The family's chat format, for tokenizers that come without a template."""
+    said = "".join(f"<|im_start|>{role}\n{VIDEO if i == 0 else ''}{text}<|im_end|>\n" for i, (role, text) in enumerate(turns))
+    return said + "<|im_start|>assistant\n"
+
+
+def text_layout(n: int) -> PositionLayout:
+    """n tokens of text: 0 1 2 ... in all three rows."""
+    return PositionLayout(torch.arange(n).expand(3, n).contiguous(), n)
+
+
+def grid_layout(rows: int, columns: int) -> PositionLayout:
+    """The tokens of one group: t stands still, h and w follow the grid."""
+    h, w = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return PositionLayout(torch.stack([torch.zeros_like(h), h, w]).reshape(3, -1), max(rows, columns))
