@@ -2,9 +2,9 @@
 
 Two ways through the same model, and no mode to switch between them:
 
-- `Decoder.read` is given position_ids of zero, which make the decoder's own rotary step the identity, and a `RawPass` as a
-  forward argument. Transformers hands it down to our attention function, which sees raw queries and keys, rotates them at
-  the positions the context dictates and calls SDPA.
+- `Decoder.read` gives position_ids of zero, which make the decoder's own rotary step the identity, and a `RawPass` as a
+  forward argument. Transformers hands it down to our attention function, which sees raw queries and keys, rotates them
+  at the positions the context dictates and calls SDPA.
 - `Decoder.open` rotates a context once into a stock cache, and `Decoder.step` runs the stock path over it; without a
   `RawPass` our attention function is the stock one.
 
@@ -28,7 +28,7 @@ from transformers.masking_utils import sdpa_mask
 from memory.chunk import KVChunk, PositionLayout
 
 ATTENTION = "longlook"
-FIXED_ROPE = ("default", "linear", "yarn", "llama3")  # kinds whose frequencies do not depend on the positions in the call
+FIXED_ROPE = ("default", "linear", "yarn", "llama3")  # kinds whose frequencies do not depend on the length so far
 
 
 def register_attention() -> None:
@@ -96,7 +96,7 @@ class RawPass:
 
 
 class Decoder:
-    """The text model of a stock checkpoint and its output head, for one sequence at a time. Holds no state of a stream."""
+    """The text model of a stock checkpoint and its output head, one sequence at a time; holds no state of a stream."""
 
     def __init__(self, text_model: Any, head: Any) -> None:
         kind = text_model.rotary_emb.rope_type
@@ -130,7 +130,7 @@ class Decoder:
     ) -> RawPass:
         """Run n tokens behind `context` and give their raw keys and values (and queries) of every layer.
 
-        embeddings: [n, hidden]. visual: bool [n]. deepstack: per early layer, [visual tokens, hidden] to be added there.
+        embeddings: [n, hidden]. visual: bool [n]. deepstack: per early layer, [visual tokens, hidden] to add there.
         """
         n = embeddings.shape[0]
         context = [chunk.to(self.device) for chunk in context]
@@ -176,8 +176,8 @@ class Decoder:
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [n, head_dim] for positions [3, n].
 
-        Queries and keys come out of the identity step already multiplied by the rotary's own scale (not 1 for YaRN), so it
-        is divided out here.
+        Queries and keys leave the identity step already multiplied by the rotary's own scale (not 1 for YaRN), so it is
+        divided out here.
         """
         rotary = self._model.rotary_emb
         probe = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -187,7 +187,7 @@ class Decoder:
 
 
 def lay_out(layouts: Sequence[PositionLayout]) -> tuple[Tensor, int]:
-    """Positions [3, all tokens] of runs put one behind the other, each shifted by the extents before it, and their total."""
+    """Positions [3, all tokens] of runs one behind the other, each shifted by the extents before it, and their sum."""
     start, runs = 0, []
     for layout in layouts:
         runs.append(layout.positions + start)
@@ -202,12 +202,17 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def see_context(n: int, total: int, device: torch.device) -> Tensor | None:
-    """The mask of n queries that are the last n of `total` tokens: all in front, causal among themselves; None is plain causal.
+    """The mask of n queries, the last n of `total` tokens: all that is in front, causal among themselves.
 
-    On CUDA it is symbolic, so flash kernels apply; elsewhere [n, total] is written out once per call, not per layer.
+        total 5, n 3:  1 1 1 0 0
+                       1 1 1 1 0
+                       1 1 1 1 1
+
+    None where nothing is in front, which is plain causal. On CUDA it is symbolic, so that flash kernels apply;
+    elsewhere it is written out, once per call and not per layer.
     """
     if n == total:
         return None
     if device.type == "cuda":
-        return causal_lower_right(n, total)  # type: ignore[no-any-return]
+        return causal_lower_right(n, total)
     return torch.ones(n, total, dtype=torch.bool, device=device).tril(total - n)

@@ -30,8 +30,8 @@ class ModelError(ValueError):
 def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> VideoLLM:
     """The video LLM called `model`: "demo" (embedded), a folder, or a hub id such as "Qwen/Qwen3-VL-4B-Instruct".
 
-    device: "auto" is CUDA where there is one, else the CPU. dtype: "auto" is the checkpoint's half precision (bfloat16 if it
-    has none) on CUDA and float32 on the CPU. Raises ModelError.
+    device: "auto" is CUDA where there is one, else the CPU. dtype: "auto" is the checkpoint's half precision on CUDA
+    (bfloat16 if it has none) and float32 on the CPU. Raises ModelError.
     """
     source = _source(str(model))
     place = _device(device)
@@ -92,7 +92,8 @@ def _read_config(source: str, model: str) -> Mapping[str, Any]:
     from transformers import PreTrainedConfig
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(source, _commit_hash=None)
+        found, _ = PreTrainedConfig.get_config_dict(source)
+        config = dict(found)
     except _loading_errors() as error:
         raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
     if not config:
@@ -126,14 +127,15 @@ def _revision(source: str, config: Mapping[str, Any]) -> str:
 
 
 def _load_qwen3_vl(source: str, device: torch.device, dtype: torch.dtype, model_id: str) -> VideoLLM:
-    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+    """The dense and the mixture-of-experts variant, which differ only inside their layers."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from models.hf import ATTENTION, register_attention
     from models.pixels import read_spec
     from models.qwen3_vl import VIDEO_PAD, Qwen3VL
 
     register_attention()
-    network, report = Qwen3VLForConditionalGeneration.from_pretrained(
+    network, report = AutoModelForImageTextToText.from_pretrained(
         source,
         dtype=dtype,
         attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
@@ -170,4 +172,7 @@ def _first_sentence(error: Exception) -> str:
     return text.split(". ")[0].rstrip(".")
 
 
-FAMILIES: dict[str, Callable[[str, torch.device, torch.dtype, str], VideoLLM]] = {"qwen3_vl": _load_qwen3_vl}
+FAMILIES: dict[str, Callable[[str, torch.device, torch.dtype, str], VideoLLM]] = {
+    "qwen3_vl": _load_qwen3_vl,
+    "qwen3_vl_moe": _load_qwen3_vl,
+}

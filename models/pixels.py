@@ -18,8 +18,8 @@ from torch.nn.functional import interpolate
 # Limits of the released Qwen3-VL checkpoints, in pixels of a whole clip (frames x height x width).
 CLIP_MIN_PIXELS = 4096
 CLIP_MAX_PIXELS = 25_165_824
-# The stock processor spreads its budget over a clip's frames. A stream has no end, so every frame gets the share it would
-# have in a clip of so many: with the limits above, 96 tokens per group of two frames.
+# The stock processor spreads its budget over a clip's frames. A stream has no end, so every frame gets the share it
+# would have in a clip of so many: with the limits above, 96 tokens per group of two frames.
 BUDGET_FRAMES = 256
 MAX_ASPECT = 200  # as the stock processor
 
@@ -28,7 +28,8 @@ MAX_ASPECT = 200  # as the stock processor
 class PixelSpec:
     """How a checkpoint wants its pictures.
 
-    patch_size: pixels along a patch's side; merge_size: patches along a token's side; temporal_patch_size: frames per group.
+    patch_size: pixels along a patch's side. merge_size: patches along a token's side.
+    temporal_patch_size: frames per group.
     mean, std: per channel, for values in [0, 1].
     min_pixels, max_pixels: limits for a clip of `budget_frames` frames.
     """
@@ -52,9 +53,7 @@ class PixelSpec:
         return self.patch_size * self.merge_size
 
 
-def read_spec(
-    vision: Any, video: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None
-) -> PixelSpec:
+def read_spec(vision: Any, video: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None) -> PixelSpec:
     """The spec of a checkpoint.
 
     vision: its vision configuration, which decides the patch sizes.
@@ -101,7 +100,7 @@ def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, uint8 [n, C, H, W] -> uint8 [n, C, *size], in integers on the CPU as the stock does."""
+    """Bicubic with antialiasing, uint8 [n, C, H, W] -> uint8 [n, C, *size]; in integers on the CPU, as the stock."""
     if tuple(images.shape[-2:]) == size:
         return images
     if images.device.type == "cpu":

@@ -1,7 +1,8 @@
-"""The Qwen3-VL family: its prompt, its timestamps, its positions, its vision tower. Stock modules, driven by `models.hf`.
+"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by `models.hf`.
 
-A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the family was trained. (Later
-releases of the stock processor leave one more start and end token around the whole video; the original one did not.)
+A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the family was trained: the
+processor the checkpoints were released with writes just this, while later ones leave one more start and end token
+around the whole video.
 Knows nothing of files, memory policy or sessions.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +33,9 @@ TURN_END = "<|im_end|>"
 class Qwen3VL:
     """`models.base.VideoLLM` over a loaded `Qwen3VLForConditionalGeneration`; shared and immutable."""
 
-    def __init__(self, model: Any, tokenizer: Any, pixels: PixelSpec, model_id: str, template: str | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, pixels: PixelSpec, model_id: str, template: str | None = None
+    ) -> None:
         """template: a chat template that can write a video; None for the plain format of the family."""
         text = model.config.text_config
         self.model_id = model_id
@@ -102,8 +106,8 @@ class Qwen3VL:
         )
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
-        queries = self.all_question_queries(question)
-        return torch.stack([queries[head.layer, head.head] for head in heads])
+        layers = torch.tensor([head.layer for head in heads], dtype=torch.long)
+        return self.all_question_queries(question)[layers, [head.head for head in heads]]
 
     def all_question_queries(self, question: str) -> Tensor:
         """Raw queries of every head, float32 [layers, heads, n, head_dim]; see `question_queries`."""
@@ -138,12 +142,14 @@ class Qwen3VL:
             yield tokens[0]
 
     def first_logits(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
-        """Float32 logits [vocabulary] of the first token of an answer: how sure the model is before it says anything."""
+        """Float32 logits [vocabulary] of an answer's first token: how sure the model is before it says anything."""
         cache, position = self._decoder.open(context)
         return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
 
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
-        return group_patches([torch.from_numpy(frame.image).to(self.device) for frame in group], self._pixels)
+        # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
+        images = [torch.from_numpy(np.array(frame.image, order="C")) for frame in group]
+        return group_patches([image.to(self.device) for image in images], self._pixels)
 
     def _group(
         self, frames: Sequence[Frame], grid: tuple[int, int], embeddings: Tensor, deepstack: tuple[Tensor, ...]
@@ -188,8 +194,8 @@ class Prompt:
 
     def question(self, question: str, dialogue: Sequence[Turn]) -> list[int]:
         """Everything behind the video: earlier turns, the question, the header of the answer."""
-        said = [(role, text) for turn in dialogue for role, text in (("user", turn.question), ("assistant", turn.answer))]
-        return self._encode(self._chat([*said, ("user", question)])[1])
+        turns = [part for turn in dialogue for part in (("user", turn.question), ("assistant", turn.answer))]
+        return self._encode(self._chat([*turns, ("user", question)])[1])
 
     def write(self, groups: Sequence[VisualGroup]) -> Script:
         """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
@@ -242,7 +248,8 @@ class Prompt:
 
 def render_plainly(turns: Sequence[tuple[str, str]]) -> str:
     """The family's chat format, for tokenizers that come without a template."""
-    said = "".join(f"<|im_start|>{role}\n{VIDEO if i == 0 else ''}{text}<|im_end|>\n" for i, (role, text) in enumerate(turns))
+    (role, text), *later = turns
+    said = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in [(role, VIDEO + text), *later])
     return said + "<|im_start|>assistant\n"
 
 

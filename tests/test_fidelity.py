@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -25,18 +27,18 @@ from models.loading import load
 from models.pixels import fit_size, normalise, resize
 from models.qwen3_vl import VIDEO, VIDEO_PAD, Qwen3VL
 from streaming.frames import Frame
-from tests.tiny import noise_frames, save_tiny, tiny_network, tiny_tokenizer
+from tests.tiny import noise_frames, rotary, save_tiny, tiny_network, tiny_tokenizer
 
 QUESTION = "What colour is the square?"
 TOLERANCE = 1e-5
 NOTICED = 1e-3
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10_000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 64,
-    "mrope_section": [4, 2, 2],
-    "mrope_interleaved": True,
+VARIANTS: dict[str, dict[str, Any]] = {
+    "YaRN": {"rope_parameters": rotary([4, 2, 2], "yarn", factor=4.0, original_max_position_embeddings=64)},
+    "heads of the released checkpoints": {"head_dim": 128, "rope_parameters": rotary([24, 20, 20])},
+    "tied embeddings": {"tie_word_embeddings": True},
+    "one key head for all": {"num_key_value_heads": 1},
+    "a key head for each": {"num_key_value_heads": 4},
+    "mixture of experts": {"experts": 4},
 }
 
 
@@ -98,7 +100,7 @@ def stream(ours: Qwen3VL, frames: Sequence[Frame], groups_per_chunk: int) -> lis
 def stock_logits(stock: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor]) -> Tensor:
     stock.model.rope_deltas = None
     with torch.no_grad():
-        return stock(**inputs).logits[0, -1]
+        return torch.as_tensor(stock(**inputs).logits[0, -1])
 
 
 def gap(one: Tensor, other: Tensor) -> float:
@@ -122,9 +124,7 @@ def test_streaming_everything_equals_the_stock_model_on_the_whole_clip(
     assert len(said) >= 5
 
 
-def test_a_dialogue_reads_as_the_chat_template_writes_it(
-    ours: Qwen3VL, stock: Qwen3VLForConditionalGeneration
-) -> None:
+def test_a_dialogue_reads_as_the_chat_template_writes_it(ours: Qwen3VL, stock: Qwen3VLForConditionalGeneration) -> None:
     frames, dialogue = noise_frames(4), [Turn("Is there a star?", "Yes, a red one.")]
     chunks = stream(ours, frames, 1)
     wanted = stock_logits(stock, stock_inputs(ours, frames, dialogue))
@@ -158,23 +158,22 @@ def test_deepstack_features_reach_the_llm(ours: Qwen3VL, stock: Qwen3VLForCondit
     group = ours.encode(frames)[0]
     assert len(group.deepstack) == 2
     flat = replace(group, deepstack=tuple(torch.zeros_like(level) for level in group.deepstack))
-    wanted = stock_logits(stock, stock_inputs(ours, frames))
-    assert gap(ours.first_logits(QUESTION, [ours.prefix(), ours.prefill([group], [ours.prefix()], 0)]), wanted) <= TOLERANCE
-    assert gap(ours.first_logits(QUESTION, [ours.prefix(), ours.prefill([flat], [ours.prefix()], 0)]), wanted) > NOTICED
+    wanted, prefix = stock_logits(stock, stock_inputs(ours, frames)), ours.prefix()
+    assert gap(ours.first_logits(QUESTION, [prefix, ours.prefill([group], [prefix], 0)]), wanted) <= TOLERANCE
+    assert gap(ours.first_logits(QUESTION, [prefix, ours.prefill([flat], [prefix], 0)]), wanted) > NOTICED
 
 
-def test_scaled_rotary_embeddings_survive_the_detour_over_raw_keys(tmp_path: Path) -> None:
-    model, frames = load(save_tiny(tmp_path, rope_parameters=YARN)), noise_frames(7)
-    network = tiny_network(rope_parameters=YARN)
-    assert isinstance(model, Qwen3VL) and network.model.language_model.rotary_emb.attention_scaling != 1
-    wanted = stock_logits(network, stock_inputs(model, frames))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_family_stream_as_faithfully(variant: str, tmp_path: Path) -> None:
+    model, frames = load(save_tiny(tmp_path, **VARIANTS[variant])), noise_frames(7)
+    assert isinstance(model, Qwen3VL)
+    wanted = stock_logits(tiny_network(**VARIANTS[variant]), stock_inputs(model, frames))
     assert gap(model.first_logits(QUESTION, stream(model, frames, 2)), wanted) <= TOLERANCE
 
 
 def test_rotary_embeddings_that_depend_on_the_length_are_refused(tmp_path: Path) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0, "mrope_section": [4, 2, 2]}
     with pytest.raises(ValueError, match="dynamic"):
-        load(save_tiny(tmp_path, rope_parameters=rope))
+        load(save_tiny(tmp_path, rope_parameters=rotary([4, 2, 2], "dynamic", factor=2.0)))
 
 
 def test_half_precision_stays_near_the_stock_model(tmp_path: Path) -> None:
@@ -222,7 +221,8 @@ def test_question_queries_are_the_stock_queries_before_rotation(
 ) -> None:
     seen: list[Tensor] = []
     layers = stock.model.language_model.layers
-    hooks = [layer.self_attn.q_norm.register_forward_hook(lambda m, i, output: seen.append(output[0])) for layer in layers]
+    norms = [layer.self_attn.q_norm for layer in layers]
+    hooks = [norm.register_forward_hook(lambda module, given, output: seen.append(output[0])) for norm in norms]
     tokens = [*ours._prompt.prefix(), *ours._prompt.question(QUESTION, ())]
     with torch.no_grad():
         stock(torch.tensor([tokens]))
@@ -251,6 +251,16 @@ def assert_same_group(one: VisualGroup, other: VisualGroup) -> None:
     assert gap(one.embeddings, other.embeddings) <= TOLERANCE
     for level, same in zip(one.deepstack, other.deepstack, strict=True):
         assert gap(level, same) <= TOLERANCE
+
+
+def test_pictures_that_are_read_only_or_run_backwards_are_seen_as_they_look(ours: Qwen3VL) -> None:
+    frame = noise_frames(1)[0]
+    frozen = replace(frame, image=np.frombuffer(frame.image.tobytes(), np.uint8).reshape(frame.image.shape))
+    backwards = replace(frame, image=np.ascontiguousarray(frame.image[::-1, ::-1])[::-1, ::-1])
+    for same in (frozen, backwards):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same_group(ours.encode([same])[0], ours.encode([frame])[0])
 
 
 def test_an_odd_last_frame_stands_for_itself_twice(ours: Qwen3VL) -> None:

@@ -1,4 +1,4 @@
-"""A tiny seeded Qwen3-VL checkpoint, made on the spot: every part of the real architecture, no knowledge of anything."""
+"""A tiny seeded Qwen3-VL checkpoint, made on the spot: all parts of the real architecture, and no knowledge at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from streaming.frames import Frame
 
@@ -45,11 +51,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, **text: Any) -> Qwen3VLConfig:
-    """Three LLM layers of 64, grouped queries, DeepStack into two of them, interleaved M-RoPE; `text` overrides."""
+def tiny_config(tokenizer: PreTrainedTokenizerFast, experts: int = 0, **text: Any) -> Qwen3VLConfig | Qwen3VLMoeConfig:
+    """Three LLM layers of 64, grouped queries, DeepStack into two of them, interleaved M-RoPE; `text` overrides.
+
+    experts: of the mixture-of-experts variant of the family; 0 is the dense one.
+    """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-    return Qwen3VLConfig(
+    mixture = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return (Qwen3VLMoeConfig if experts else Qwen3VLConfig)(
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 64,
@@ -60,8 +69,9 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **text: Any) -> Qwen3VLConfi
             "head_dim": 16,
             "max_position_embeddings": 4096,
             "initializer_range": 0.2,
-            "rope_parameters": rope,
+            "rope_parameters": rotary([4, 2, 2]),
             "eos_token_id": ids["<|im_end|>"],
+            **(mixture if experts else {}),
             **text,
         },
         vision_config={
@@ -81,20 +91,27 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **text: Any) -> Qwen3VLConfi
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
     )
 
 
-def tiny_network(seed: int = 0, **text: Any) -> Qwen3VLForConditionalGeneration:
+def rotary(sections: list[int], kind: str = "default", **more: float) -> dict[str, Any]:
+    """Parameters of a rotary embedding; `sections` (t, h, w) add up to half the head's size."""
+    return {"rope_type": kind, "rope_theta": 10_000.0, "mrope_section": sections, "mrope_interleaved": True, **more}
+
+
+def tiny_network(seed: int = 0, experts: int = 0, **text: Any) -> Any:
     """The stock class with seeded weights, float32 on the CPU."""
+    kind = Qwen3VLMoeForConditionalGeneration if experts else Qwen3VLForConditionalGeneration
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = Qwen3VLForConditionalGeneration(tiny_config(tiny_tokenizer(), **text))
+        network = kind(tiny_config(tiny_tokenizer(), experts, **text))
     return network.eval().requires_grad_(False)
 
 
-def save_tiny(folder: Path, seed: int = 0, **text: Any) -> Path:
+def save_tiny(folder: Path, seed: int = 0, experts: int = 0, **text: Any) -> Path:
     """Write the checkpoint as the hub would hold it, ready for `models.loading.load`; gives the folder back."""
-    network = tiny_network(seed, **text)
+    network = tiny_network(seed, experts, **text)
     network.generation_config.eos_token_id = network.config.text_config.eos_token_id
     network.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
