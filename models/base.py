@@ -63,6 +63,7 @@ class VideoLLM(Protocol):
     num_layers: int
     num_heads: int
     num_kv_heads: int
+    head_dim: int
 
     def prefix(self) -> KVChunk:
         """The prompt before the video, prefilled: chunk -1."""
@@ -79,6 +80,10 @@ class VideoLLM(Protocol):
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         """Raw queries of a question that has seen the prefix only, [len(heads), n, head_dim], one per token of question and
         answer header, the last n of them being the newest."""
+        ...
+
+    def all_question_queries(self, question: str) -> Tensor:
+        """The same of every head, float32 [layers, heads, n, head_dim]."""
         ...
 
     def answer(

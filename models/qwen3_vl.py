@@ -45,6 +45,7 @@ class Qwen3VL:
         self.num_layers = int(text.num_hidden_layers)
         self.num_heads = int(text.num_attention_heads)
         self.num_kv_heads = int(text.num_key_value_heads)
+        self.head_dim = int(text.head_dim)
         self._visual = model.model.visual
         self._decoder = Decoder(model.model.language_model, model.lm_head)
         self._pixels = pixels

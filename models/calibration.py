@@ -1,0 +1,255 @@
+"""Which attention heads of a checkpoint look things up: found once on rendered needles, kept as a profile.
+
+A needle is a chunk that shows one thing found nowhere else in its stream, among chunks that share its shape or its
+colour. A head retrieves when the raw queries of a question, formed without seeing the video, match best (largest
+raw q . raw k) with a token of the right chunk. Known as retrieval heads (Wu et al. 2024) and MaxSim (ColBERT).
+Knows nothing of sessions or tiers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import MemoryConfig
+from memory.chunk import KVChunk
+from memory.recall import HeadNorm, evidence, head_norms
+from models.base import Head, VideoLLM
+from models.demo.world import COLOURS, SHAPES, Scene, WorldEvent, background_kind, place_things, render
+from streaming.frames import Frame
+
+FORMAT = 1
+LAST_TOKENS = (1, 4, 0)  # how many of the newest question tokens a head is asked with; 0 is all of them
+MOST_HEADS = 4
+LEAST_HIT1 = 0.3  # a head that finds less than this does not retrieve
+FRAME_SIDE = 224  # pixels of a needle's frames; the model's preprocessing resizes them as it does with any video
+QUESTIONS = ("When does the {name} appear?", "Which way does the {name} move?", "Was there a {name}?")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RetrievalHead:
+    """A head that retrieves: asked with the newest `last_tokens` tokens of a question (0: all). `mean` and `std` are of its
+    MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4` how often the right chunk came first, or among
+    the first four, on fresh needles."""
+
+    layer: int
+    head: int
+    last_tokens: int
+    mean: float
+    std: float
+    weight: float
+    hit1: float
+    hit4: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The retrieval heads of one checkpoint in one dtype; `hit1` and `hit4` are those of all heads together."""
+
+    model_id: str
+    dtype: str
+    group_size: int  # query heads that share a KV head
+    heads: tuple[RetrievalHead, ...]
+    num_needles: int
+    hit1: float
+    hit4: float
+
+    @property
+    def norms(self) -> list[HeadNorm]:
+        return [HeadNorm(head.mean, head.std, head.weight) for head in self.heads]
+
+    def keys_of(self, chunk: KVChunk) -> Tensor:
+        """Raw keys of the visual tokens for every head of the profile, float32 [heads, n, head_dim]."""
+        rows = chunk.visual.nonzero()[:, 0].to(chunk.keys.device)
+        keys = [chunk.keys[head.layer, head.head // self.group_size].index_select(0, rows) for head in self.heads]
+        return torch.stack(keys).float().cpu()
+
+    def queries_of(self, model: VideoLLM, question: str) -> Tensor:
+        """Raw queries of a question for every head, [heads, q, head_dim]; a head asked with fewer tokens repeats its last."""
+        queries = model.question_queries(question, [Head(head.layer, head.head) for head in self.heads])
+        return torch.stack([_newest(q, head.last_tokens) for q, head in zip(queries, self.heads, strict=True)])
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Raises ValueError for a file that is not a profile of this format."""
+        try:
+            data = json.loads(path.read_text())
+            if data.pop("format") != FORMAT:
+                raise ValueError(f"{path} is a profile of another format; calibrate again")
+            data["heads"] = tuple(RetrievalHead(**head) for head in data["heads"])
+            return cls(**data)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a retrieval profile: {error}") from error
+
+
+def _newest(queries: Tensor, last_tokens: int) -> Tensor:
+    """The newest tokens' queries [q, head_dim], in a row as long as the whole, so that heads can be stacked."""
+    if last_tokens == 0:
+        return queries
+    newest = queries[-last_tokens:]
+    return torch.cat([newest[-1:].expand(len(queries) - len(newest), -1), newest])
+
+
+@dataclass(frozen=True, eq=False)
+class Needles:
+    """A stream of one-thing chunks and questions about them: (text, index of the right chunk)."""
+
+    scenes: tuple[Scene, ...]
+    questions: tuple[tuple[str, int], ...]
+
+
+def make_needles(seed: int, count: int, chunk_seconds: float) -> Needles:
+    """`count` chunks (at most 64) with a different shape and colour each, and questions that name one of them."""
+    rng = np.random.default_rng([seed, 11])
+    names = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    picked = [names[int(i)] for i in rng.permutation(len(names))[:count]]
+    scenes = []
+    for shape, colour in picked:
+        start = float(rng.uniform(0, chunk_seconds / 4))
+        stop = float(rng.uniform(chunk_seconds * 0.75, chunk_seconds))
+        things = place_things(rng, [(shape, colour)], min(stop - start, 4.0))
+        scenes.append(Scene(chunk_seconds, _plain_background(rng), (WorldEvent(start, min(stop, start + 4.0), things),)))
+    asked = [(q.format(name=f"{c} {s}"), k) for k, (s, c) in enumerate(picked) for q in QUESTIONS]
+    return Needles(tuple(scenes), tuple(asked))
+
+
+def _plain_background(rng: np.random.Generator) -> int:
+    """The seed of a background that needs no photo, hence no extra package."""
+    while background_kind(seed := int(rng.integers(1 << 30))) == "photo":
+        pass
+    return seed
+
+
+def needle_chunks(model: VideoLLM, needles: Needles, memory: MemoryConfig, fps: float) -> Iterator[KVChunk]:
+    """The needles as the model remembers them, one chunk each, prefilled in view of their predecessors."""
+    newest: list[KVChunk] = []
+    for number, scene in enumerate(needles.scenes):
+        start = number * scene.duration_seconds
+        times = [k / fps for k in range(memory.chunk_frames)]
+        frames = [Frame(render(scene, t, FRAME_SIDE), start + t, k) for k, t in enumerate(times)]
+        reach = newest[-memory.prefill_chunks :] if memory.prefill_chunks else []
+        chunk = model.prefill(model.encode(frames), [model.prefix(), *reach], number)
+        newest = [*reach, chunk]
+        yield chunk
+
+
+def score_needles(
+    model: VideoLLM, needles: Needles, memory: MemoryConfig, fps: float, progress: Progress
+) -> dict[int, Tensor]:
+    """MaxSim of every question with every chunk for every head, by number of query tokens:
+    float32 [questions, layers, heads, chunks]."""
+    queries = [model.all_question_queries(text) for text, _ in needles.questions]
+    scores: dict[int, list[Tensor]] = {last: [] for last in LAST_TOKENS}
+    for number, chunk in enumerate(needle_chunks(model, needles, memory, fps)):
+        keys = chunk.keys[:, :, chunk.visual.to(chunk.keys.device)].float()
+        keys = keys.repeat_interleave(model.num_heads // model.num_kv_heads, dim=1)  # [layers, heads, n, head_dim]
+        per_token = [torch.einsum("lhqd,lhnd->lhqn", q, keys).amax(-1).cpu() for q in queries]  # each [layers, heads, q]
+        for last in LAST_TOKENS:
+            scores[last].append(torch.stack([s[..., -last:].amax(-1) for s in per_token]))
+        progress(number + 1, len(needles.scenes))
+    return {last: torch.stack(columns, dim=-1) for last, columns in scores.items()}
+
+
+def hits(scores: Tensor, truth: Sequence[int], best: int) -> Tensor:
+    """How often the true chunk is among the `best`: [questions, ..., chunks] -> [...]."""
+    right = torch.stack([row[..., k] for row, k in zip(scores, truth, strict=True)])
+    return ((scores > right[..., None]).sum(-1) < best).float().mean(0)
+
+
+def calibrate(
+    model: VideoLLM, memory: MemoryConfig, fps: float, count: int = 48, seed: int = 0, progress: Progress = lambda k, n: None
+) -> Profile | None:
+    """Finds the retrieval heads of a model on needles and measures them on fresh ones; None where no head retrieves.
+
+    count: chunks of each needle stream, at most 64.
+    """
+    seconds = memory.chunk_frames / fps
+    known, fresh = (make_needles(seed + k, count, seconds) for k in (0, 1))
+    scores = score_needles(model, known, memory, fps, lambda k, n: progress(k, 2 * n))
+    chosen = choose_heads(scores, [k for _, k in known.questions])
+    if not chosen:
+        return None
+    check = score_needles(model, fresh, memory, fps, lambda k, n: progress(n + k, 2 * n))
+    return _measured(model, chosen, scores, check, [k for _, k in fresh.questions])
+
+
+Candidate = tuple[int, int, int]  # newest tokens, layer, head
+
+
+def choose_heads(scores: dict[int, Tensor], truth: Sequence[int]) -> list[Candidate]:
+    """Greedy: the head that hits best, then each next one as long as it makes the sum of all better."""
+    alone = {
+        (last, layer, head): float(found[layer, head]) + _margin(table, truth, layer, head)
+        for last, table in scores.items()
+        for found in [hits(table, truth, 1)]
+        for layer in range(found.shape[0])
+        for head in range(found.shape[1])
+        if found[layer, head] >= LEAST_HIT1
+    }
+    candidates = sorted(alone, key=lambda c: alone[c], reverse=True)[: 4 * MOST_HEADS]
+    chosen: list[Candidate] = []
+    quality = 0.0
+    while candidates and len(chosen) < MOST_HEADS:
+        rated = {c: _quality(scores, [*chosen, c], truth) for c in candidates}
+        best = max(rated, key=lambda c: rated[c])
+        if rated[best] <= quality:
+            break
+        quality = rated[best]
+        chosen.append(best)
+        candidates = [c for c in candidates if c[1:] != best[1:]]
+    return chosen
+
+
+def _margin(table: Tensor, truth: Sequence[int], layer: int, head: int) -> float:
+    """A tie-breaker well below one hit: how far the true chunk stands above the mean, in spreads."""
+    rows = table[:, layer, head]
+    right = torch.stack([row[k] for row, k in zip(rows, truth, strict=True)])
+    return 1e-4 * float(((right - rows.mean(-1)) / rows.std(-1).clamp(min=1e-6)).mean())
+
+
+def _together(scores: dict[int, Tensor], chosen: Sequence[Candidate], norms: Sequence[HeadNorm]) -> Tensor:
+    """The summed evidence [questions, chunks] of some heads."""
+    tables = torch.stack([scores[last][:, layer, head] for last, layer, head in chosen], dim=1)
+    return torch.tensor([evidence(rows, norms) for rows in tables])
+
+
+def _norms(scores: dict[int, Tensor], chosen: Sequence[Candidate]) -> list[HeadNorm]:
+    tables = torch.stack([scores[last][:, layer, head].flatten() for last, layer, head in chosen])
+    return head_norms(tables, [1.0] * len(chosen))
+
+
+def _quality(scores: dict[int, Tensor], chosen: Sequence[Candidate], truth: Sequence[int]) -> float:
+    summed = _together(scores, chosen, _norms(scores, chosen))
+    return float(hits(summed, truth, 1)) + 0.5 * float(hits(summed, truth, 4)) + _margin(summed[:, None, None], truth, 0, 0)
+
+
+def _measured(
+    model: VideoLLM, chosen: Sequence[Candidate], scores: dict[int, Tensor], check: dict[int, Tensor], truth: Sequence[int]
+) -> Profile:
+    norms = _norms(scores, chosen)
+    summed = _together(check, chosen, norms)
+    heads = []
+    for (last, layer, head), norm in zip(chosen, norms, strict=True):
+        rows = check[last][:, layer, head]
+        hit1, hit4 = float(hits(rows, truth, 1)), float(hits(rows, truth, 4))
+        heads.append(RetrievalHead(layer, head, last, norm.mean, norm.std, norm.weight, hit1, hit4))
+    return Profile(
+        model_id=model.model_id,
+        dtype=str(model.dtype).removeprefix("torch."),
+        group_size=model.num_heads // model.num_kv_heads,
+        heads=tuple(heads),
+        num_needles=len(truth),
+        hit1=float(hits(summed, truth, 1)),
+        hit4=float(hits(summed, truth, 4)),
+    )

@@ -1,0 +1,276 @@
+"""The binding stage: the LLM learns to answer from what the (frozen) tower sees, over ever longer clips.
+
+Clips are put together from the bank: chunks of scenes at times anywhere within a day, prefilled apart or in view of
+their predecessors, some of them hidden from the questions, as recall will later do. All questions of a clip share one
+sequence, each with its own view: the clip and itself, at positions that restart behind the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
+
+from models.demo.architecture import GRID, TOKENS_PER_GROUP
+from models.demo.questions import FAMILIES, Facts, Question, ask
+from models.demo.scenes import CHUNK_SECONDS, GROUPS_PER_CHUNK, Moment, moments
+from models.demo.world import Scene
+
+DAY_SECONDS = 86_400
+CLIP = -1  # the owner of a token that belongs to the clip rather than to one question
+PREFIX_CHUNK = -1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the curriculum: how long the clips are and how they were remembered."""
+
+    name: str
+    groups: tuple[int, int]  # groups of the single chunk of a short clip (inclusive), when chunks == (1, 1)
+    chunks: tuple[int, int]  # chunks of a clip, inclusive
+    hidden: float = 0.0  # share of chunks the questions do not see
+    far: float = 1.0  # chance that scenes of one clip lie far apart in time
+    questions: int = 12
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """One chunk of the bank placed in a stream: its groups' numbers and truth."""
+
+    groups: tuple[int, ...]
+    truth: tuple[Moment, ...]
+    hidden: bool = False
+
+
+@dataclass(eq=False)
+class TokenRow:
+    """A clip with its questions as one row of tokens; every list has one entry per token."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[tuple[int, int, int]] = field(default_factory=list)
+    chunk: list[int] = field(default_factory=list)  # PREFIX_CHUNK, or number of the chunk; the last one for questions
+    owner: list[int] = field(default_factory=list)  # CLIP or number of the question
+    seen: list[bool] = field(default_factory=list)  # visible to questions
+    group: list[int] = field(default_factory=list)  # the bank's group for visual tokens, else -1
+    targets: list[int] = field(default_factory=list)  # token to predict next, -100 where nothing is asked
+
+    def add(self, token: int, position: tuple[int, int, int], chunk: int, owner: int, seen: bool, group: int = -1) -> None:
+        self.ids.append(token)
+        self.positions.append(position)
+        self.chunk.append(chunk)
+        self.owner.append(owner)
+        self.seen.append(seen)
+        self.group.append(group)
+        self.targets.append(-100)
+
+
+class ClipMaker:
+    """Draws clips and their questions from a bank's scenes."""
+
+    def __init__(self, scenes: Sequence[Scene], first_group: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> None:
+        self.scenes, self.first_group, self.tokenizer = scenes, first_group, tokenizer
+        ids = tokenizer.convert_tokens_to_ids
+        self.vision = (int(ids("<|vision_start|>")), int(ids("<|video_pad|>")), int(ids("<|vision_end|>")))
+        self.end = int(ids("<|im_end|>"))
+        self.prefix = self.tokens("<|im_start|>user\n")
+        self.header = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
+
+    def tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def chunks(self, rng: np.random.Generator, stage: Stage) -> list[StoredChunk]:
+        """A clip: scenes in time order, close together or hours apart."""
+        wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
+        start, parts, far = _random_start(rng), [], rng.random() < stage.far
+        while len(parts) < wanted:
+            number = int(rng.integers(len(self.scenes)))
+            parts += self._scene_chunks(rng, number, start, stage)
+            start += self.scenes[number].duration_seconds + _random_gap(rng, far)
+        return parts[:wanted]
+
+    def _scene_chunks(self, rng: np.random.Generator, number: int, start: float, stage: Stage) -> list[StoredChunk]:
+        scene, first = self.scenes[number], self.first_group[number]
+        truth = moments(scene, start)
+        if stage.chunks == (1, 1):
+            count = int(rng.integers(stage.groups[0], stage.groups[1] + 1))
+            skip = int(rng.integers(len(truth) - count + 1))
+            span = range(skip, skip + count)
+            return [StoredChunk(tuple(first + k for k in span), tuple(truth[k] for k in span))]
+        cuts = range(0, len(truth), GROUPS_PER_CHUNK)
+        return [
+            StoredChunk(
+                tuple(first + k for k in range(c, c + GROUPS_PER_CHUNK)),
+                tuple(truth[c : c + GROUPS_PER_CHUNK]),
+                bool(rng.random() < stage.hidden),
+            )
+            for c in cuts
+        ]
+
+    def draw(self, rng: np.random.Generator, stage: Stage) -> tuple[TokenRow, list[Question], int]:
+        """One clip with its questions, and how many chunks before its own each chunk was prefilled with."""
+        chunks = self.chunks(rng, stage)
+        facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
+        names, weights = list(FAMILIES), np.array(list(FAMILIES.values()))
+        questions: list[Question] = []
+        for family in rng.choice(names, 3 * stage.questions, p=weights / weights.sum()):
+            made = ask(rng, facts, str(family))
+            if made is not None and len(questions) < stage.questions:
+                questions.append(made)
+        reach = int(rng.choice([0, 1, 2, 99], p=[0.2, 0.2, 0.4, 0.2]))
+        return self.sequence(chunks, questions), questions, reach
+
+    def sequence(self, chunks: Sequence[StoredChunk], questions: Sequence[Question]) -> TokenRow:
+        row = TokenRow()
+        for k, token in enumerate(self.prefix):
+            row.add(token, (k, k, k), PREFIX_CHUNK, CLIP, True)
+        cursor = len(self.prefix)
+        for number, chunk in enumerate(chunks):
+            length = self._chunk_extent(chunk)
+            # A hidden chunk stood right before its successor when that was prefilled; later the gap is closed.
+            start = max(len(self.prefix), cursor - length) if chunk.hidden else cursor
+            self._add_chunk(row, chunk, number, start)
+            cursor = cursor if chunk.hidden else start + length
+        for number, question in enumerate(questions):
+            asked = self.tokens(question.text) + self.header
+            answer = [*self.tokens(question.answer), self.end]
+            for k, token in enumerate(asked + answer[:-1]):
+                row.add(token, (cursor + k,) * 3, len(chunks), number, False)
+            row.targets[-len(answer) :] = answer
+        return row
+
+    def _stamp(self, moment: Moment) -> list[int]:
+        return self.tokens(f"<{moment.pts_seconds:.1f} seconds>")
+
+    def _chunk_extent(self, chunk: StoredChunk) -> int:
+        return sum(len(self._stamp(m)) + 2 + GRID for m in chunk.truth)
+
+    def _add_chunk(self, row: TokenRow, chunk: StoredChunk, number: int, start: int) -> None:
+        at, seen = start, not chunk.hidden
+        opening, pad, closing = self.vision
+        for group, moment in zip(chunk.groups, chunk.truth, strict=True):
+            for token in [*self._stamp(moment), opening]:
+                row.add(token, (at, at, at), number, CLIP, seen)
+                at += 1
+            for cell in range(TOKENS_PER_GROUP):
+                row.add(pad, (at, at + cell // GRID, at + cell % GRID), number, CLIP, seen, group)
+            at += GRID
+            row.add(closing, (at, at, at), number, CLIP, seen)
+            at += 1
+
+
+def _random_start(rng: np.random.Generator) -> float:
+    """Anywhere in a day, often near its beginning (videos are short), whole seconds more often than not."""
+    start = float(rng.uniform(0, DAY_SECONDS)) if rng.random() < 0.5 else float(np.exp(rng.uniform(0, np.log(4000))) - 1)
+    return float(int(start)) + (float(rng.integers(10)) / 10 if rng.random() < 0.3 else 0.0)
+
+
+def _random_gap(rng: np.random.Generator, far: bool) -> float:
+    if rng.random() < 0.35:
+        return 0.0
+    if far:
+        return float(int(np.exp(rng.uniform(np.log(10), np.log(8000)))))
+    return float(CHUNK_SECONDS * rng.integers(0, 12))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Padded rows: ids [B, N], positions [3, B, N], allowed [B, 1, N, N], visual [B, N], groups of the visual tokens in
+    row order, targets [B, N]."""
+
+    ids: Tensor
+    positions: Tensor
+    allowed: Tensor
+    visual: Tensor
+    groups: Tensor
+    targets: Tensor
+    questions: list[list[Question]]
+    owner: Tensor
+
+
+def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
+    longest = max(len(row.ids) for row, _, _ in drawn)
+    shape = (len(drawn), longest)
+    ids, targets, owner = (np.full(shape, value, dtype=np.int64) for value in (0, -100, CLIP))
+    positions = np.zeros((3, *shape), dtype=np.int64)
+    allowed = np.zeros((len(drawn), 1, longest, longest), dtype=bool)
+    allowed[:, :, np.arange(longest), np.arange(longest)] = True
+    groups = np.full(shape, -1, dtype=np.int64)
+    for b, (row, _, reach) in enumerate(drawn):
+        n = len(row.ids)
+        ids[b, :n], targets[b, :n], owner[b, :n], groups[b, :n] = row.ids, row.targets, row.owner, row.group
+        positions[:, b, :n] = np.array(row.positions).T
+        allowed[b, 0, :n, :n] = view(row, reach)
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(allowed),
+        torch.from_numpy(groups >= 0),
+        torch.from_numpy(groups[groups >= 0]),
+        torch.from_numpy(targets),
+        [questions for _, questions, _ in drawn],
+        torch.from_numpy(owner),
+    )
+
+
+def view(row: TokenRow, reach: int) -> NDArray[np.bool_]:
+    """Who sees whom, [n, n]: a clip token its prefix, the last `reach` chunks and its own; a question the seen clip and itself."""
+    chunk, owner, seen = np.array(row.chunk), np.array(row.owner), np.array(row.seen)
+    of_clip = owner == CLIP
+    near = (chunk[None, :] >= chunk[:, None] - reach) | (chunk == PREFIX_CHUNK)[None, :]
+    clip_view = of_clip[:, None] & of_clip[None, :] & near
+    question_view = ~of_clip[:, None] & ((of_clip & seen)[None, :] | (owner[:, None] == owner[None, :]))
+    return np.asarray(np.tri(len(chunk), dtype=bool) & (clip_view | question_view))
+
+
+def batches(maker: ClipMaker, stages: Sequence[tuple[Stage, float]], seed: int) -> Iterator[Batch]:
+    """Endless batches, each from one stage drawn by its weight; the batch shrinks as clips grow."""
+    rng = np.random.default_rng(seed)
+    weights = np.array([w for _, w in stages])
+    while True:
+        stage = stages[int(rng.choice(len(stages), p=weights / weights.sum()))][0]
+        yield collate([maker.draw(rng, stage) for _ in range(stage.batch)])
+
+
+def answer_logits(
+    model: Qwen3VLForConditionalGeneration, embeddings: Tensor, deepstack: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets at the places where an answer token is predicted."""
+    llm = model.model.language_model
+    hidden = llm.embed_tokens(batch.ids)
+    hidden = hidden.masked_scatter(batch.visual[..., None], _tokens(embeddings, batch).to(hidden.dtype))
+    out = llm(
+        inputs_embeds=hidden,
+        attention_mask=batch.allowed,
+        position_ids=batch.positions,
+        visual_pos_masks=batch.visual,
+        deepstack_visual_embeds=[_tokens(deepstack, batch)],
+        use_cache=False,
+    ).last_hidden_state
+    asked = batch.targets != -100
+    return model.lm_head(out[asked]).float(), batch.targets[asked]
+
+
+def _tokens(features: Tensor, batch: Batch) -> Tensor:
+    """The bank's features of every visual token of the batch, in row order, [visual tokens, hidden]."""
+    return features[batch.groups[::TOKENS_PER_GROUP]].flatten(0, 1).float()
+
+
+def right_answers(logits: Tensor, batch: Batch) -> Iterator[tuple[Question, bool]]:
+    """Every question with whether greedy decoding would give its answer, token for token."""
+    asked = batch.targets != -100
+    right = torch.zeros_like(batch.targets, dtype=torch.bool)
+    right[asked] = logits.argmax(-1) == batch.targets[asked]
+    for b, questions in enumerate(batch.questions):
+        for number, question in enumerate(questions):
+            mine = asked[b] & (batch.owner[b] == number)
+            yield question, bool(right[b][mine].all())
+
+
+def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, targets)

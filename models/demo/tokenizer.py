@@ -1,0 +1,90 @@
+"""The demo model's own word-level tokenizer: small, and with times in few tokens that know their place value.
+
+A number is cut into pairs of digits from the right, and each pair knows its place: 45321 is `4:` `53·` `21`, so that a
+second can be looked up without counting positions. Words outside the vocabulary become one unknown token.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from models.demo.questions import MOTION_WORDS, OTHER_ANSWER, PHRASES
+from models.demo.world import COLOURS, MOTIONS, SHAPES
+
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>")
+UNKNOWN = "<unk>"
+HUNDREDS, MYRIADS = "·", ":"  # marks on the pairs worth 100 and 10,000
+WORD = r"\d{1,2}[:·]?|\.\d|seconds>|[a-z]+"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def vocabulary() -> list[str]:
+    """All tokens in the order of their ids. Words only the `other` family uses stay unknown on purpose."""
+    phrases = [p for family, group in PHRASES.items() if family != "other" for p in group]
+    words = set(re.findall(r"[a-z]+", " ".join([*phrases, OTHER_ANSWER, *MOTION_WORDS]).lower()))
+    words |= {"user", "assistant", "a", "an", "and", "then", "the", "yes", "no", "nothing", "digit"}
+    words |= {*SHAPES, *COLOURS, *MOTIONS} - {"name", "second", "other"}
+    pairs = [str(n) for n in range(100)] + [f"0{n}" for n in range(10)]
+    numbers = [pair + mark for mark in ("", HUNDREDS, MYRIADS) for pair in pairs] + [f".{n}" for n in range(10)]
+    return [*SPECIAL, UNKNOWN, "seconds>", *numbers, *sorted(words)]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    tokens = {token: number for number, token in enumerate(vocabulary())}
+    tokenizer = Tokenizer(WordLevel(tokens, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"(?<=\d)\s*(secs?|s)\b"), " seconds"),
+            normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}(?!\d))"), HUNDREDS),
+            normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}·)"), MYRIADS),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex(r"(?<![:·])$"), " "),
+            decoders.Replace(Regex(r"[:·]$"), ""),
+            decoders.Fuse(),
+            decoders.Replace(Regex(r" $"), ""),
+        ]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL[1:]),
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The ids that the model's configuration names."""
+    names = {
+        "pad": "<|pad|>",
+        "eos": "<|im_end|>",
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+        "video": "<|video_pad|>",
+        "image": "<|image_pad|>",
+    }
+    return {name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in names.items()}
+
+
+def save_tokenizer(folder: Path) -> None:
+    build_tokenizer().save_pretrained(folder)

@@ -1,0 +1,163 @@
+"""Trains the demo model: paint a bank of scenes, learn to see, learn to bind and answer, save as a checkpoint.
+
+    python -m models.demo.train [--folder runs/demo] [--out models/demo/weights]
+
+Every stage leaves its state in the folder and goes on from there when the command is given again; Ctrl-C loses at most
+the last minute. On two CPU cores the whole takes a few hours; `--bind-steps` and `--see-steps` scale it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
+
+from models.demo import bind, see
+from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
+from models.demo.bank import Bank, build
+from models.demo.bind import Batch, ClipMaker, Stage
+from models.demo.optimiser import Schedule, make_optimisers
+from models.demo.tokenizer import build_tokenizer, special_ids
+
+log = logging.getLogger("longlook.train")
+
+GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
+CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=24)
+SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=12, far=0.8, questions=14)
+LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=6, far=0.6, questions=20)
+# (share of the steps, stages with their weights): see first, then bind, then at length.
+CURRICULUM: tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...] = (
+    (0.12, ((GLANCE, 1.0),)),
+    (0.26, ((GLANCE, 0.15), (CHUNK, 0.85))),
+    (0.27, ((CHUNK, 0.3), (SHORT, 0.7))),
+    (0.35, ((CHUNK, 0.1), (SHORT, 0.25), (LONG, 0.65))),
+)
+SAVE_EVERY = 50  # steps
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
+    torch.manual_seed(seed)
+    return Qwen3VLForConditionalGeneration(demo_config(len(tokenizer), special_ids(tokenizer)))
+
+
+def train_see(model: Qwen3VLForConditionalGeneration, bank: Bank, folder: Path, steps: int, seed: int) -> None:
+    since = time.monotonic()
+    done = folder / "tower.pt"
+    if not done.exists():
+        for step, loss, right in see.train_tower(model.model.visual, bank, folder / "see.pt", steps, seed=seed):
+            log.info("see: %s", see.log_line(step, loss, right, since))
+        torch.save(model.model.visual.state_dict(), done)
+    model.model.visual.load_state_dict(torch.load(done, weights_only=True))
+
+
+def bank_features(model: Qwen3VLForConditionalGeneration, bank: Bank, folder: Path) -> tuple[Tensor, Tensor]:
+    path = folder / "features.pt"
+    if not path.exists():
+        torch.save(see.features(model.model.visual, bank.frames), path)
+    embeddings, deepstack = torch.load(path, weights_only=True)
+    return embeddings, deepstack
+
+
+def stages_at(progress: float) -> Sequence[tuple[Stage, float]]:
+    """The mixture of stages after this share of the training."""
+    for share, stages in CURRICULUM:
+        if progress < share:
+            return stages
+        progress -= share
+    return CURRICULUM[-1][1]
+
+
+class Tally:
+    """Accuracy per family over the latest questions."""
+
+    def __init__(self, latest: int = 300) -> None:
+        self.right: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=latest))
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        for question, right in bind.right_answers(logits, batch):
+            self.right[question.family].append(right)
+
+    def __str__(self) -> str:
+        return " ".join(f"{family} {sum(r) / len(r):.2f}" for family, r in sorted(self.right.items()))
+
+
+def train_bind(
+    model: Qwen3VLForConditionalGeneration, maker: ClipMaker, features: tuple[Tensor, Tensor], folder: Path, steps: int, seed: int
+) -> None:
+    """The LLM alone, the tower frozen; resumes from the folder's newest state."""
+    model.model.visual.requires_grad_(False)
+    schedule = Schedule(make_optimisers(model, muon_lr=0.01, adam_lr=2e-3), steps, warm_up=60)
+    checkpoint, start = folder / "bind.pt", 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        schedule.load_state_dict(saved["schedule"])
+        start = schedule.done
+    tally, since, total = Tally(), time.monotonic(), 0.0
+    for step in range(start, steps):
+        batch = next(bind.batches(maker, stages_at(step / steps), seed=seed * 1_000_003 + step))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, targets = bind.answer_logits(model, *features, batch)
+        loss = bind.answer_loss(logits, targets)
+        loss.backward()
+        schedule.step()
+        tally.add(logits.detach(), batch)
+        total += float(loss.detach())
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            log.info("bind: step %d loss %.3f (%.0f s) %s", step + 1, total / SAVE_EVERY, time.monotonic() - since, tally)
+            total = 0.0
+            state = {"model": model.state_dict(), "schedule": schedule.state_dict()}
+            torch.save(state, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").rename(checkpoint)
+
+
+def save(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """An ordinary checkpoint folder: bf16 safetensors, tokenizer, preprocessing."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    pixels = SIDE * SIDE
+    preprocessing = {
+        "patch_size": PATCH,
+        "temporal_patch_size": 2,
+        "merge_size": MERGE,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"shortest_edge": pixels, "longest_edge": pixels},
+    }
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        (out / name).write_text(json.dumps(preprocessing, indent=2) + "\n")
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the bank and the checkpoints are kept.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = Path("models/demo/weights"),
+    chunks: Annotated[int, typer.Option(help="Chunks of four seconds in the bank.")] = 20_000,
+    see_steps: Annotated[int, typer.Option(help="Steps of the seeing stage.")] = 1400,
+    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 3000,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
+) -> None:
+    """Train the demo model from nothing, or go on where it stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    tokenizer = build_tokenizer()
+    model = new_model(tokenizer, seed)
+    bank = build(folder / "bank", chunks, seed)
+    train_see(model, bank, folder, see_steps, seed)
+    features = bank_features(model, bank, folder)
+    maker = ClipMaker(bank.scenes, bank.first_group, tokenizer)
+    train_bind(model, maker, features, folder, bind_steps, seed)
+    save(model, tokenizer, out)
+    log.info("saved to %s", out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,58 @@
+"""The one owner of model and device: serves many sessions, a waiting question before the next chunk.
+
+Knows nothing of files, pages or what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Condition
+
+from config import Config
+from models.base import VideoLLM
+from models.calibration import Profile
+from streaming.session import Session
+
+
+class Turns:
+    """Whose turn it is on the device: one at a time, urgent ones first.
+
+    A question is urgent, a chunk is not, so a question waits for the chunk under way and for nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._busy = False
+        self._urgent = 0  # waiting
+
+    @contextmanager
+    def take(self, urgent: bool) -> Iterator[None]:
+        with self._changed:
+            self._urgent += urgent
+            try:
+                self._changed.wait_for(lambda: not self._busy and (urgent or not self._urgent))
+            finally:
+                self._urgent -= urgent
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+
+class Engine:
+    """A loaded model with its retrieval profile, shared by the sessions it opens."""
+
+    def __init__(self, model: VideoLLM, profile: Profile | None, config: Config | None = None) -> None:
+        """profile: which heads retrieve, from `models.calibration`; without one, old chunks are sampled evenly."""
+        self.model = model
+        self.profile = profile
+        self.config = config or Config()
+        self._turns = Turns()
+
+    def open(self) -> Session:
+        """A new session: one stream's memory and dialogue."""
+        return Session(self.model, self.profile, self.config, self._turns.take)
