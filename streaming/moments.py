@@ -1,0 +1,236 @@
+"""Pictures of a file re-read at random: the one shown at each moment asked for.
+
+By decord where a probe shows it exact (it is quicker at jumping about), else by winding PyAV to a keyframe and decoding
+on; where times are missing or begin anew, by reading from the start. Knows nothing of sampling or threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.frames import Frame
+from streaming.opening import SourceError
+from streaming.pictures import Picture, VideoFile, stamp_of
+from streaming.source_info import SourceInfo, probe
+
+BackendName = Literal["decord", "seek", "in order"]
+Shown = tuple[NDArray[np.uint8], float]  # a picture, uint8 [H, W, 3] upright, and its time in seconds
+
+_SAME_SECONDS = 0.0005  # times this near are one: no container counts more coarsely than in milliseconds
+_SAME_LEVELS = 2.0  # mean difference allowed between two decoders' pictures of one moment, of 255
+_JUMP_SECONDS = 1.0  # decoding times that fall back further begin anew
+_DECODE_ON_SECONDS = 3.0  # to a moment nearer than that, decoding on is no dearer than winding
+_DECORD_BATCH = 8  # pictures at a time
+_DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}  # bytes that leave its guessing no choice
+_DECORD_THREADS = 4  # each holds pictures
+
+
+class Moments:
+    """Random access to one file. Close it, or use it in a `with`: decord holds hundreds of megabytes.
+
+    backend: None probes; a name forces, for tests and measurements. Opening reads the file's packets once, undecoded.
+    Raises SourceError where the file cannot be watched.
+    """
+
+    def __init__(self, path: Path | str, backend: BackendName | None = None) -> None:
+        self.info = probe(path)
+        times = _packet_times(self.info)
+        if times is None or backend == "in order":
+            self._backend: _Backend = _PyAV(self.info, winds=False)
+        elif backend == "seek":
+            self._backend = _PyAV(self.info, winds=True)
+        else:
+            self._backend = _exact_decord(self.info, times) or _PyAV(self.info, winds=True)
+
+    @property
+    def backend(self) -> BackendName:
+        """How pictures are found now; a damaged file may turn "decord" into "seek"."""
+        return self._backend.name
+
+    def at(self, seconds: Sequence[float]) -> list[Frame]:
+        """The pictures shown at these times, in the order asked for.
+
+        Times count from the first picture, as everywhere; before it, it is shown, and after the last one, the last.
+        `pts_seconds` of a frame is when its picture came up, `index` its place in the list.
+        """
+        order = sorted(range(len(seconds)), key=seconds.__getitem__)
+        wanted = [max(seconds[place], 0.0) for place in order]
+        try:
+            found = self._backend.shown_at(wanted)
+        except _GaveUpError:
+            self._backend.close()
+            self._backend = _PyAV(self.info, winds=True)
+            found = self._backend.shown_at(wanted)
+        frames = [Frame(image, pts_seconds, place) for place, (image, pts_seconds) in zip(order, found, strict=True)]
+        return sorted(frames, key=lambda frame: frame.index)
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def __enter__(self) -> Moments:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _GaveUpError(Exception):
+    """A backend failed where another may not."""
+
+
+class _Backend(Protocol):
+    name: BackendName
+
+    def shown_at(self, seconds: Sequence[float]) -> list[Shown]:
+        """The pictures shown at these ascending times."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _PyAV:
+    """Winds to a keyframe and decodes on; or reads from the start, where winding is not to be trusted."""
+
+    def __init__(self, info: SourceInfo, winds: bool) -> None:
+        self.name: BackendName = "seek" if winds else "in order"
+        self._winds = winds
+        self._file = VideoFile(info.path, info.first_stamp)
+        self._pictures: Iterator[Picture] = iter(())
+        self._here: Picture | None = None
+        self._next: Picture | None = None
+
+    def shown_at(self, seconds: Sequence[float]) -> list[Shown]:
+        return [self._shown_at(moment + _SAME_SECONDS) for moment in seconds]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _shown_at(self, seconds: float) -> Shown:
+        if not self._is_ahead(seconds):
+            self._wind(seconds)
+        while self._next is not None and self._next.seconds <= seconds:
+            self._here, self._next = self._next, next(self._pictures, None)
+        if self._here is None:
+            raise SourceError("The file changed while it was read: its pictures are gone.")
+        return self._file.rgb(self._here), self._here.seconds
+
+    def _is_ahead(self, seconds: float) -> bool:
+        if self._here is None or seconds < self._here.seconds:
+            return False
+        return not self._winds or self._next is None or seconds < self._next.seconds + _DECODE_ON_SECONDS
+
+    def _wind(self, seconds: float) -> None:
+        if self._winds:
+            self._pictures = self._file.pictures_from(seconds)
+        else:
+            self._file.rewind()
+            self._pictures = self._file.pictures()
+        self._here, self._next = next(self._pictures, None), next(self._pictures, None)
+
+
+class _Decord:
+    """decord's reader, asked by picture number; the times are ours. `times`: float64 [n], ascending, in seconds."""
+
+    name: BackendName = "decord"
+
+    def __init__(self, path: Path, times: NDArray[np.float64]) -> None:
+        import decord  # 90 MB of library: only where a file is re-read
+
+        decord.logging.set_level(decord.logging.QUIET)
+        self._error: type[Exception] = decord.DECORDError
+        self._times = times
+        try:
+            threads = min(_DECORD_THREADS, os.cpu_count() or 1)
+            self._reader: Any = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=threads)
+        except self._error as error:
+            raise _GaveUpError(str(error)) from error
+
+    def shown_at(self, seconds: Sequence[float]) -> list[Shown]:
+        numbers = np.searchsorted(self._times, np.asarray(seconds) + _SAME_SECONDS, side="right") - 1
+        numbers = numbers.clip(0, len(self._times) - 1).tolist()
+        found: list[Shown] = []
+        for start in range(0, len(numbers), _DECORD_BATCH):
+            batch = numbers[start : start + _DECORD_BATCH]
+            found += zip(self._images(batch), (float(self._times[number]) for number in batch), strict=True)
+        return found
+
+    def has_times(self) -> bool:
+        """Whether decord counts the pictures as we do, and puts each where we do (its times are float32)."""
+        if len(self._reader) != len(self._times):
+            return False
+        theirs = self._reader.get_frame_timestamp(np.arange(len(self._times)))[:, 0]
+        ours = self._times - self._times[0]
+        return bool(np.allclose(theirs - theirs[0], ours, rtol=2.0**-22, atol=_SAME_SECONDS))
+
+    def close(self) -> None:
+        self._reader = None
+
+    def _images(self, numbers: list[int]) -> list[NDArray[np.uint8]]:
+        try:
+            return [image.copy() for image in self._reader.get_batch(numbers).asnumpy()]
+        except self._error as error:
+            raise _GaveUpError(str(error)) from error
+
+
+def _packet_times(info: SourceInfo) -> NDArray[np.float64] | None:
+    """Times of all pictures shown, by the container, ascending; None where times are missing or begin anew."""
+    times: list[float] = []
+    decoding = float("-inf")
+    with VideoFile(info.path, info.first_stamp) as file:
+        for packet in file.packets():
+            stamp = stamp_of(packet)
+            if stamp is None:
+                return None
+            if packet.dts is not None:
+                fell_back = file.clock.at(packet.dts) < decoding - _JUMP_SECONDS
+                decoding = file.clock.at(packet.dts)
+                if fell_back:
+                    return None
+            if not packet.is_discard:
+                times.append(file.clock.at(stamp))
+    return np.sort(np.array(times, np.float64))
+
+
+def _exact_decord(info: SourceInfo, times: NDArray[np.float64]) -> _Decord | None:
+    """decord on this file, if it counts, times and decodes as PyAV does."""
+    if not _is_for_decord(info):
+        return None
+    try:
+        decord = _Decord(info.path, times)
+        if decord.has_times() and _same_pictures(decord, info, times):
+            return decord
+    except (ImportError, OSError, _GaveUpError):
+        return None
+    decord.close()
+    return None
+
+
+def _is_for_decord(info: SourceInfo) -> bool:
+    for container, (offset, mark) in _DECORD_STARTS.items():
+        if info.container.startswith(container):
+            with info.path.open("rb") as file:
+                return file.read(offset + len(mark))[offset:] == mark
+    return False
+
+
+def _same_pictures(decord: _Decord, info: SourceInfo, times: NDArray[np.float64]) -> bool:
+    """Compare the first picture and one further on: colours, rotation, and where a jump lands."""
+    moments = [0.0, float(times[len(times) * 2 // 3])]
+    pyav = _PyAV(info, winds=True)
+    pairs = zip(decord.shown_at(moments), pyav.shown_at(moments), strict=True)
+    same = all(_is_near(theirs, ours) for (theirs, _), (ours, _) in pairs)
+    pyav.close()
+    return same
+
+
+def _is_near(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    return one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= _SAME_LEVELS

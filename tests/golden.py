@@ -1,0 +1,126 @@
+"""Clips whose frame number is painted into the pixels, so that a test can tell which picture it was given.
+
+Encodes and reads the paint; knows nothing of the readers under test.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 160, 96
+COLUMNS, ROWS = 4, 4  # 16 cells, one bit each, the lowest at the top left
+ZERO, ONE = (20, 40, 170), (250, 220, 50)  # blue and yellow: a swap of red and blue shows
+MILLISECOND = Fraction(1, 1000)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a clip is coded. `options` go to the encoder, `container_options` to the muxer."""
+
+    codec: str = "libx264"
+    pix_fmt: str = "yuv420p"
+    container: str | None = None  # None: told by the file's suffix
+    gop: int = 12
+    b_frames: int = 0
+    time_base: Fraction = MILLISECOND
+    options: dict[str, str] = field(default_factory=dict)
+    container_options: dict[str, str] = field(default_factory=dict)
+    draw: Callable[[int], NDArray[np.uint8]] = lambda index: paint(index)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A clip and its truth: picture `i` is shown from `pts_seconds[i]`, the first at 0."""
+
+    path: Path
+    pts_seconds: tuple[float, ...]
+
+
+def paint(index: int) -> NDArray[np.uint8]:
+    """The picture of frame `index`: uint8 [96, 160, 3]; adjacent numbers differ in a whole cell at least."""
+    cells = [ONE if index >> bit & 1 else ZERO for bit in range(COLUMNS * ROWS)]
+    grid = np.array(cells, np.uint8).reshape(ROWS, COLUMNS, 3)
+    return grid.repeat(HEIGHT // ROWS, axis=0).repeat(WIDTH // COLUMNS, axis=1)
+
+
+def read_paint(image: NDArray[np.uint8]) -> int:
+    """The frame number painted into an upright picture of any size, or -1 where a cell is neither blue nor yellow."""
+    index = 0
+    height, width = image.shape[0] // ROWS, image.shape[1] // COLUMNS
+    for bit in range(COLUMNS * ROWS):
+        row, column = divmod(bit, COLUMNS)
+        cell = image[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        colour = cell[height // 4 : -height // 4, width // 4 : -width // 4].mean(axis=(0, 1))
+        is_zero, is_one = (float(np.abs(colour - truth).max()) < 60 for truth in (ZERO, ONE))
+        if not is_zero and not is_one:
+            return -1
+        index |= int(is_one) << bit
+    return index
+
+
+def steady(count: int, fps: Fraction | int, time_base: Fraction = MILLISECOND) -> list[int]:
+    """Times of `count` pictures at a constant rate, in units of `time_base`."""
+    return [round(index / Fraction(fps) / time_base) for index in range(count)]
+
+
+def uneven(count: int, time_base: Fraction = MILLISECOND) -> list[int]:
+    """Times of `count` pictures with gaps from 20 ms to 1.8 s."""
+    gaps = [0.02, 0.04, 0.04, 0.1, 0.033, 0.3, 0.021, 1.8, 0.05, 0.5, 0.04]
+    seconds = np.cumsum([0.0, *(gaps[index % len(gaps)] for index in range(count - 1))])
+    return [round(Fraction(str(round(float(second), 6))) / time_base) for second in seconds]
+
+
+def make(path: Path, pts: Sequence[int], recipe: Recipe = Recipe()) -> Golden:
+    """Encode picture i at pts[i] (in units of the recipe's time base)."""
+    with av.open(str(path), "w", format=recipe.container, options=recipe.container_options) as container:
+        stream = _add_stream(container, recipe)
+        for packet in _encode(stream, pts, recipe):
+            container.mux(packet)
+    return Golden(path, tuple(float((tick - pts[0]) * recipe.time_base) for tick in pts))
+
+
+def _add_stream(container: OutputContainer, recipe: Recipe) -> VideoStream:
+    stream = cast(VideoStream, container.add_stream(recipe.codec, rate=30, options=recipe.options))
+    sample = recipe.draw(0)
+    stream.height, stream.width = sample.shape[:2]
+    stream.pix_fmt = recipe.pix_fmt
+    stream.gop_size = recipe.gop
+    if recipe.b_frames:
+        stream.max_b_frames = recipe.b_frames
+    stream.codec_context.time_base = recipe.time_base
+    stream.time_base = recipe.time_base
+    return stream
+
+
+def _encode(stream: VideoStream, pts: Sequence[int], recipe: Recipe) -> Iterator[Packet[VideoStream]]:
+    for index, tick in enumerate(pts):
+        frame = av.VideoFrame.from_ndarray(recipe.draw(index), format="rgb24")
+        frame.pts = tick
+        frame.time_base = recipe.time_base
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def set_rotation(path: Path, clockwise_degrees: int) -> None:
+    """Write a display matrix into the track header of an MP4, as phones do: show it turned clockwise."""
+    one = 1 << 16
+    a, b, c, d = {0: (one, 0, 0, one), 90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[
+        clockwise_degrees
+    ]
+    data = bytearray(path.read_bytes())
+    matrix_at = data.index(b"tkhd") + 4 + 40
+    assert data[matrix_at - 40] == 0, "a version 0 track header"
+    data[matrix_at : matrix_at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
