@@ -1,0 +1,62 @@
+"""Time is an address: which stretches of the stream a question names ("at 12:30", "in the last five minutes").
+
+A search by content cannot find a time stamp, so named times go into the recall plan directly. A question that names no
+time names none: "how many seconds", "the star that came second" and "lasts 5 seconds" are not addresses. `phrases.py`
+has the grammar. Knows nothing of models, scores or tiers.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from memory.phrases import Reading
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """A stretch of the stream, in seconds since its beginning."""
+
+    start_seconds: float
+    stop_seconds: float
+
+
+def named_spans(question: str, now_seconds: float) -> list[Span]:
+    """The stretches of [0, now_seconds] that a question names, in time order; for most questions none."""
+    spans = ((max(0.0, start), min(stop, now_seconds)) for start, stop in Reading(question, now_seconds).spans)
+    return sorted({Span(start, stop) for start, stop in spans if start <= stop})
+
+
+def in_seconds(question: str) -> str:
+    """The question with its moments in seconds, as a video LLM's timestamps are: "at 1:35" -> "at 95 seconds".
+
+    Amounts that are no moments ("in the last five minutes") and all other text stay as they are, byte for byte.
+    """
+    reading = Reading(question, now_seconds=math.inf)
+    pieces, done = [], 0
+    for i, time in enumerate(reading.times):
+        if i in reading.moments and not time.in_seconds:
+            pieces += [question[done : time.start], f"{time.seconds:.10g} seconds"]
+            done = time.stop
+    return "".join([*pieces, question[done:]])
+
+
+def chunk_ranges(spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float]]) -> list[range]:
+    """The chunks that each span touches, given every chunk's (start, stop) in time order.
+
+    A chunk holds until the next one starts, so that no moment falls between two; the last one holds for ever.
+
+        chunks     |0      |1      |2        span 5-12 -> 0, 1; span 8-16 -> 1; span 16-16 -> 2
+        seconds    0       8       16
+    """
+    starts = [start for start, _ in chunk_spans]
+    if not starts:
+        return []
+    return [_touched(span, starts) for span in spans]
+
+
+def _touched(span: Span, starts: Sequence[float]) -> range:
+    first = max(0, bisect_right(starts, span.start_seconds) - 1)
+    return range(first, max(first + 1, bisect_left(starts, span.stop_seconds)))
