@@ -42,14 +42,19 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
         raise ModelError(f"{model} is a {config.get('model_type')!r} model, and longlook drives only: {known}")
     name = Path(model).resolve().name if Path(source).is_dir() and str(model) != "demo" else model
     model_id = f"{name}@{_revision(source, config)}"
+    number = _dtype(dtype, place, config)
     try:
-        return family(source, place, _dtype(dtype, place, config), model_id)
+        return family(source, place, number, model_id)
+    except ModelError:
+        raise
     except _loading_errors() as error:
         raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
 
 
 def _source(model: str) -> str:
     """The folder or hub id to load from."""
+    if not model:
+        raise ModelError("no model was named")
     if model == "demo":
         if not (DEMO_FOLDER / "config.json").is_file():
             raise ModelError("the embedded model's weights are missing from this installation")
@@ -129,11 +134,13 @@ def _revision(source: str, config: Mapping[str, Any]) -> str:
 def _load_qwen3_vl(source: str, device: torch.device, dtype: torch.dtype, model_id: str) -> VideoLLM:
     """The dense and the mixture-of-experts variant, which differ only inside their layers."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     from models.hf import ATTENTION, register_attention
     from models.pixels import read_spec
     from models.qwen3_vl import VIDEO_PAD, Qwen3VL
 
+    disable_progress_bar()  # ours is the only one on the terminal
     register_attention()
     network, report = AutoModelForImageTextToText.from_pretrained(
         source,
@@ -142,13 +149,14 @@ def _load_qwen3_vl(source: str, device: torch.device, dtype: torch.dtype, model_
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, in our words
     )
-    if report["missing_keys"]:
-        raise ModelError(f"{source} lacks weights, among them {sorted(report['missing_keys'])[0]}")
+    if wrong := {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
+        raise ModelError(f"{source} lacks weights of its own architecture, or has them in another shape: {min(wrong)}")
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     processor = _read_json(source, "processor_config.json")
-    video = _read_json(source, "video_preprocessor_config.json") or processor.get("video_processor")
-    image = _read_json(source, "preprocessor_config.json") or processor.get("image_processor")
+    video = _read_json(source, "video_preprocessor_config.json") or processor.get("video_processor") or None
+    image = _read_json(source, "preprocessor_config.json") or processor.get("image_processor") or None
     templates = [tokenizer.chat_template, _read_json(source, "chat_template.json").get("chat_template")]
     return Qwen3VL(
         model=network.to(device).eval().requires_grad_(False),
@@ -168,8 +176,11 @@ def _loading_errors() -> tuple[type[Exception], ...]:
 
 
 def _first_sentence(error: Exception) -> str:
+    from safetensors import SafetensorError
+
     text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0].rstrip(".")
+    sentence = text.split(". ")[0].rstrip(".")
+    return f"its weights are damaged ({sentence})" if isinstance(error, SafetensorError) else sentence
 
 
 FAMILIES: dict[str, Callable[[str, torch.device, torch.dtype, str], VideoLLM]] = {

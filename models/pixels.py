@@ -57,22 +57,25 @@ def read_spec(vision: Any, video: Mapping[str, Any] | None = None, image: Mappin
     """The spec of a checkpoint.
 
     vision: its vision configuration, which decides the patch sizes.
-    video, image: its video and image processor settings, either may be absent. Video limits are for a whole clip, image
-    limits for one picture, and are then used for each frame.
+    video, image: its video and image processor settings, if there. Image limits are for one picture and hold
+    for each frame; video limits are for a whole clip, unless they are too small for one.
     """
     frames = int(vision.temporal_patch_size)
     settings = video or image or {}
     size = settings.get("size") or {}
-    scale = 1 if video or not image else frames
+    least = int(size.get("shortest_edge") or settings.get("min_pixels") or CLIP_MIN_PIXELS)
+    most = int(size.get("longest_edge") or settings.get("max_pixels") or CLIP_MAX_PIXELS)
+    one_token_each = BUDGET_FRAMES * (int(vision.patch_size) * int(vision.spatial_merge_size)) ** 2
+    per_clip = most >= one_token_each and (video is not None or image is None)
     return PixelSpec(
         patch_size=int(vision.patch_size),
         merge_size=int(vision.spatial_merge_size),
         temporal_patch_size=frames,
         mean=tuple(settings.get("image_mean") or PixelSpec.mean),
         std=tuple(settings.get("image_std") or PixelSpec.std),
-        min_pixels=scale * int(size.get("shortest_edge") or settings.get("min_pixels") or CLIP_MIN_PIXELS),
-        max_pixels=scale * int(size.get("longest_edge") or settings.get("max_pixels") or CLIP_MAX_PIXELS),
-        budget_frames=frames if scale > 1 else BUDGET_FRAMES,
+        min_pixels=least if per_clip else least * frames,
+        max_pixels=most if per_clip else most * frames,
+        budget_frames=BUDGET_FRAMES if per_clip else frames,
     )
 
 

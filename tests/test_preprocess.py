@@ -64,14 +64,21 @@ def test_a_picture_two_hundred_times_as_long_as_wide_is_refused() -> None:
 
 
 def test_settings_are_read_from_either_file_and_default_to_the_family() -> None:
-    video = {"size": {"shortest_edge": 100, "longest_edge": 9000}, "image_mean": [0.1, 0.2, 0.3]}
+    limits = {"shortest_edge": 4096, "longest_edge": 25_165_824}
+    video = {"size": limits, "image_mean": [0.1, 0.2, 0.3]}
     assert read_spec(VISION, video, {"image_mean": [0.9] * 3}).mean == (0.1, 0.2, 0.3)
-    assert read_spec(VISION, video).max_pixels == 9000
+    assert read_spec(VISION, {"size": limits}) == read_spec(VISION) == PixelSpec(8, 2, 2)
     one = read_spec(VISION, None, {"min_pixels": 100, "max_pixels": 9000})
     assert (one.max_pixels, one.budget_frames) == (18000, 2)
-    assert read_spec(VISION) == PixelSpec(8, 2, 2)
     with pytest.raises(ValueError, match="pixel budget"):
         PixelSpec(8, 2, 2, min_pixels=10, max_pixels=5)
+
+
+def test_video_limits_too_small_for_a_clip_hold_for_each_frame() -> None:
+    square = {"size": {"shortest_edge": 64 * 64, "longest_edge": 64 * 64}}
+    for spec in (read_spec(VISION, square), read_spec(VISION, square, square), read_spec(VISION, None, square)):
+        assert fit_size(240, 240, spec) == (64, 64) and fit_size(64, 64, spec) == (64, 64)
+        assert fit_size(1080, 1920, spec) == (48, 80)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (96, 32)])
