@@ -135,6 +135,12 @@ class Reading:
         reach = max(reach, ABOUT_SECONDS) if match["about"] else reach
         return self._add(seconds - reach, seconds + reach)
 
+    def moments_listed(self, match: re.Match[str]) -> str:
+        for token in re.findall(_TOKEN, match[0]):
+            seconds, reach = self._moment(token[1:-1])
+            self._add(seconds - reach, seconds + reach)
+        return " # "
+
     def edge(self, match: re.Match[str]) -> str:
         first = any(match[name] == "first" for name in ("which1", "which2", "which3"))
         return self.beginning(match) if first else self.end(match)
@@ -179,6 +185,7 @@ _OF_VIDEO = rf"(?: of (?:the |this )?{_VIDEO}\b)?(?! of\b)"
 _NEAR = r"(?:about |around |roughly |approximately |circa |nearly |almost |near |~ ?)"
 _LEAD = r"(?:exactly |precisely )?(?:the )?(?:time |timestamp |t ?= ?)?"
 _AT = r"\{(?P<at>[cdm]\d+)\}"
+_TOKEN = r"\{[cdm]\d+\}"
 _STANDING = r"\{(?P<at>[cm]\d+)\}"  # a moment without any "at" before it
 _LENGTH = r"\{d(?P<d>\d+)\}"
 _EDGE = rf"{_NEAR}?{_LEAD}(?:\{{(?P<at@>[cdm]\d+)\}}|(?:very )?(?P<word@>start|beginning|end|now)\b{_OF_VIDEO})"
@@ -252,6 +259,7 @@ _SPANS: list[tuple[str, Phrase]] = [
     (r"\{(?P<at1>[cdm]\d+)\} ?(?:-|to|until|till|through) ?\{(?P<at2>[cdm]\d+)\}", Reading.between_times),
     (rf"\b(?:after|since|from|later than|starting (?:at|from)) {_NEAR}?{_LEAD}{_AT}", Reading.after),
     (rf"\b(?:before|until|till|up until|prior to|earlier than) {_NEAR}?{_LEAD}{_AT}", Reading.before),
+    (rf"(?:\bat {_LEAD}{_TOKEN}|{_STANDING})(?:(?: ?,| and| or|, and|, or) {_TOKEN})+", Reading.moments_listed),
     (rf"(?:\bat|@) (?P<about>{_NEAR})?{_LEAD}{_AT}", Reading.moment),
     (rf"\b(?P<about>around |near ){_LEAD}{_AT}", Reading.moment),
     (rf"(?P<about>{_NEAR})?{_STANDING}", Reading.moment),

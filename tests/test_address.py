@@ -159,6 +159,9 @@ def test_before_a_moment_is_the_past_and_what_led_to_it(question: str) -> None:
 
 def test_several_times_in_one_question_are_all_named() -> None:
     assert spans("Is the thing at 0:10 also there at 5 minutes?") == [(9, 11), (299, 301)]
+    assert spans("What is shown at 1 and 2 minutes?") == [(59, 61), (119, 121)]
+    assert spans("What is shown at 10, 20 and 30 seconds?") == [(9, 11), (19, 21), (29, 31)]
+    assert spans("Compare 1:00, 2:00 and 0:30.") == [(29, 31), (59, 61), (119, 121)]
     assert spans("What changed from the first minute to now?") == [(0, 60), (7199, 7200)]
 
 
