@@ -68,7 +68,7 @@ def test_a_change_of_one_value_in_one_chunk_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_keys_keep_their_type_and_bits(dtype: torch.dtype) -> None:
-    memory = make_memory(window_chunks=1)
+    memory = make_memory()
     for index in range(4):
         memory.append(make_chunk(index, dtype=dtype))
     back = memory.get([0])[0]
