@@ -19,6 +19,8 @@ T = TypeVar("T")
 OTHER_ANSWER = "this is a small demo model that knows only shapes, colours, digits and motion"
 NOTHING = "nothing"
 MOTION_WORDS = ("it stays still", "standing still", "moving")
+CAPTION_EVENTS = 3
+MORE = " and more"
 NEXT_SECONDS = 10.0  # "right after" reaches no further than this
 
 PHRASES: dict[str, tuple[str, ...]] = {
@@ -268,7 +270,9 @@ def moving(thing: Thing) -> str:
 
 
 def caption(events: Sequence[WorldEvent]) -> str:
-    return " then ".join(listing(event) for event in events) or NOTHING
+    """The first events in order, and whether there are more."""
+    told = " then ".join(listing(event) for event in events[:CAPTION_EVENTS]) or NOTHING
+    return told + (MORE if len(events) > CAPTION_EVENTS else "")
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -453,9 +457,10 @@ def _halves_seen(name: str, facts: Facts) -> bool:
 
 
 def _caption(rng: np.random.Generator, facts: Facts) -> Made:
-    if len(facts.events) > 4 or any(len(e.things) > 2 for e in facts.events):
+    told = facts.events[:CAPTION_EVENTS]
+    if any(len(event.things) > 2 for event in told):
         return None
-    return {}, caption(facts.events), facts.events
+    return {}, caption(facts.events), told
 
 
 def other_text(rng: np.random.Generator) -> str:

@@ -33,7 +33,7 @@ def vocabulary() -> list[str]:
     """All tokens in the order of their ids. Words only the `other` family uses stay unknown on purpose."""
     phrases = [p for family, group in PHRASES.items() if family != "other" for p in group]
     words = set(re.findall(r"[a-z]+", " ".join([*phrases, OTHER_ANSWER, *MOTION_WORDS]).lower()))
-    words |= {"user", "assistant", "a", "an", "and", "then", "the", "yes", "no", "nothing", "digit"}
+    words |= {"user", "assistant", "a", "an", "and", "then", "the", "yes", "no", "nothing", "digit", "more"}
     words |= {*SHAPES, *COLOURS, *MOTIONS} - {"name", "second", "other"}
     pairs = [str(n) for n in range(100)] + [f"0{n}" for n in range(10)]
     numbers = [pair + mark for mark in ("", HUNDREDS, MYRIADS) for pair in pairs] + [f".{n}" for n in range(10)]

@@ -134,8 +134,7 @@ def save(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerF
         "image_std": [0.5, 0.5, 0.5],
         "size": {"shortest_edge": pixels, "longest_edge": pixels},
     }
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        (out / name).write_text(json.dumps(preprocessing, indent=2) + "\n")
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 
 def main(
