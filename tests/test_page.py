@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from config import ReadConfig
 from tests.clips import write_clip
 from tests.fakes import FakeEngine
+from tests.waiting import wait_until
 from ui.demo import running_page
 from ui.viewing import Viewings
 
@@ -65,14 +65,6 @@ def other_tab(clients: list[Any]) -> Any:
 
 def upload(tab: Any, path: Path) -> None:
     tab.predict(gradio_client.handle_file(path), api_name="/open")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("nothing happened for 30 s")
 
 
 def text_of(message: dict[str, Any]) -> str:
