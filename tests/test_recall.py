@@ -87,6 +87,19 @@ def test_the_plan_never_exceeds_its_budget() -> None:
             assert got.indices == sorted(set(got.indices))
 
 
+def test_room_beyond_the_best_four_goes_to_the_neighbours_of_the_best_and_then_to_the_next() -> None:
+    scores = [0.0, 3.0, 0.0, 0.0, 9.0, 0.0, 8.0, 0.0, 7.0, 0.0, 6.0, 0.0, 0.0]
+    recalled = [plan_recall(scores, [], 13, window_chunks=1, recall_chunks=room).indices[:-1] for room in range(3, 8)]
+    assert recalled == [[4, 6, 8], [4, 6, 8, 10], [4, 5, 6, 8, 10], [3, 4, 5, 6, 8, 10], [1, 3, 4, 5, 6, 8, 10]]
+
+
+def test_the_best_chunk_at_either_end_has_one_neighbour() -> None:
+    first = plan_recall([9.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0], [], 7, window_chunks=1, recall_chunks=5)
+    last = plan_recall([4.0, 3.0, 2.0, 1.0, 0.0, 9.0, 0.0], [], 7, window_chunks=1, recall_chunks=5)
+    assert first.indices == [0, 1, 3, 4, 5, 6]
+    assert last.indices == [0, 1, 2, 4, 5, 6]
+
+
 def test_of_equal_chunks_the_newer_is_recalled() -> None:
     assert plan([1.0] * 10).indices == [5, 6, 7, 8, 9]
 
