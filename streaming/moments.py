@@ -1,13 +1,15 @@
 """Pictures of a file re-read at random: the one shown at each moment asked for.
 
-By decord where a probe shows it exact (it is quicker at jumping about), else by winding PyAV to a keyframe and decoding
-on; where times are missing or begin anew, by reading from the start. Knows nothing of sampling or threads.
+By decord where a probe shows it exact, else by winding PyAV to a keyframe and decoding on; where times are missing or
+begin anew, by reading from the start. Measured on decord2 3.4: wherever pictures lean back over a keyframe (open GOPs,
+whatever the codec) it shows pictures 2 to 10 places off, so those files are not for it. Knows nothing of sampling.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -28,6 +30,7 @@ _SAME_LEVELS = 2.0  # mean difference allowed between two decoders' pictures of 
 _JUMP_SECONDS = 1.0  # decoding times that fall back further begin anew
 _DECODE_ON_SECONDS = 3.0  # to a moment nearer than that, decoding on is no dearer than winding
 _DECORD_BATCH = 8  # pictures at a time
+_DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # decord2 3.4 fails on HEVC and is off by pictures on MPEG-2 and -4
 _DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}  # bytes that leave its guessing no choice
 _DECORD_THREADS = 4  # each holds pictures
 
@@ -41,13 +44,13 @@ class Moments:
 
     def __init__(self, path: Path | str, backend: BackendName | None = None) -> None:
         self.info = probe(path)
-        times = _packet_times(self.info)
-        if times is None or backend == "in order":
+        packets = _scan(self.info)
+        if not packets.are_timed or backend == "in order":
             self._backend: _Backend = _PyAV(self.info, winds=False)
         elif backend == "seek":
             self._backend = _PyAV(self.info, winds=True)
         else:
-            self._backend = _exact_decord(self.info, times) or _PyAV(self.info, winds=True)
+            self._backend = _exact_decord(self.info, packets) or _PyAV(self.info, winds=True)
 
     @property
     def backend(self) -> BackendName:
@@ -181,32 +184,49 @@ class _Decord:
             raise _GaveUpError(str(error)) from error
 
 
-def _packet_times(info: SourceInfo) -> NDArray[np.float64] | None:
-    """Times of all pictures shown, by the container, ascending; None where times are missing or begin anew."""
+@dataclass(frozen=True, eq=False)
+class _Packets:
+    """What the packets of a file tell undecoded.
+
+    times: float64 [n], when each picture is shown, ascending, in seconds; hidden ones are left out.
+    are_timed: every packet has its time, and none begins anew.
+    lean_back: some pictures are shown before the keyframe they follow, and lean on the pictures before it (open GOP).
+    """
+
+    times: NDArray[np.float64]
+    are_timed: bool
+    lean_back: bool
+
+
+def _scan(info: SourceInfo) -> _Packets:
+    """Read all packets of the file, undecoded."""
     times: list[float] = []
-    decoding = float("-inf")
+    decoding_seconds = keyframe_seconds = float("-inf")
+    are_timed, lean_back = True, False
     with VideoFile(info.path, info.first_stamp) as file:
         for packet in file.packets():
             stamp = stamp_of(packet)
             if stamp is None:
-                return None
+                return _Packets(np.zeros(0), are_timed=False, lean_back=False)
+            seconds = file.clock.at(stamp)
             if packet.dts is not None:
-                fell_back = file.clock.at(packet.dts) < decoding - _JUMP_SECONDS
-                decoding = file.clock.at(packet.dts)
-                if fell_back:
-                    return None
+                are_timed &= file.clock.at(packet.dts) >= decoding_seconds - _JUMP_SECONDS
+                decoding_seconds = file.clock.at(packet.dts)
+            if packet.is_keyframe:
+                keyframe_seconds = seconds
+            lean_back |= seconds < keyframe_seconds
             if not packet.is_discard:
-                times.append(file.clock.at(stamp))
-    return np.sort(np.array(times, np.float64))
+                times.append(seconds)
+    return _Packets(np.sort(np.array(times, np.float64)), are_timed, lean_back)
 
 
-def _exact_decord(info: SourceInfo, times: NDArray[np.float64]) -> _Decord | None:
+def _exact_decord(info: SourceInfo, packets: _Packets) -> _Decord | None:
     """decord on this file, if it counts, times and decodes as PyAV does."""
-    if not _is_for_decord(info):
+    if packets.lean_back or info.codec not in _DECORD_CODECS or not _starts_for_decord(info):
         return None
     try:
-        decord = _Decord(info.path, times)
-        if decord.has_times() and _same_pictures(decord, info, times):
+        decord = _Decord(info.path, packets.times)
+        if decord.has_times() and _same_pictures(decord, info, packets.times):
             return decord
     except (ImportError, OSError, _GaveUpError):
         return None
@@ -214,7 +234,7 @@ def _exact_decord(info: SourceInfo, times: NDArray[np.float64]) -> _Decord | Non
     return None
 
 
-def _is_for_decord(info: SourceInfo) -> bool:
+def _starts_for_decord(info: SourceInfo) -> bool:
     for container, (offset, mark) in _DECORD_STARTS.items():
         if info.container.startswith(container):
             with info.path.open("rb") as file:

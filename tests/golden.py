@@ -5,6 +5,8 @@ Encodes and reads the paint; knows nothing of the readers under test.
 
 from __future__ import annotations
 
+import bisect
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,11 @@ WIDTH, HEIGHT = 160, 96
 COLUMNS, ROWS = 4, 4  # 16 cells, one bit each, the lowest at the top left
 ZERO, ONE = (20, 40, 170), (250, 220, 50)  # blue and yellow: a swap of red and blue shows
 MILLISECOND = Fraction(1, 1000)
+TICK = Fraction(1, 90_000)
+ORDERED = {"x264-params": "b-adapt=0:scenecut=0"}  # keyframes and B-frames exactly where the recipe says
+OPEN_GOP = "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=12:min-keyint=12"
+
+os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder is chatty
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Golden:
-    """A clip and its truth: picture `i` is shown from `pts_seconds[i]`, the first at 0."""
+    """A clip and its truth: the i-th picture shown wears number `first + i` and comes up at `pts_seconds[i]`."""
 
     path: Path
     pts_seconds: tuple[float, ...]
+    first: int = 0
+
+    def number_at(self, seconds: float) -> int:
+        """The number shown at a time."""
+        return self.first + bisect.bisect_right(self.pts_seconds, seconds + 1e-6) - 1
 
 
 def paint(index: int) -> NDArray[np.uint8]:
@@ -113,6 +125,33 @@ def _encode(stream: VideoStream, pts: Sequence[int], recipe: Recipe) -> Iterator
     yield from stream.encode(None)
 
 
+def make_with_edit_list(path: Path, count: int, fps: int, cut: int) -> Golden:
+    """What a lossless cutter writes: data from the keyframe before picture `cut`, an edit list that hides the rest."""
+    recipe = Recipe(gop=10, b_frames=2, time_base=Fraction(1, 512 * fps), options=ORDERED)
+    pts = steady(count, fps, recipe.time_base)
+    keyframe = pts[cut - cut % recipe.gop]
+    with av.open(str(path), "w") as container:
+        stream = _add_stream(container, recipe)
+        kept = False
+        for packet in _encode(stream, pts, recipe):
+            kept = kept or packet.pts == keyframe
+            if kept and packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - pts[cut], packet.dts - pts[cut]
+                container.mux(packet)
+    return Golden(path, tuple(index / fps for index in range(count - cut)), first=cut)
+
+
+def make_turned(path: Path, clockwise_degrees: int) -> Golden:
+    """A phone's clip: coded turned one way, with a display matrix that turns it back."""
+
+    def draw(index: int) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(np.rot90(paint(index), clockwise_degrees // 90))
+
+    clip = make(path, steady(75, 25), Recipe(draw=draw))
+    set_rotation(path, clockwise_degrees)
+    return clip
+
+
 def set_rotation(path: Path, clockwise_degrees: int) -> None:
     """Write a display matrix into the track header of an MP4, as phones do: show it turned clockwise."""
     one = 1 << 16
@@ -124,3 +163,70 @@ def set_rotation(path: Path, clockwise_degrees: int) -> None:
     assert data[matrix_at - 40] == 0, "a version 0 track header"
     data[matrix_at : matrix_at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
+
+
+def _shifted(pts: list[int], by: int) -> list[int]:
+    return [tick + by for tick in pts]
+
+
+_VP9 = {"deadline": "realtime", "cpu-used": "8"}
+_X265 = {"preset": "ultrafast", "x265-params": "log-level=none:scenecut=0:bframes=3"}
+
+CLIPS: dict[str, tuple[str, list[int], Recipe]] = {
+    "constant mp4": ("a.mp4", steady(90, 30, TICK), Recipe(b_frames=2, time_base=TICK, options=ORDERED)),
+    "variable mp4": ("b.mp4", uneven(60), Recipe(b_frames=2, options=ORDERED)),
+    "open-gop mp4": ("c.mp4", steady(75, 25), Recipe(options={"x264-params": OPEN_GOP})),
+    "constant mkv": ("d.mkv", steady(75, 25), Recipe(b_frames=2, options=ORDERED)),
+    "variable mkv": ("e.mkv", uneven(60), Recipe(b_frames=2, options=ORDERED)),
+    "variable vp9": ("f.webm", uneven(60), Recipe("libvpx-vp9", options=_VP9)),
+    "ntsc vp8": ("g.webm", steady(75, Fraction(30_000, 1001)), Recipe("libvpx", options=_VP9)),
+    "long-gop ts": (
+        "h.ts",
+        _shifted(steady(200, 25, TICK), 126_000),
+        Recipe(gop=100, b_frames=2, time_base=TICK, options=ORDERED),
+    ),
+    "variable ts": ("i.ts", uneven(60, TICK), Recipe(gop=300, time_base=TICK)),
+    "late mp4": ("j.mp4", _shifted(steady(75, 25), 8333), Recipe()),
+    "late mkv": ("k.mkv", _shifted(steady(75, 25), 8333), Recipe()),
+    "hevc 10 bit": ("l.mp4", steady(75, 25), Recipe("libx265", "yuv420p10le", options=_X265)),
+    "av1": ("m.mp4", steady(75, 25), Recipe("libsvtav1", options={"preset": "10"})),
+    "av1 mkv": ("n.mkv", uneven(60), Recipe("libsvtav1", options={"preset": "10"})),
+    "mpeg4 avi": ("o.avi", steady(75, 25, Fraction(1, 25)), Recipe("mpeg4", time_base=Fraction(1, 25))),
+    "mpeg4 avi with b-frames": (
+        "p.avi",
+        steady(75, 25, Fraction(1, 25)),
+        Recipe("mpeg4", b_frames=2, time_base=Fraction(1, 25)),
+    ),
+    "fragmented mp4": (
+        "q.mp4",
+        uneven(60),
+        Recipe(b_frames=2, options=ORDERED, container_options={"movflags": "frag_keyframe+empty_moov"}),
+    ),
+    "4:4:4 mov": ("r.mov", steady(75, 25), Recipe(pix_fmt="yuv444p", b_frames=2)),
+    "slides": ("s.mp4", [0, 1000, 4000, 4700, 9000], Recipe(gop=2)),
+}
+TURNS = {"turned 90": 90, "turned 180": 180, "turned 270": 270}
+ALL_CLIPS = (*CLIPS, *TURNS, "edit list")
+
+
+def make_named(folder: Path, name: str) -> Golden:
+    """One of ALL_CLIPS, written into `folder`."""
+    if name in TURNS:
+        return make_turned(folder / f"{TURNS[name]}.mp4", TURNS[name])
+    if name == "edit list":
+        return make_with_edit_list(folder / "edit.mp4", 80, 25, 13)
+    file_name, pts, recipe = CLIPS[name]
+    return make(folder / file_name, pts, recipe)
+
+
+class GoldenSet:
+    """The named clips, each made once, when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Golden] = {}
+
+    def __getitem__(self, name: str) -> Golden:
+        if name not in self._made:
+            self._made[name] = make_named(self._folder, name)
+        return self._made[name]

@@ -1,0 +1,86 @@
+"""Pictures re-read at random are those that reading in order gives, by every backend."""
+
+from __future__ import annotations
+
+import random
+
+import decord
+import numpy as np
+import pytest
+
+from streaming.file_source import FileSource
+from streaming.frames import Frame
+from streaming.moments import BackendName, Moments
+from tests.golden import ALL_CLIPS, Golden, GoldenSet, read_paint
+
+NOT_FOR_DECORD = {
+    "edit list",
+    "long-gop ts",
+    "variable ts",
+    "mpeg4 avi",
+    "mpeg4 avi with b-frames",
+    "open-gop mp4",
+    "hevc 10 bit",
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:
+    return GoldenSet(tmp_path_factory.mktemp("golden"))
+
+
+def moments_of(clip: Golden) -> list[float]:
+    """Every picture in random order, and moments between, before and after them."""
+    times = [*clip.pts_seconds, *(second + 0.011 for second in clip.pts_seconds[::5]), -1.0, clip.pts_seconds[-1] + 9.0]
+    random.Random(0).shuffle(times)
+    return times
+
+
+def difference(one: Frame, other: Frame) -> float:
+    """Mean absolute difference of two pictures, in levels of 255."""
+    return float(np.abs(one.image.astype(np.int16) - other.image).mean())
+
+
+@pytest.mark.parametrize("backend", [None, "seek", "in order"])
+@pytest.mark.parametrize("name", ALL_CLIPS)
+def test_every_moment_shows_the_right_picture(clips: GoldenSet, name: str, backend: BackendName | None) -> None:
+    clip = clips[name]
+    wanted = moments_of(clip)
+    with Moments(clip.path, backend) as moments:
+        frames = moments.at(wanted)
+    for second, frame in zip(wanted, frames, strict=True):
+        number = clip.number_at(max(second, 0.0))
+        assert read_paint(frame.image) == number
+        assert frame.pts_seconds == pytest.approx(clip.pts_seconds[number - clip.first], abs=0.0006)
+    assert [frame.index for frame in frames] == list(range(len(wanted)))
+
+
+@pytest.mark.parametrize("name", ALL_CLIPS)
+def test_decord_is_used_exactly_where_it_is_right(clips: GoldenSet, name: str) -> None:
+    with Moments(clips[name].path) as moments:
+        assert moments.backend == ("seek" if name in NOT_FOR_DECORD else "decord")
+
+
+@pytest.mark.parametrize("name", ["open-gop mp4", "hevc 10 bit"])
+def test_decord_alone_would_show_wrong_pictures_of_open_gops(clips: GoldenSet, name: str) -> None:
+    reader = decord.VideoReader(str(clips[name].path))
+    shown = [read_paint(reader.get_batch([number]).asnumpy()[0]) for number in range(60, 0, -7)]
+    assert shown != list(range(60, 0, -7))
+
+
+def test_decord_alone_would_show_hidden_pictures_of_an_edit_list(clips: GoldenSet) -> None:
+    clip = clips["edit list"]
+    assert len(decord.VideoReader(str(clip.path))) > len(clip.pts_seconds)
+
+
+@pytest.mark.parametrize("name", ALL_CLIPS)
+def test_both_readers_give_the_same_pixels(clips: GoldenSet, name: str) -> None:
+    clip = clips[name]
+    frames = list(FileSource(clip.path, fps=3.0).frames())
+    with Moments(clip.path) as moments:
+        again = moments.at([frame.pts_seconds for frame in frames])
+    assert len(frames) >= 4
+    for one, other in zip(frames, again, strict=True):
+        assert one.pts_seconds == pytest.approx(other.pts_seconds, abs=1e-9)
+        assert difference(one, other) < 1.0
+    assert difference(frames[0], again[1]) > 5.0, "the measure can tell neighbours apart"
