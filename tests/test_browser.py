@@ -89,11 +89,21 @@ def test_a_sample_is_watched_and_asked_and_the_evidence_moves_the_player(page: P
     ask(page, "When is it red?")
     expect(page.locator("#chat")).to_contain_text("looked at 00:00–00:02, 00:02–00:04")
     expect_player_at(page, 0)
-    page.get_by_role("button", name="00:02–00:04 · recalled").click()
+    page.get_by_role("button", name="00:02–00:04 · recalled · 0.91").click()
     expect_player_at(page, 2)
     page.get_by_role("button", name="00:00–00:02 · recent").click()
     expect_player_at(page, 0)
-    page.get_by_role("button", name="00:02–00:04 · recalled").click()
+
+
+def test_the_same_evidence_leads_back_after_the_player_has_moved_on(page: Page) -> None:
+    watch_the_sample(page)
+    ask(page, "When is it red?")
+    evidence = page.get_by_role("button", name="00:02–00:04 · recalled · 0.91")
+    evidence.click()
+    expect_player_at(page, 2)
+    page.evaluate("document.querySelector('#player video').currentTime = 7")
+    expect_player_at(page, 7)
+    evidence.click()
     expect_player_at(page, 2)
 
 

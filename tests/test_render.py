@@ -13,8 +13,8 @@ from ui.render import (
     answer_markdown,
     clock,
     counters,
-    evidence_rows,
-    evidence_table,
+    evidence_label,
+    evidence_row,
     extended,
     fraction,
     gallery,
@@ -110,11 +110,10 @@ def test_an_answer_ends_with_the_times_it_looked_at_in_time_order() -> None:
     assert answer_markdown(Answer("q", "red", (), STATS)) == "red"
 
 
-def test_the_evidence_table_is_best_first_with_reason_and_score() -> None:
-    found = (evidence(70, 78, 0.912), evidence(10, 18, 0.4, "recent"))
-    assert evidence_rows(found) == [("01:10–01:18", "recalled", "0.91"), ("00:10–00:18", "recent", "0.40")]
-    assert evidence_table(found).splitlines()[2] == "| 01:10–01:18 | recalled | 0.91 |"
-    assert evidence_table(()) == ""
+def test_only_what_was_searched_for_shows_a_score() -> None:
+    assert evidence_row(evidence(70, 78, 0.912)) == ("01:10–01:18", "recalled", "0.91")
+    assert evidence_label(evidence(70, 78, 0.912)) == "01:10–01:18 · recalled · 0.91"
+    assert evidence_label(evidence(10, 18, 0.0, "recent")) == "00:10–00:18 · recent"
 
 
 def test_the_strip_never_outgrows_its_limit_and_keeps_both_ends() -> None:

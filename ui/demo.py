@@ -21,7 +21,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 
 from config import ReadConfig
-from ui.render import Progress, answer_markdown, gallery, paced, progress_html, span
+from ui.render import Progress, answer_markdown, evidence_label, gallery, paced, progress_html
 from ui.viewing import Engine, Viewing, Viewings
 
 CSS_PATH = Path(__file__).with_name("page.css")
@@ -105,7 +105,7 @@ class Handlers:
         """(label, time buttons ..., pictures, progress card) for the last answer."""
         viewing = self.viewings.of(tab_of(request))
         items = viewing.evidence[:MAX_TIMES] if viewing else ()
-        buttons = [gr.Button(value=f"{span(item)} · {item.why}", visible=True) for item in items]
+        buttons = [gr.Button(value=evidence_label(item), visible=True) for item in items]
         hidden = [gr.Button(visible=False)] * (MAX_TIMES - len(items))
         pictures = viewing.evidence_pictures() if viewing and items else []
         card = progress_html(viewing.progress) if viewing else IDLE_HTML
@@ -168,20 +168,20 @@ def lay_out(samples: Sequence[Path], questions: Sequence[str]) -> Parts:
     """Create the components inside the open `gr.Blocks`."""
     gr.Markdown(HEAD, elem_id="head")
     with gr.Row(equal_height=False):
-        with gr.Column(scale=6, min_width=420):
+        with gr.Column(scale=6, min_width=320):
             video = gr.Video(show_label=False, sources=["upload"], height=380, elem_id="player", buttons=[])
             with gr.Row(elem_id="samples", visible=bool(samples)):
                 picks = [gr.Button(f"Sample: {sample_label(path)}", size="sm") for path in samples]
             card = gr.HTML(IDLE_HTML, elem_id="progress", padding=False)
             gr.Markdown("Keyframes: click one to go there", elem_classes="look-label")
             strip = gr.Gallery(elem_id="strip", columns=6, height=104, **PICTURES)
-        with gr.Column(scale=5, min_width=380):
+        with gr.Column(scale=5, min_width=320):
             chat = gr.Chatbot(
                 show_label=False, height=430, placeholder=CHAT_PLACEHOLDER, elem_id="chat", allow_tags=False,
                 sanitize_html=True, feedback_options=None, buttons=[],
             )  # fmt: skip
             question = gr.Textbox(
-                placeholder="Ask about any moment of the video, also while it is being watched",
+                placeholder="Ask about any moment, also while watching goes on",
                 show_label=False, submit_btn=True, max_lines=4, elem_id="question", autofocus=True,
             )  # fmt: skip
             with gr.Row(elem_id="questions"):

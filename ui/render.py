@@ -114,17 +114,14 @@ def answer_markdown(answer: Answer) -> str:
     return f"{answer.text}\n\n*looked at {times}*" if times else answer.text
 
 
-def evidence_rows(evidence: Sequence[Evidence]) -> list[tuple[str, str, str]]:
-    """(span, why, score) of each evidence, best first."""
-    return [(span(item), item.why, f"{item.score:.2f}") for item in evidence]
+def evidence_row(evidence: Evidence) -> tuple[str, str, str]:
+    """(span, why, score) for a table; a stretch that was not searched for has no score to show."""
+    return span(evidence), evidence.why, f"{evidence.score:.2f}" if evidence.why == "recalled" else ""
 
 
-def evidence_table(evidence: Sequence[Evidence]) -> str:
-    """The evidence as a Markdown table, best first; empty text where there is none."""
-    if not evidence:
-        return ""
-    rows = "\n".join(f"| {when} | {why} | {score} |" for when, why, score in evidence_rows(evidence))
-    return f"| when | why | score |\n|---|---|---|\n{rows}"
+def evidence_label(evidence: Evidence) -> str:
+    """The same in one line, for a button: "00:42–00:58 · recalled · 0.91"."""
+    return " · ".join(filter(None, evidence_row(evidence)))
 
 
 def in_time_order(evidence: Iterable[Evidence]) -> list[Evidence]:
