@@ -16,7 +16,6 @@ from streaming.truncation import ends_inside_a_unit
 
 __all__ = ["FileSource", "SourceError", "SourceInfo", "probe"]
 
-_EARLY_PART = 0.4  # of the spacing of pictures: rounding and jitter stay below it, the next picture beyond
 _SEEK_FROM_SECONDS = 5.0  # a start before that is reached sooner by decoding
 _CLAIM_SLACK_SECONDS = 1.0  # headers round, and sound may end a little before what they claim
 _INDEXED_CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")  # can be wound, and tell their duration
@@ -72,8 +71,7 @@ class FileSource:
             self._video.stop()
 
     def _sampled(self, video: VideoFile) -> Iterator[Picture]:
-        early_seconds = min(_EARLY_PART / self.info.rate, 0.25 / self._fps)
-        sampler = Sampler(self._fps, self._start_seconds, early_seconds)
+        sampler = Sampler(self._fps, self._start_seconds)
         last_seconds = 0.0
         for picture in self._pictures(video):
             if self._closed or picture.seconds >= self._stop_seconds:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+ROUNDING_SECONDS = 0.002
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -44,20 +46,19 @@ class Frame:
 class Sampler:
     """Picks pictures of a stream at a rate by their times, never by counting them.
 
-    Ticks lie at origin_seconds + k / fps. A picture is taken when it is the first to reach a tick that no earlier one
-    reached. So each picture is taken once at most, with its own time, however long it stays: slides slower than `fps`
-    are not repeated. `early_seconds`: how far before its tick a picture still counts as on it, so that rounded time
-    stamps cost no picture; give it a part of their spacing.
+    Ticks lie at origin_seconds + k / fps, and the first picture at or after a tick is taken, with its own time. So each
+    is taken once at most, however long it stays: slides slower than `fps` are not repeated. Containers round times to
+    milliseconds; a picture that little before its tick counts as on it.
     """
 
-    def __init__(self, fps: float, origin_seconds: float = 0.0, early_seconds: float = 0.0) -> None:
+    def __init__(self, fps: float, origin_seconds: float = 0.0) -> None:
         self._fps = fps
-        self._origin_seconds = origin_seconds - early_seconds
+        self._origin_seconds = origin_seconds - ROUNDING_SECONDS
         self._next_tick = 0
 
     def takes(self, pts_seconds: float) -> bool:
         """Whether the next picture of the stream, at `pts_seconds`, is one of the sample."""
-        tick = math.floor((pts_seconds - self._origin_seconds) * self._fps + 1e-6)
+        tick = math.floor((pts_seconds - self._origin_seconds) * self._fps)
         if tick < self._next_tick:
             return False
         self._next_tick = tick + 1

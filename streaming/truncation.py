@@ -20,10 +20,13 @@ def lacks_index(path: Path) -> bool:
 
 
 def ends_inside_a_unit(path: Path, format_name: str) -> bool:
-    """True where the last MP4 box or transport-stream packet is cut; False for containers that cannot tell."""
+    """True where the last MP4 box, AVI chunk or transport-stream packet is cut; False where a container cannot tell."""
     size = path.stat().st_size
     if format_name == "mpegts":
         return all(size % unit for unit in _TRANSPORT_PACKET_BYTES)
+    if format_name == "avi":
+        with path.open("rb") as file:
+            return size < int.from_bytes(file.read(8)[4:], "little") + 8
     if format_name.startswith("mov"):
         return any(stop > size for _, stop in _boxes(path))
     return False
