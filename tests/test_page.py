@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -207,6 +208,12 @@ def test_uploads_and_sessions_are_gone_when_the_page_is(clip: Path, tmp_path: Pa
         tab.close()
     assert not folder.exists()
     assert all(session.closed for session in engine.sessions)
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(address: str) -> None:
+    port = urlsplit(address).port
+    with pytest.raises(ValueError, match=f"port {port}"), running_page(FakeEngine(), port=port):
+        pass
 
 
 def engine_folder() -> Path:

@@ -272,22 +272,29 @@ def running_page(
 ) -> Iterator[str]:
     """Serve the page while the block runs and give its address. Uploads live in a folder that goes with it.
 
-    port: None takes a free one.
+    port: None takes a free one. Raises ValueError where nothing can listen at `host` and `port`.
     """
     with TemporaryDirectory(prefix="longlook-page-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the one way to tell gradio; read when components are made
         page, viewings = build_page(engine, samples, config=config, questions=questions, preload=preload)
         try:
-            _, address, _ = page.launch(
-                server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
-                theme=theme(), css_paths=CSS_PATH, footer_links=[], max_file_size=max_upload,
-                allowed_paths=[str(path) for path in samples],
-                run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
-            )  # fmt: skip
-            yield address
+            yield launched(page, host, port, max_file_size=max_upload, allowed_paths=[str(path) for path in samples])
         finally:
             page.close(verbose=False)
             viewings.close_all()
+
+
+def launched(page: gr.Blocks, host: str, port: int | None, **options: Any) -> str:
+    """Start the server of `page` on a thread and give its address."""
+    try:
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
+            theme=theme(), css_paths=CSS_PATH, footer_links=[], run_history=False, enable_monitoring=False,
+            ssr_mode=False, mcp_server=False, pwa=False, **options,
+        )  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"Nothing can listen on {host} port {port}: is a page open there already?") from error
+    return str(address)
 
 
 def theme() -> gr.themes.Base:
