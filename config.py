@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class MemoryConfig:
     chunk_frames: int = 16  # frames prefilled together (Video-XL-2)
     prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees while it is prefilled
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
-    recall_chunks: int = 6  # older chunks brought back dense for a question: the best four and the best one's neighbours
+    recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
     host_bytes: int = 8 << 30  # budget of the host tier
 
     def __post_init__(self) -> None:
@@ -53,3 +55,18 @@ class Config:
     read: ReadConfig = field(default_factory=ReadConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+
+    def overridden(self, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+        """This configuration with some knobs turned: {"memory": {"chunk_frames": 8}}.
+
+        Raises ValueError for a knob that does not exist or cannot stand so.
+        """
+        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        for name, knobs in changes.items():
+            if name not in sections:
+                raise ValueError(f"{name!r} is not a section of the configuration: {', '.join(sections)}")
+            known = {knob.name for knob in fields(sections[name])}
+            if unknown := set(knobs) - known:
+                raise ValueError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
+            sections[name] = replace(sections[name], **knobs)
+        return Config(**sections)

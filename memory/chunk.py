@@ -60,7 +60,9 @@ class KVChunk:
             raise ValueError(f"keys {list(self.keys.shape)} and values {list(self.values.shape)} must be one 4-d shape")
         n = self.keys.shape[2]
         if self.layout.num_tokens != n or tuple(self.visual.shape) != (n,):
-            raise ValueError(f"{n} keys need {n} positions and marks, not {self.layout.num_tokens}, {list(self.visual.shape)}")
+            raise ValueError(
+                f"{n} keys need {n} positions and marks, not {self.layout.num_tokens}, {list(self.visual.shape)}"
+            )
         if self.stop_seconds < self.start_seconds:
             raise ValueError(f"a chunk cannot stop at {self.stop_seconds} s before it starts at {self.start_seconds} s")
 

@@ -74,12 +74,14 @@ class VideoLLM(Protocol):
         ...
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        """The groups (each behind its timestamp) through the LLM, seeing `context` (renumbered compactly) and themselves."""
+        """Groups, each behind its timestamp, through the LLM; they see `context`, laid out compactly, and each other."""
         ...
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
-        """Raw queries of a question that has seen the prefix only, [len(heads), n, head_dim], one per token of question and
-        answer header, the last n of them being the newest."""
+        """Raw queries of a question that has seen the prefix only, float32 [len(heads), n, head_dim].
+
+        One per token of the question and the header of its answer, the newest last.
+        """
         ...
 
     def all_question_queries(self, question: str) -> Tensor:

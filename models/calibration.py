@@ -9,6 +9,8 @@ Knows nothing of sessions or tiers.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,15 +31,18 @@ LAST_TOKENS = (1, 4, 0)  # how many of the newest question tokens a head is aske
 MOST_HEADS = 4
 LEAST_HIT1 = 0.3  # a head that finds less than this does not retrieve
 FRAME_SIDE = 224  # pixels of a needle's frames; the model's preprocessing resizes them as it does with any video
+SHIPPED = Path(__file__).parent / "demo" / "weights"
 QUESTIONS = ("When does the {name} appear?", "Which way does the {name} move?", "Was there a {name}?")
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class RetrievalHead:
-    """A head that retrieves: asked with the newest `last_tokens` tokens of a question (0: all). `mean` and `std` are of its
-    MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4` how often the right chunk came first, or among
-    the first four, on fresh needles."""
+    """A head that retrieves: asked with the newest `last_tokens` tokens of a question (0: all).
+
+    `mean` and `std` are of its MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4` how often the
+    right chunk came first, or among the first four, on fresh needles.
+    """
 
     layer: int
     head: int
@@ -72,7 +77,7 @@ class Profile:
         return torch.stack(keys).float().cpu()
 
     def queries_of(self, model: VideoLLM, question: str) -> Tensor:
-        """Raw queries of a question for every head, [heads, q, head_dim]; a head asked with fewer tokens repeats its last."""
+        """Raw queries of a question for every head, [heads, q, head_dim]; a head asked with fewer repeats its last."""
         queries = model.question_queries(question, [Head(head.layer, head.head) for head in self.heads])
         return torch.stack([_newest(q, head.last_tokens) for q, head in zip(queries, self.heads, strict=True)])
 
@@ -119,7 +124,9 @@ def make_needles(seed: int, count: int, chunk_seconds: float) -> Needles:
         start = float(rng.uniform(0, chunk_seconds / 4))
         stop = float(rng.uniform(chunk_seconds * 0.75, chunk_seconds))
         things = place_things(rng, [(shape, colour)], min(stop - start, 4.0))
-        scenes.append(Scene(chunk_seconds, _plain_background(rng), (WorldEvent(start, min(stop, start + 4.0), things),)))
+        scenes.append(
+            Scene(chunk_seconds, _plain_background(rng), (WorldEvent(start, min(stop, start + 4.0), things),))
+        )
     asked = [(q.format(name=f"{c} {s}"), k) for k, (s, c) in enumerate(picked) for q in QUESTIONS]
     return Needles(tuple(scenes), tuple(asked))
 
@@ -154,7 +161,9 @@ def score_needles(
     for number, chunk in enumerate(needle_chunks(model, needles, memory, fps)):
         keys = chunk.keys[:, :, chunk.visual.to(chunk.keys.device)].float()
         keys = keys.repeat_interleave(model.num_heads // model.num_kv_heads, dim=1)  # [layers, heads, n, head_dim]
-        per_token = [torch.einsum("lhqd,lhnd->lhqn", q, keys).amax(-1).cpu() for q in queries]  # each [layers, heads, q]
+        per_token = [
+            torch.einsum("lhqd,lhnd->lhqn", q, keys).amax(-1).cpu() for q in queries
+        ]  # each [layers, heads, q]
         for last in LAST_TOKENS:
             scores[last].append(torch.stack([s[..., -last:].amax(-1) for s in per_token]))
         progress(number + 1, len(needles.scenes))
@@ -168,7 +177,12 @@ def hits(scores: Tensor, truth: Sequence[int], best: int) -> Tensor:
 
 
 def calibrate(
-    model: VideoLLM, memory: MemoryConfig, fps: float, count: int = 48, seed: int = 0, progress: Progress = lambda k, n: None
+    model: VideoLLM,
+    memory: MemoryConfig,
+    fps: float,
+    count: int = 48,
+    seed: int = 0,
+    progress: Progress = lambda k, n: None,
 ) -> Profile | None:
     """Finds the retrieval heads of a model on needles and measures them on fresh ones; None where no head retrieves.
 
@@ -182,6 +196,24 @@ def calibrate(
         return None
     check = score_needles(model, fresh, memory, fps, lambda k, n: progress(n + k, 2 * n))
     return _measured(model, chosen, scores, check, [k for _, k in fresh.questions])
+
+
+def profile_path(model: VideoLLM) -> Path:
+    """Where the profile of this checkpoint and dtype is kept on this machine."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "longlook" / "profiles" / _file_name(model)
+
+
+def find_profile(model: VideoLLM) -> Profile | None:
+    """The profile calibrated for this very checkpoint and dtype, made here or shipped with the embedded model."""
+    for path in (profile_path(model), SHIPPED / _file_name(model)):
+        if path.is_file():
+            return Profile.load(path)
+    return None
+
+
+def _file_name(model: VideoLLM) -> str:
+    return re.sub(r"[^\w.@-]", "_", f"{model.model_id}-{str(model.dtype).removeprefix('torch.')}") + ".json"
 
 
 Candidate = tuple[int, int, int]  # newest tokens, layer, head
@@ -231,11 +263,19 @@ def _norms(scores: dict[int, Tensor], chosen: Sequence[Candidate]) -> list[HeadN
 
 def _quality(scores: dict[int, Tensor], chosen: Sequence[Candidate], truth: Sequence[int]) -> float:
     summed = _together(scores, chosen, _norms(scores, chosen))
-    return float(hits(summed, truth, 1)) + 0.5 * float(hits(summed, truth, 4)) + _margin(summed[:, None, None], truth, 0, 0)
+    return (
+        float(hits(summed, truth, 1))
+        + 0.5 * float(hits(summed, truth, 4))
+        + _margin(summed[:, None, None], truth, 0, 0)
+    )
 
 
 def _measured(
-    model: VideoLLM, chosen: Sequence[Candidate], scores: dict[int, Tensor], check: dict[int, Tensor], truth: Sequence[int]
+    model: VideoLLM,
+    chosen: Sequence[Candidate],
+    scores: dict[int, Tensor],
+    check: dict[int, Tensor],
+    truth: Sequence[int],
 ) -> Profile:
     norms = _norms(scores, chosen)
     summed = _together(check, chosen, norms)

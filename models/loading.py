@@ -51,6 +51,12 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
         raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
 
 
+def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
+    """What a checkpoint's folder says in `longlook.json` about how it wants to be used; {} where it says nothing."""
+    path = Path(_source(model)) / "longlook.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
 def _source(model: str) -> str:
     """The folder or hub id to load from."""
     if not model:

@@ -5,13 +5,15 @@ Knows nothing of files, pages or what is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Condition
+from typing import Any
 
 from config import Config
 from models.base import VideoLLM
-from models.calibration import Profile
+from models.calibration import Profile, find_profile
+from models.loading import load, recommended_settings
 from streaming.session import Session
 
 
@@ -56,3 +58,19 @@ class Engine:
     def open(self) -> Session:
         """A new session: one stream's memory and dialogue."""
         return Session(self.model, self.profile, self.config, self._turns.take)
+
+
+def load_engine(
+    model: str = "demo",
+    device: str = "auto",
+    dtype: str = "auto",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Engine:
+    """An engine for a model by name, with its profile where it has one.
+
+    The configuration is the defaults, changed by what the checkpoint recommends, changed by `settings`.
+    Raises ModelError (a ValueError) for a model that cannot be had, ValueError for settings that make no sense.
+    """
+    config = Config().overridden(recommended_settings(model)).overridden(settings or {})
+    loaded = load(model, device, dtype)
+    return Engine(loaded, find_profile(loaded), config)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock; `first_token_seconds` is that of the last answer."""
+    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock, those to the first token
+    are of the last answer."""
 
     frames_read: int = 0
     chunks: int = 0

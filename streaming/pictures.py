@@ -25,7 +25,8 @@ from streaming.opening import open_video
 
 _DEFAULT_RATE = Fraction(25)  # pictures per second where a stream tells neither times nor a rate, as FFmpeg assumes
 _JUMP_SECONDS = 1.0  # times that fall back further than this begin anew; less is jitter
-_LOOK_BACK_SECONDS = (0.0, 2.0, 10.0, 60.0)
+_LOOK_BACK_SECONDS = (0.0, 2.0, 10.0, 60.0)  # a keyframe is sought that far before where it should be
+_BT709 = 1  # FFmpeg's AVCOL_SPC_BT709
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +153,9 @@ class VideoFile:
 
     def rgb(self, picture: Picture) -> NDArray[np.uint8]:
         """The picture as uint8 [H, W, 3], upright."""
-        image = self._reformatter.reformat(picture.frame, format="rgb24").to_ndarray()
-        return upright(image.astype(np.uint8, copy=False), display_matrix(picture.frame))
+        matrix = "ITU709" if picture.frame.colorspace == _BT709 else None  # PyAV before 17 does not look for itself
+        converted = self._reformatter.reformat(picture.frame, format="rgb24", src_colorspace=matrix)
+        return upright(converted.to_ndarray().astype(np.uint8, copy=False), display_matrix(picture.frame))
 
     def close(self) -> None:
         self.container.close()

@@ -16,12 +16,13 @@ from PIL import Image
 
 from config import Config
 from memory.address import chunk_ranges, in_seconds, named_spans
-from memory.bank import KVMemory
+from memory.bank import KVMemory, MemoryFullError
+from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.recall import RecallPlan, evidence, plan_recall
 from models.base import Turn, VideoLLM
 from models.calibration import Profile
-from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Stats, Thumbnail, WatchEvent, Watched
+from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
 
 THUMBNAIL_SIDE = 192  # pixels of the longer side
@@ -42,9 +43,13 @@ class Session:
         """Remembers the frames chunk by chunk, telling after each chunk; may be called again for what comes later."""
         for part in in_parts(frames, self._config.memory.chunk_frames):
             started = time.perf_counter()
-            with self._take_turn(False):
-                self._remember(part)
-                self._count(frames=len(part), seconds=time.perf_counter() - started)
+            try:
+                with self._take_turn(False):
+                    self._remember(part)
+                    self._count(frames=len(part), seconds=time.perf_counter() - started)
+            except MemoryFullError as error:
+                yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
+                return
             yield thumbnail(part[len(part) // 2])
             yield Watched(part[-1].pts_seconds, self._stats)
 
@@ -104,7 +109,7 @@ class Session:
             scores = evidence(found.scores, self._profile.norms)
         return plan_recall(scores, named, len(spans), memory.window_chunks, memory.recall_chunks)
 
-    def _answer(self, question: str, context: Sequence, started: float) -> Iterator[str]:
+    def _answer(self, question: str, context: Sequence[KVChunk], started: float) -> Iterator[str]:
         options = self._config.answer
         earlier = self._dialogue[-options.dialogue_turns :] if options.dialogue_turns else []
         pieces = self._model.answer(in_seconds(question), context, earlier, options)

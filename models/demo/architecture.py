@@ -13,7 +13,7 @@ HIDDEN = 192
 
 
 def demo_config(vocab_size: int, special: dict[str, int]) -> Qwen3VLConfig:
-    """The configuration; `special` names the token ids of vision_start, vision_end, image and video placeholders and eos."""
+    """The configuration; `special` names the ids of vision_start, vision_end, image, video, eos, pad."""
     text = {
         "vocab_size": vocab_size,
         "hidden_size": HIDDEN,

@@ -33,7 +33,7 @@ LABELS = {"shape": 10, "colour": 9, "motion": 6, "digit": 11, "centre": 2, "fram
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """frames: uint8 [groups, 2, 64, 64, 3]; labels: int8 [groups, 16, 6]; scenes with the number of their first group."""
+    """frames: uint8 [groups, 2, 64, 64, 3]; labels: int8 [groups, 16, 6]; scenes with their first group's number."""
 
     frames: NDArray[np.uint8]
     labels: NDArray[np.int8]
@@ -95,8 +95,8 @@ def through_codec(frames: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         out.mux(stream.encode(None))
     buffer.seek(0)
-    with av.open(buffer) as back:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in back.decode(video=0)])
+    with av.open(buffer, "r") as back:
+        return np.stack([np.asarray(frame.to_ndarray(format="rgb24")) for frame in back.decode(video=0)])
 
 
 def scene_labels(scene: Scene) -> NDArray[np.int8]:

@@ -60,7 +60,9 @@ class TokenRow:
     group: list[int] = field(default_factory=list)  # the bank's group for visual tokens, else -1
     targets: list[int] = field(default_factory=list)  # token to predict next, -100 where nothing is asked
 
-    def add(self, token: int, position: tuple[int, int, int], chunk: int, owner: int, seen: bool, group: int = -1) -> None:
+    def add(
+        self, token: int, position: tuple[int, int, int], chunk: int, owner: int, seen: bool, group: int = -1
+    ) -> None:
         self.ids.append(token)
         self.positions.append(position)
         self.chunk.append(chunk)
@@ -87,7 +89,8 @@ class ClipMaker:
     def chunks(self, rng: np.random.Generator, stage: Stage) -> list[StoredChunk]:
         """A clip: scenes in time order, close together or hours apart."""
         wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
-        start, parts, far = _random_start(rng), [], rng.random() < stage.far
+        start, far = _random_start(rng), rng.random() < stage.far
+        parts: list[StoredChunk] = []
         while len(parts) < wanted:
             number = int(rng.integers(len(self.scenes)))
             parts += self._scene_chunks(rng, number, start, stage)
@@ -166,7 +169,9 @@ class ClipMaker:
 
 def _random_start(rng: np.random.Generator) -> float:
     """Anywhere in a day, often near its beginning (videos are short), whole seconds more often than not."""
-    start = float(rng.uniform(0, DAY_SECONDS)) if rng.random() < 0.5 else float(np.exp(rng.uniform(0, np.log(4000))) - 1)
+    start = (
+        float(rng.uniform(0, DAY_SECONDS)) if rng.random() < 0.5 else float(np.exp(rng.uniform(0, np.log(4000))) - 1)
+    )
     return float(int(start)) + (float(rng.integers(10)) / 10 if rng.random() < 0.3 else 0.0)
 
 
@@ -219,7 +224,7 @@ def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
 
 
 def view(row: TokenRow, reach: int) -> NDArray[np.bool_]:
-    """Who sees whom, [n, n]: a clip token its prefix, the last `reach` chunks and its own; a question the seen clip and itself."""
+    """Who sees whom, [n, n]: clip tokens the prefix and `reach` chunks back; questions the clip and themselves."""
     chunk, owner, seen = np.array(row.chunk), np.array(row.owner), np.array(row.seen)
     of_clip = owner == CLIP
     near = (chunk[None, :] >= chunk[:, None] - reach) | (chunk == PREFIX_CHUNK)[None, :]

@@ -12,7 +12,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[Optimizer]:
     """Splits the trainable parameters: matrices inside the blocks go to Muon, embeddings, norms and heads to AdamW."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -102,7 +102,12 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "Which came last, the {name} or the {other}?",
         "What was shown later, the {name} or the {other}?",
     ),
-    "first": ("What is the first thing shown?", "What is shown first?", "What came first?", "What appears at the beginning?"),
+    "first": (
+        "What is the first thing shown?",
+        "What is shown first?",
+        "What came first?",
+        "What appears at the beginning?",
+    ),
     "last": ("What is the last thing shown?", "What is shown last?", "What came last?", "What appears at the end?"),
     "digit": (
         "Which digit is shown?",
@@ -319,7 +324,9 @@ def _when(rng: np.random.Generator, facts: Facts) -> Made:
     return {"name": name}, f"at {facts.first[event].second} seconds", [event]
 
 
-def _clean_moment(rng: np.random.Generator, facts: Facts, fits: Callable[[WorldEvent], bool], empty: float) -> Moment | None:
+def _clean_moment(
+    rng: np.random.Generator, facts: Facts, fits: Callable[[WorldEvent], bool], empty: float
+) -> Moment | None:
     """A moment that shows one fitting event, or (rarely, by the share `empty`) none."""
     bare = [m for m in facts.clean if not m.events]
     if bare and rng.random() < empty:
@@ -399,7 +406,9 @@ def _either(latest: bool) -> Asker:
         events = [facts.once[name], facts.once[other]]
         if events[0] is events[1]:
             return None
-        order = sorted(((facts.first[e].pts_seconds, n) for e, n in zip(events, (name, other), strict=True)), reverse=latest)
+        order = sorted(
+            ((facts.first[e].pts_seconds, n) for e, n in zip(events, (name, other), strict=True)), reverse=latest
+        )
         if order[0][0] == order[1][0]:
             return None
         return {"name": name, "other": other}, f"the {order[0][1]}", events
@@ -468,7 +477,7 @@ def other_text(rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return pick(rng, PHRASES["other"])
     family = pick(rng, [f for f, group in PHRASES.items() if any("{name}" in p or "{shape}" in p for p in group)])
-    strange = {word: "zebra" for word in ("name", "shape", "colour", "other")}
+    strange = dict.fromkeys(("name", "shape", "colour", "other"), "zebra")
     return pick(rng, PHRASES[family]).format(second=int(rng.integers(4000)), **strange)
 
 

@@ -6,12 +6,11 @@ short scene, from chunks recalled out of a long stream, or from a stream as a wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from models.demo.world import SHAPES, Scene, WorldEvent, make_digit, make_things
+from models.demo.world import SHAPES, Scene, Thing, WorldEvent, make_digit, make_things
 
 FPS = 2.0
 FRAMES_PER_GROUP = 2
@@ -82,7 +81,7 @@ def _calm_events(rng: np.random.Generator, duration: float, gap_chance: float) -
 
 def random_event(rng: np.random.Generator, start: float, seconds: float) -> WorldEvent:
     if rng.random() < 0.2:
-        things: Sequence = (make_digit(rng, int(rng.integers(10))),)
+        things: tuple[Thing, ...] = (make_digit(rng, int(rng.integers(10))),)
     else:
         count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.11, 0.09]))
         things = make_things(rng, count, seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class BatchedTower(nn.Module):
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """[groups, 64, 384] -> embeddings and deepstack features, each [groups, 16, hidden]."""
         tower = self.tower
-        groups, count, _ = patches.shape
+        groups = patches.shape[0]
         h = tower.patch_embed.proj.weight.flatten(1)  # a strided convolution over one patch is a product
         x = nn.functional.linear(patches, h, tower.patch_embed.proj.bias)
         x = x + (tower.pos_embed(self.taps) * self.weights[:, :, None]).sum(1)
@@ -63,12 +64,13 @@ class BatchedTower(nn.Module):
         return tower.merger(x).view(groups, -1, HIDDEN), deep.view(groups, -1, HIDDEN)
 
     @staticmethod
-    def _attend(attention: nn.Module, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(attention: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         groups, count, width = x.shape
         q, k, v = attention.qkv(x).view(groups, count, 3, attention.num_heads, -1).unbind(2)
         q, k = apply_rotary_pos_emb_vision(q, k, *rotary)
         out = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
-        return attention.proj(out.transpose(1, 2).reshape(groups, count, width))
+        projected: Tensor = attention.proj(out.transpose(1, 2).reshape(groups, count, width))
+        return projected
 
 
 class TokenHeads(nn.Module):
@@ -131,7 +133,7 @@ def train_tower(
         labels = torch.from_numpy(bank.labels[pick])
         loss, _ = see_loss(heads, embeddings.float(), labels)
         extra, _ = see_loss(heads, deep.float(), labels)
-        (loss + 0.2 * extra).backward()
+        torch.autograd.backward(loss + 0.2 * extra)
         schedule.step()
         if (step + 1) % 200 == 0 or step + 1 == steps:
             yield step + 1, float(loss.detach()), evaluate_tower(batched, heads, bank, held_out)

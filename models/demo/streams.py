@@ -15,7 +15,7 @@ import numpy as np
 
 from models.demo.questions import Facts, Question, ask
 from models.demo.scenes import CHUNK_SECONDS, FPS, Moment, is_digit, moments
-from models.demo.world import COLOURS, SHAPES, Scene, WorldEvent, make_digit, place_things, render
+from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent, make_digit, place_things, render
 from streaming.frames import Frame
 
 RARE_SHAPES = 2  # shapes that occur in one colour only, so that "what colour is the heart" has an answer
@@ -76,7 +76,8 @@ class _Names:
     """Draws things: rare ones once, the rest from the shapes and colours that may repeat."""
 
     def __init__(self, rng: np.random.Generator, duration_seconds: float) -> None:
-        shapes, colours = rng.permutation(SHAPES).tolist(), rng.permutation(list(COLOURS)).tolist()
+        shapes = [str(s) for s in rng.permutation(SHAPES)]
+        colours = [str(c) for c in rng.permutation(list(COLOURS))]
         self.shapes, self.colours = shapes[RARE_SHAPES:], colours[RARE_COLOURS:]
         self.rare = [(s, c) for s, c in zip(shapes[:RARE_SHAPES], colours[RARE_COLOURS:], strict=False)]
         self.rare += [(s, c) for c, s in zip(colours[:RARE_COLOURS], shapes[RARE_SHAPES:], strict=False)]
@@ -114,7 +115,7 @@ def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float
         seconds = min(float(rng.choice([2.0, 3.0, 4.0])), length - start)
         if rng.random() < 0.12:
             digit = names.digits[int(rng.integers(len(names.digits)))]
-            things = (make_digit(rng, digit),)
+            things: tuple[Thing, ...] = (make_digit(rng, digit),)
         else:
             count = int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15])) if rng.random() < crowd else 1
             things = place_things(rng, names.draw(rng, count), seconds)
@@ -165,5 +166,3 @@ def describe_events(stream: Stream) -> list[dict[str, object]]:
         }
         for start, stop, event in stream.events()
     ]
-
-

@@ -16,7 +16,15 @@ from transformers import PreTrainedTokenizerFast
 from models.demo.questions import MOTION_WORDS, OTHER_ANSWER, PHRASES
 from models.demo.world import COLOURS, MOTIONS, SHAPES
 
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>")
+SPECIAL = (
+    "<|pad|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|video_pad|>",
+    "<|image_pad|>",
+)
 UNKNOWN = "<unk>"
 HUNDREDS, MYRIADS = "·", ":"  # marks on the pairs worth 100 and 10,000
 WORD = r"\d{1,2}[:·]?|\.\d|seconds>|[a-z]+"

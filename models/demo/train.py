@@ -26,6 +26,7 @@ from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
 from models.demo.bind import Batch, ClipMaker, Stage
 from models.demo.optimiser import Schedule, make_optimisers
+from models.demo.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
 from models.demo.tokenizer import build_tokenizer, special_ids
 
 log = logging.getLogger("longlook.train")
@@ -36,11 +37,17 @@ SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=12, far=0
 LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=6, far=0.6, questions=20)
 # (share of the steps, stages with their weights): see first, then bind, then at length.
 CURRICULUM: tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...] = (
-    (0.12, ((GLANCE, 1.0),)),
-    (0.26, ((GLANCE, 0.15), (CHUNK, 0.85))),
+    (0.09, ((GLANCE, 1.0),)),
+    (0.22, ((GLANCE, 0.15), (CHUNK, 0.85))),
     (0.27, ((CHUNK, 0.3), (SHORT, 0.7))),
-    (0.35, ((CHUNK, 0.1), (SHORT, 0.25), (LONG, 0.65))),
+    (0.42, ((CHUNK, 0.1), (SHORT, 0.25), (LONG, 0.65))),
 )
+# How the model wants to be used: what it was trained on.
+RECOMMENDED = {
+    "read": {"fps": FPS},
+    "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP},
+    "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
+}
 SAVE_EVERY = 50  # steps
 
 
@@ -91,7 +98,12 @@ class Tally:
 
 
 def train_bind(
-    model: Qwen3VLForConditionalGeneration, maker: ClipMaker, features: tuple[Tensor, Tensor], folder: Path, steps: int, seed: int
+    model: Qwen3VLForConditionalGeneration,
+    maker: ClipMaker,
+    features: tuple[Tensor, Tensor],
+    folder: Path,
+    steps: int,
+    seed: int,
 ) -> None:
     """The LLM alone, the tower frozen; resumes from the folder's newest state."""
     model.model.visual.requires_grad_(False)
@@ -108,12 +120,14 @@ def train_bind(
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = bind.answer_logits(model, *features, batch)
         loss = bind.answer_loss(logits, targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         schedule.step()
         tally.add(logits.detach(), batch)
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            log.info("bind: step %d loss %.3f (%.0f s) %s", step + 1, total / SAVE_EVERY, time.monotonic() - since, tally)
+            log.info(
+                "bind: step %d loss %.3f (%.0f s) %s", step + 1, total / SAVE_EVERY, time.monotonic() - since, tally
+            )
             total = 0.0
             state = {"model": model.state_dict(), "schedule": schedule.state_dict()}
             torch.save(state, checkpoint.with_suffix(".part"))
@@ -134,6 +148,7 @@ def save(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerF
         "image_std": [0.5, 0.5, 0.5],
         "size": {"shortest_edge": pixels, "longest_edge": pixels},
     }
+    (out / "longlook.json").write_text(json.dumps(RECOMMENDED, indent=2) + "\n")
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
 
 
@@ -142,7 +157,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = Path("models/demo/weights"),
     chunks: Annotated[int, typer.Option(help="Chunks of four seconds in the bank.")] = 20_000,
     see_steps: Annotated[int, typer.Option(help="Steps of the seeing stage.")] = 1400,
-    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 3000,
+    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 1800,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
 ) -> None:
     """Train the demo model from nothing, or go on where it stopped."""

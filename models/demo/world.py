@@ -243,7 +243,7 @@ def background(seed: int, side: int) -> Image.Image:
 
 
 def _muted(colour: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 0.5 * colour + 0.5 * colour.mean()
+    return np.asarray(0.5 * colour + 0.5 * colour.mean())
 
 
 def _photo_crop(rng: np.random.Generator, side: int) -> Image.Image:

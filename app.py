@@ -1,0 +1,269 @@
+"""The command line of longlook.
+
+Turns words into calls and events into lines: answers on standard output, everything else on standard error. A user's
+mistake is one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from streaming.engine import Engine, load_engine
+from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
+from streaming.file_source import FileSource
+from streaming.reader import Reader
+from streaming.session import Session
+from ui.render import clock
+
+SAMPLES = Path(__file__).parent / "samples"
+Settings = dict[str, dict[str, Any]]
+USER_MISTAKE = 2
+INTERRUPTED = 130
+GIB = 1 << 30
+
+app = typer.Typer(
+    help="Watch a video of any length and answer questions about any moment of it, on a single GPU or none.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+said = Console(stderr=True, highlight=False)
+
+ModelName = Annotated[
+    str, typer.Option("--model", "-m", help="demo (embedded), a folder, or a hub id such as Qwen/Qwen3-VL-4B-Instruct.")
+]
+Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Fps = Annotated[float | None, typer.Option(help="Frames looked at per second of video. [default: 2]")]
+ChunkFrames = Annotated[int | None, typer.Option(help="Frames remembered together. [default: 16; demo 8]")]
+RecallChunks = Annotated[int | None, typer.Option(help="Older chunks brought back for a question. [default: 6]")]
+HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. [default: 8]")]
+
+
+@app.command()
+def ask(
+    video: Annotated[Path, typer.Argument(help="The video file.")],
+    questions: Annotated[list[str], typer.Argument(help="One or more questions.", metavar="QUESTION...")],
+    ask_at: Annotated[
+        float | None, typer.Option(help="Ask as if the stream stood at this second; later is not seen.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per question, a line each.")] = False,
+    model: ModelName = "demo",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    fps: Fps = None,
+    chunk_frames: ChunkFrames = None,
+    recall_chunks: RecallChunks = None,
+    host_budget: HostBudget = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. [default: 256; demo 64]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. [default: 0]")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the likeliest words of this share. [default: 1]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampler. [default: 0]")] = None,
+) -> None:
+    """Watch a video, then answer questions about it.
+
+    Ctrl-C while watching stops there and answers from what was seen.
+    """
+    settings: Settings = {
+        "read": {"fps": fps},
+        "memory": {
+            "chunk_frames": chunk_frames,
+            "recall_chunks": recall_chunks,
+            "host_bytes": None if host_budget is None else int(host_budget * GIB),
+        },
+        "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
+    }
+    with told_plainly():
+        engine = open_engine(model, device, dtype, settings)
+        read = engine.config.read
+        source = FileSource(video, read.fps, stop_seconds=ask_at)
+        session = engine.open()
+        with Reader(source, read.queue_frames, read.stall_seconds) as reader:
+            watch(session, reader, source)
+        for question in questions:
+            if as_json:
+                typer.echo(json.dumps(asked_silently(session, question)))
+            else:
+                show_answer(session, question)
+
+
+@app.command()
+def serve(
+    video: Annotated[Path | None, typer.Argument(help="A video offered first; else the bundled samples.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 7860,
+    model: ModelName = "demo",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    fps: Fps = None,
+) -> None:
+    """Open the page: upload a video or take a sample, watch it being seen, ask."""
+    from ui import demo as page  # Gradio takes seconds to import
+
+    with told_plainly():
+        engine = open_engine(model, device, dtype, {"read": {"fps": fps}})
+        samples = [video] if video else sorted(SAMPLES.glob("*.mp4"))
+        for sample in samples:
+            FileSource(sample)  # says at once what is wrong with it
+        page.serve(
+            engine,
+            samples,
+            config=engine.config.read,
+            preload=True,
+            host=host,
+            port=port,
+            on_ready=lambda address: said.print(f"longlook is at [bold]{address}[/] (Ctrl-C ends it)"),
+        )
+
+
+@app.command()
+def calibrate(
+    model: ModelName = "demo",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    needles: Annotated[int, typer.Option(help="Chunks of each needle stream.", min=8, max=64)] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the needles; the check uses the next one.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where the profile goes. [default: the user's cache]")] = None,
+) -> None:
+    """Find the attention heads of a checkpoint that look things up, and say how often they find them.
+
+    The profile is kept and used from then on. hit@1 and hit@4 are measured on needles that were not used to choose.
+    """
+    from models.calibration import calibrate as run
+    from models.calibration import profile_path
+
+    with told_plainly():
+        engine = open_engine(model, device, dtype, {})
+        with progress_bar("calibrating") as bar:
+            task = bar.add_task("", total=2 * needles)
+            profile = run(
+                engine.model,
+                engine.config.memory,
+                engine.config.read.fps,
+                needles,
+                seed,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        if profile is None:
+            raise ValueError(f"no head of {engine.model.model_id} retrieves; old chunks will be sampled evenly instead")
+        path = out or profile_path(engine.model)
+        profile.save(path)
+        table = Table("layer", "head", "asked with", "hit@1", "hit@4")
+        for head in profile.heads:
+            asked = f"last {head.last_tokens}" if head.last_tokens else "all tokens"
+            table.add_row(str(head.layer), str(head.head), asked, f"{head.hit1:.2f}", f"{head.hit4:.2f}")
+        table.add_row("all", "", "", f"{profile.hit1:.2f}", f"{profile.hit4:.2f}")
+        Console().print(table)
+        said.print(f"{profile.num_needles} fresh questions over {needles} chunks; profile kept in {escape(str(path))}")
+
+
+def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engine:
+    """The engine, with what the user has set; says what will be missing."""
+    given = {section: {k: v for k, v in knobs.items() if v is not None} for section, knobs in settings.items()}
+    with said.status(f"loading {escape(model)}"):
+        return load_engine(model, device, dtype, given)
+
+
+def watch(session: Session, reader: Reader, source: FileSource) -> None:
+    """Drains `session.watch` behind a progress bar."""
+    total = source.info.duration_seconds
+    told = 0
+    with progress_bar("watching") as bar:
+        task = bar.add_task("", total=None if total is None else round(total))
+        try:
+            for event in session.watch(reader):
+                if isinstance(event, Watched):
+                    bar.update(task, completed=round(event.pts_seconds), description=counters(event.stats))
+                elif isinstance(event, Notice):
+                    bar.console.print(escape(event.text), style="yellow")
+                for warning in source.warnings[told:]:
+                    bar.console.print(escape(warning), style="yellow")
+                told = len(source.warnings)
+            bar.update(task, completed=bar.tasks[0].total)
+        except KeyboardInterrupt:
+            if not session.stats.chunks:
+                raise
+            bar.console.print("Stopped; answering from what was seen so far.", style="yellow")
+    for warning in source.warnings[told:]:
+        said.print(escape(warning), style="yellow")
+
+
+def show_answer(session: Session, question: str) -> None:
+    """The answer as it is generated, then its evidence."""
+    said.print(f"\n[bold]{escape(question)}[/]")
+    for event in session.ask(question):
+        if isinstance(event, AnswerPiece):
+            typer.echo(event.text, nl=False)
+        elif isinstance(event, Answer):
+            typer.echo("")
+            for item in event.evidence:
+                span = f"{clock(item.start_seconds)} to {clock(item.stop_seconds)}"
+                said.print(f"  [dim]{span:<20} score {item.score:6.2f}  {item.why}[/]")
+
+
+def asked_silently(session: Session, question: str) -> dict[str, Any]:
+    """The finished answer as plain data."""
+    answer = next(event for event in session.ask(question) if isinstance(event, Answer))
+    evidence = [asdict(item) for item in answer.evidence]
+    return {"question": answer.question, "answer": answer.text, "evidence": evidence, "stats": asdict(answer.stats)}
+
+
+def counters(stats: Stats) -> str:
+    return f"{stats.chunks} chunks, {stats.tokens:,} tokens"
+
+
+def progress_bar(verb: str) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn(verb),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        console=said,
+        transient=True,
+    )
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """A user's mistake becomes one sentence and exit code 2, Ctrl-C a quiet end; our own errors keep a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        said.print(escape(str(error)), style="red", soft_wrap=True)
+        raise typer.Exit(USER_MISTAKE) from error
+    except KeyboardInterrupt as stop:
+        said.print("Stopped.")
+        raise typer.Exit(INTERRUPTED) from stop
+
+
+def main() -> None:
+    """Entry point: quiet libraries, our own log on standard error."""
+    for name, value in {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)
+    handler = RichHandler(console=said, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    app(prog_name="longlook" if not sys.argv[0].endswith("app.py") else "app.py")
+
+
+if __name__ == "__main__":
+    main()
