@@ -74,7 +74,7 @@ class VideoLLM(Protocol):
         ...
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        """Groups, each behind its timestamp, through the LLM; they see `context`, laid out compactly, and each other."""
+        """Groups, each behind its timestamp, through the LLM. They see `context`, renumbered, and each other."""
         ...
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
