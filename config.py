@@ -29,6 +29,7 @@ class MemoryConfig:
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
     recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
     host_bytes: int = 8 << 30  # budget of the host tier
+    disk_bytes: int = 64 << 30  # budget of a session's folder, where it has one
 
     def __post_init__(self) -> None:
         if self.chunk_frames < 1 or self.window_chunks < 1 or self.recall_chunks < 0 or self.prefill_chunks < 0:

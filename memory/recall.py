@@ -6,7 +6,7 @@ Knows nothing of models, queries or tiers. Chunks are numbers here; the memory b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Literal
@@ -70,25 +70,32 @@ def evidence(scores: Tensor, norms: Sequence[HeadNorm]) -> list[float]:
 
 
 def plan_recall(
-    scores: Sequence[float] | None, named: Sequence[range], num_chunks: int, window_chunks: int, recall_chunks: int
+    scores: Sequence[float] | None,
+    named: Sequence[range],
+    num_chunks: int,
+    window_chunks: int,
+    recall_chunks: int,
+    gone: Collection[int] = (),
 ) -> RecallPlan:
     """The window, and at most `recall_chunks` older chunks: those of named times first, then by score.
 
     scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled evenly.
     named: the chunks of each named time. When they are more than the budget, it is shared between the times and each
     share is spread over its time, taking the best chunk of every stretch.
+    gone: chunks that cannot be had any more; they are passed over.
     A history of at most window + recall chunks comes back whole.
     """
     if scores is not None and len(scores) != num_chunks:
         raise ValueError(f"{len(scores)} scores cannot rank {num_chunks} chunks")
     known = [0.0] * num_chunks if scores is None else scores
     window_start = max(0, num_chunks - window_chunks)
-    by_name = _share([range(r.start, min(r.stop, window_start)) for r in named], known, recall_chunks)
-    rest = [index for index in range(window_start) if index not in by_name]
+    older = sorted({*range(window_start)}.difference(gone))
+    by_name = _share([sorted({*r}.intersection(older)) for r in named], known, recall_chunks)
+    rest = [index for index in older if index not in by_name]
     room = recall_chunks - len(by_name)
     recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
     said = {index for r in named for index in r}
-    kept = sorted({*by_name, *recalled, *range(window_start, num_chunks)})
+    kept = sorted({*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone))
     return RecallPlan(tuple(PlannedChunk(i, known[i], _why(i, said, window_start)) for i in kept))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Stats:
     """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock, those to the first token
-    are of the last answer."""
+    are of the last answer. `forgotten_chunks` had to make room on the disk: they are no longer recalled."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -23,6 +23,8 @@ class Stats:
     first_token_seconds: float = 0.0
     device_bytes: int = 0
     host_bytes: int = 0
+    disk_bytes: int = 0
+    forgotten_chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,4 +78,4 @@ class Answer:
 
 
 WatchEvent = Watched | Thumbnail | Notice
-AskEvent = AnswerPiece | Answer
+AskEvent = AnswerPiece | Answer | Notice
