@@ -26,7 +26,6 @@ from streaming.opening import open_video
 _DEFAULT_RATE = Fraction(25)  # pictures per second where a stream tells neither times nor a rate, as FFmpeg assumes
 _JUMP_SECONDS = 1.0  # times that fall back further than this begin anew; less is jitter
 _LOOK_BACK_SECONDS = (0.0, 2.0, 10.0, 60.0)  # a keyframe is sought that far before where it should be
-_BT709 = 1  # FFmpeg's AVCOL_SPC_BT709
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +139,8 @@ class VideoFile:
                     yield packet
         except FFmpegError:
             self._on_damage(self.clock.last_seconds or 0.0)
+        except IndexError:
+            return  # PyAV 15 to 18 ends so where a stream turned up on the way; all packets have been read by then
 
     def rewind(self) -> None:
         """Begin again; works for every container."""
@@ -153,9 +154,8 @@ class VideoFile:
 
     def rgb(self, picture: Picture) -> NDArray[np.uint8]:
         """The picture as uint8 [H, W, 3], upright."""
-        matrix = "ITU709" if picture.frame.colorspace == _BT709 else None  # PyAV before 17 does not look for itself
-        converted = self._reformatter.reformat(picture.frame, format="rgb24", src_colorspace=matrix)
-        return upright(converted.to_ndarray().astype(np.uint8, copy=False), display_matrix(picture.frame))
+        image = self._reformatter.reformat(picture.frame, format="rgb24").to_ndarray()
+        return upright(image.astype(np.uint8, copy=False), display_matrix(picture.frame))
 
     def close(self) -> None:
         self.container.close()
