@@ -222,6 +222,7 @@ class Question:
     text: str
     answer: str
     events: tuple[WorldEvent, ...] = ()
+    second: int | None = None  # the moment asked about, where one is named
 
     @property
     def group(self) -> str:
@@ -291,7 +292,14 @@ def ask(rng: np.random.Generator, facts: Facts, family: str) -> Question | None:
         return None
     words, answer, events = made
     text = other_text(rng) if family == "other" else pick(rng, PHRASES[family]).format(**words)
-    return Question(family, text.replace("a orange", "an orange"), answer, tuple(events))
+    second = words.get("second")
+    return Question(
+        family,
+        text.replace("a orange", "an orange"),
+        answer,
+        tuple(events),
+        second if isinstance(second, int) else None,
+    )
 
 
 Made = tuple[dict[str, object], str, Sequence[WorldEvent]] | None

@@ -6,7 +6,7 @@ A stream can be painted to a file (the samples), fed as frames without a file (b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from streaming.frames import Frame
 
 RARE_SHAPES = 2  # shapes that occur in one colour only, so that "what colour is the heart" has an answer
 RARE_COLOURS = 2
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -133,23 +134,28 @@ def stream_questions(stream: Stream, seed: int, per_family: int, families: list[
         made: dict[str, Question] = {}
         for _ in range(20 * per_family):
             question = ask(rng, facts, family)
-            key = question.answer + str(question.events) if question else ""
             if question and len(made) < per_family:
-                made.setdefault(key, question)
+                made.setdefault(question.answer + str(question.events or question.text), question)
         questions += made.values()
     return questions
 
 
-def write_video(stream: Stream, path: Path, side: int = 256, fps: int = 8) -> None:
-    """H.264 in MP4, as a person's video would be."""
+def write_video(
+    stream: Stream, path: Path, side: int = 256, fps: int = 8, crf: int = 23, progress: Progress | None = None
+) -> None:
+    """H.264 in MP4, as a person's video would be. progress: told (pictures written, pictures in all)."""
+    total = round(stream.duration_seconds * fps)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as out:
-        video = out.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "slow", "g": str(8 * fps)})
+        options = {"crf": str(crf), "preset": "slow", "g": str(8 * fps), "threads": "1"}  # threads would change bytes
+        video = out.add_stream("libx264", rate=fps, options=options)
         video.width = video.height = side
         video.pix_fmt = "yuv420p"
-        for k in range(round(stream.duration_seconds * fps)):
+        for k in range(total):
             large = stream.at(k / fps, 2 * side)
             image = av.VideoFrame.from_ndarray(large, format="rgb24")
             out.mux(video.encode(image.reformat(side, side, interpolation="AREA")))
+            if progress:
+                progress(k + 1, total)
         out.mux(video.encode(None))
 
 
