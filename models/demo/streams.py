@@ -116,7 +116,7 @@ def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float
         seconds = min(float(rng.choice([2.0, 3.0, 4.0])), length - start)
         if rng.random() < 0.12:
             digit = names.digits[int(rng.integers(len(names.digits)))]
-            things: tuple[Thing, ...] = (make_digit(rng, digit),)
+            things: tuple[Thing, ...] = (make_digit(rng, digit, names.colours),)
         else:
             count = int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15])) if rng.random() < crowd else 1
             things = place_things(rng, names.draw(rng, count), seconds)
@@ -126,7 +126,8 @@ def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float
 
 
 def stream_questions(stream: Stream, seed: int, per_family: int, families: list[str]) -> list[Question]:
-    """Up to `per_family` different unambiguous questions of each family about the whole stream."""
+    """Up to `per_family` different unambiguous questions of each family about the whole stream; at most half of a
+    family's (rounded up) have the same answer."""
     rng = np.random.default_rng([seed, 29])
     facts = Facts(stream.moments())
     questions: list[Question] = []
@@ -134,7 +135,8 @@ def stream_questions(stream: Stream, seed: int, per_family: int, families: list[
         made: dict[str, Question] = {}
         for _ in range(20 * per_family):
             question = ask(rng, facts, family)
-            if question and len(made) < per_family:
+            alike = sum(q.answer == question.answer for q in made.values()) if question else 0
+            if question and len(made) < per_family and alike < (per_family + 1) // 2:
                 made.setdefault(question.answer + str(question.events or question.text), question)
         questions += made.values()
     return questions
