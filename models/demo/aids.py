@@ -7,6 +7,7 @@ groups that hold it, so retrieval heads appear early and stay sharp. Both speed 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 
 from models.demo.architecture import HIDDEN, TOKENS_PER_GROUP
 from models.demo.bind import Batch, TokenRow
-from models.demo.questions import Question
+from models.demo.questions import NEXT_SECONDS, Question
+from models.demo.scenes import Moment
+from models.demo.world import COLOURS, SHAPES, WorldEvent
 
 TIME_LAYER = 1  # its output carries the time
+TELL_LAYER = 2  # its output carries what came before
 RETRIEVAL_LAYER = 3
 RETRIEVAL_HEADS = (0, 2)  # of different KV heads
 PLACES = (1, 100, 10_000)  # what the pairs of digits of a second are worth
@@ -31,11 +35,14 @@ class Aids(nn.Module):
     def __init__(self, text_model: Any) -> None:
         super().__init__()
         self.heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
+        self.count_heads = nn.Linear(HIDDEN, 5)
+        self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
         self._heard: dict[str, Tensor] = {}
         attention = text_model.layers[RETRIEVAL_LAYER].self_attn
         self._group_size = attention.num_key_value_groups
         for name, module in (
-            ("hidden", text_model.layers[TIME_LAYER]),
+            ("early", text_model.layers[TIME_LAYER]),
+            ("late", text_model.layers[TELL_LAYER]),
             ("queries", attention.q_norm),
             ("keys", attention.k_norm),
         ):
@@ -47,20 +54,35 @@ class Aids(nn.Module):
 
         return hear
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
-        """Loss of saying the time, loss of looking, and how often the look falls on a right group first."""
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], float]:
+        """The loss of each aid, and how often the look falls on a right group first."""
         looking, hit = self._looking(batch)
-        return self._saying(batch), looking, hit
+        rows = [
+            around for row, reach in zip(batch.rows, batch.reaches, strict=True) for around in surroundings(row, reach)
+        ]
+        truth = torch.tensor(rows).repeat_interleave(TOKENS_ASKED, 0)  # [tokens asked, 3]
+        early, late = self._tokens("early", batch), self._tokens("late", batch)
+        return {
+            "time": self._saying(early, batch),
+            "count": nn.functional.cross_entropy(self.count_heads(early), truth[:, 0]),
+            "before": sum_of(
+                nn.functional.cross_entropy(head(late), truth[:, 1 + k]) for k, head in enumerate(self.before_heads)
+            ),
+            "look": looking,
+        }, hit
 
-    def _saying(self, batch: Batch) -> Tensor:
-        tokens = self._heard["hidden"][batch.visual].view(-1, TOKENS_PER_GROUP, HIDDEN)
-        tokens = tokens[:, torch.randperm(TOKENS_PER_GROUP)[:TOKENS_ASKED]].float()
-        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
-        loss = tokens.new_zeros(())
-        for head, place in zip(self.heads, PLACES, strict=True):
-            truth = (seconds // place % 100).repeat_interleave(TOKENS_ASKED)
-            loss = loss + nn.functional.cross_entropy(head(tokens).flatten(0, 1), truth)
-        return loss / len(PLACES)
+    def _tokens(self, name: str, batch: Batch) -> Tensor:
+        """What some tokens of every group carry in a layer, [tokens asked, hidden]."""
+        tokens = self._heard[name][batch.visual].view(-1, TOKENS_PER_GROUP, HIDDEN)
+        return tokens[:, torch.randperm(TOKENS_PER_GROUP)[:TOKENS_ASKED]].float().flatten(0, 1)
+
+    def _saying(self, tokens: Tensor, batch: Batch) -> Tensor:
+        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments]).repeat_interleave(TOKENS_ASKED)
+        losses = [
+            nn.functional.cross_entropy(head(tokens), seconds // place % 100)
+            for head, place in zip(self.heads, PLACES, strict=True)
+        ]
+        return sum_of(losses) / len(PLACES)
 
     def _looking(self, batch: Batch) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
@@ -100,3 +122,34 @@ def answering(row: TokenRow, question: Question) -> NDArray[np.bool_]:
     if question.second is not None:
         return np.array([m.second == question.second for m in row.moments])
     return np.array([any(event in question.events for event in m.events) for m in row.moments])
+
+
+def surroundings(row: TokenRow, reach: int) -> list[list[int]]:
+    """For every group: how many things it shows, and shape and colour of what was shown just before (0: nothing near);
+    -100 where that has no one answer or lies out of the group's view."""
+    around = []
+    shown: list[tuple[WorldEvent, int, float]] = []  # events so far, with the chunk and the time they were last seen
+    for moment, chunk in zip(row.moments, row.moments_chunk, strict=True):
+        count = len(moment.events[0].things) if moment.events else 0
+        around.append([count if moment.clean else -100, *_before(moment, chunk, reach, shown)])
+        for event in moment.events:
+            shown = [s for s in shown if s[0] is not event] + [(event, chunk, moment.pts_seconds)]
+    return around
+
+
+def _before(moment: Moment, chunk: int, reach: int, shown: list[tuple[WorldEvent, int, float]]) -> tuple[int, int]:
+    if not moment.clean or not moment.events:
+        return -100, -100
+    earlier = [s for s in shown if s[0] is not moment.events[0]]
+    if not earlier or moment.pts_seconds - earlier[-1][2] > NEXT_SECONDS:
+        return (0, 0) if reach else (-100, -100)
+    event, place, _ = earlier[-1]
+    if place < chunk - reach or len(event.things) > 1:
+        return -100, -100
+    thing = event.things[0]
+    shape = len(SHAPES) + 1 if thing.digit is not None else SHAPES.index(thing.shape) + 1
+    return shape, list(COLOURS).index(thing.colour) + 1
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).sum()

@@ -61,6 +61,7 @@ class TokenRow:
     targets: list[int] = field(default_factory=list)  # token to predict next, -100 where nothing is asked
     moments: list[Moment] = field(default_factory=list)  # truth of every group, one entry per group
     moments_seen: list[bool] = field(default_factory=list)
+    moments_chunk: list[int] = field(default_factory=list)
 
     def add(
         self, token: int, position: tuple[int, int, int], chunk: int, owner: int, seen: bool, group: int = -1
@@ -160,6 +161,7 @@ class ClipMaker:
         opening, pad, closing = self.vision
         row.moments += chunk.truth
         row.moments_seen += [seen] * len(chunk.truth)
+        row.moments_chunk += [number] * len(chunk.truth)
         for group, moment in zip(chunk.groups, chunk.truth, strict=True):
             for token in [*self._stamp(moment), opening]:
                 row.add(token, (at, at, at), number, CLIP, seen)
@@ -201,6 +203,7 @@ class Batch:
     questions: list[list[Question]]
     owner: Tensor
     rows: list[TokenRow]
+    reaches: list[int]  # how many chunks back each row's chunks saw
 
 
 def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
@@ -226,6 +229,7 @@ def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
         [questions for _, questions, _ in drawn],
         torch.from_numpy(owner),
         [row for row, _, _ in drawn],
+        [reach for _, _, reach in drawn],
     )
 
 

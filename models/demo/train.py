@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from models.demo import bind, see
-from models.demo.aids import Aids
+from models.demo.aids import Aids, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
 from models.demo.bind import Batch, ClipMaker, Stage
@@ -127,11 +127,13 @@ def train_bind(
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = bind.answer_logits(model, *features, batch)
         loss = bind.answer_loss(logits, targets)
-        saying, looking, hit = aids.losses(batch)
-        torch.autograd.backward(loss + AID_WEIGHT * (saying + looking))
+        helped, hit = aids.losses(batch)
+        torch.autograd.backward(loss + AID_WEIGHT * sum_of(helped.values()))
         schedule.step()
         tally.add(logits.detach(), batch)
-        tally.aids = f"saying {float(saying.detach()):.2f} looking {float(looking.detach()):.2f} hit@1 {hit:.2f}"
+        tally.aids = (
+            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items()) + f" hit@1 {hit:.2f}"
+        )
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             log.info(
