@@ -1,8 +1,9 @@
-"""Two aids of the binding stage, thrown away with it: say your time, and look where the answer is.
+"""Aids of the binding stage, thrown away with it: say your time, tell what is around you, look where the answer is.
 
-*Say your time*: linear heads on a middle layer must read each visual token's time stamp off it, so a picture learns to
-carry its time. *Look where the answer is*: in one later layer, two heads' raw q . raw k must point from an answer to the
-groups that hold it, so retrieval heads appear early and stay sharp. Both speed up what the answers alone teach slowly.
+*Say*: linear heads on an early layer must read each visual token's time stamp off it, and how many things are shown.
+*Tell*: a layer later, what was shown just before. *Look*: in one later layer, two heads' raw q . raw k must point from
+an answer to the groups that hold it, so retrieval heads appear early and stay sharp. They speed up by far what the
+answers alone teach slowly.
 """
 
 from __future__ import annotations
