@@ -134,8 +134,8 @@ def answering(row: TokenRow, question: Question) -> NDArray[np.bool_]:
 
 
 def surroundings(row: TokenRow, reach: int) -> list[list[int]]:
-    """For every group: shape and colour of what was shown just before (0: nothing near); -100 where that has no one
-    answer or lies out of the group's view."""
+    """For every group in which something comes up: shape and colour of what was shown just before (0: nothing near);
+    -100 elsewhere, and where that has no one answer or lies out of the group's view."""
     around = []
     shown: list[tuple[WorldEvent, int, float]] = []  # events so far, with the chunk and the time they were last seen
     for moment, chunk in zip(row.moments, row.moments_chunk, strict=True):
@@ -148,10 +148,11 @@ def surroundings(row: TokenRow, reach: int) -> list[list[int]]:
 def _before(moment: Moment, chunk: int, reach: int, shown: list[tuple[WorldEvent, int, float]]) -> tuple[int, int]:
     if not moment.clean or not moment.events:
         return -100, -100
-    earlier = [s for s in shown if s[0] is not moment.events[0]]
-    if not earlier or moment.pts_seconds - earlier[-1][2] > NEXT_SECONDS:
+    if any(event is moment.events[0] for event, _, _ in shown):
+        return -100, -100
+    if not shown or moment.pts_seconds - shown[-1][2] > NEXT_SECONDS:
         return (0, 0) if reach else (-100, -100)
-    event, place, _ = earlier[-1]
+    event, place, _ = shown[-1]
     if place < chunk - reach or len(event.things) > 1:
         return -100, -100
     thing = event.things[0]
