@@ -15,6 +15,8 @@ from torch import Tensor
 
 from memory.chunk import PositionLayout
 
+TOKEN_BYTES = 13  # of a record: four for each of a token's three positions and one for its mark
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -61,8 +63,8 @@ class StoredChunk:
 
     @property
     def record_bytes(self) -> int:
-        """Of record and thumbnail: four bytes for each of a token's three positions and one for its mark."""
-        return 13 * self.layout.num_tokens + self.thumb_bytes
+        """Of record and thumbnail."""
+        return TOKEN_BYTES * self.layout.num_tokens + self.thumb_bytes
 
     def row(self) -> tuple[Any, ...]:
         """As it stands in the table `chunks`."""

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from memory.chunk import KVChunk
-from memory.records import Kind, StoredChunk
+from memory.records import TOKEN_BYTES, Kind, StoredChunk
 from memory.segments import DamagedBytesError, as_bytes, cut, read_bytes, sync_folder, write_bytes
 
 FORMAT = "1"
@@ -141,11 +141,12 @@ class SessionStore:
         if self._is_interrupted:
             raise SessionError(f"{self.folder} was interrupted in the middle of a chunk; open it again to go on.")
         keys = b"" if index_keys is None else self._to_bytes(index_keys)
+        thumb = as_jpeg(picture)
         self._is_interrupted = True
         try:
             with self._told():
-                self._make_room(chunk.memory_bytes)
-                stored = self._written(chunk, picture, num_frames, seconds)
+                self._make_room(chunk.memory_bytes + TOKEN_BYTES * chunk.num_tokens + len(thumb) + len(keys))
+                stored = self._written(chunk, thumb, num_frames, seconds)
                 with self._db:
                     self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 15)})", stored.row())
                     self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (chunk.index, keys, zlib.crc32(keys)))
@@ -281,18 +282,17 @@ class SessionStore:
             raise SessionError(f"{self.folder} is damaged: records of chunks are missing.")
         return chunks
 
-    def _written(self, chunk: KVChunk, picture: NDArray[np.uint8], num_frames: int, seconds: float) -> StoredChunk:
+    def _written(self, chunk: KVChunk, thumb: bytes, num_frames: int, seconds: float) -> StoredChunk:
         """The chunk's bytes and thumbnail on disk; its record is not."""
         segment, offset = self._tail()
         if offset >= self._budget_bytes // SEGMENTS_PER_BUDGET:
             segment, offset = chunk.index, 0
         checksum = write_bytes(self._segment(segment), [chunk.keys, chunk.values])
-        thumb = self.thumbnail(chunk.index)
-        Image.fromarray(picture).save(thumb, quality=85)
+        self.thumbnail(chunk.index).write_bytes(thumb)
         layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
         return StoredChunk(
             chunk.index, chunk.start_seconds, chunk.stop_seconds, num_frames, seconds, layout, chunk.visual.cpu(),
-            segment, offset, chunk.memory_bytes, checksum, thumb.stat().st_size,
+            segment, offset, chunk.memory_bytes, checksum, len(thumb),
         )  # fmt: skip
 
     def _make_room(self, num_bytes: int) -> None:
@@ -378,6 +378,24 @@ def lock(folder: Path) -> FileIO:
         file.close()
         raise SessionError(f"{folder} is being watched by another process.") from error
     return file
+
+
+def as_jpeg(picture: NDArray[np.uint8]) -> bytes:
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is watching into this folder now."""
+    try:
+        with FileIO(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, so nobody holds it
+        return False
+    return False
 
 
 def _has_tables(db: sqlite3.Connection) -> bool:

@@ -113,6 +113,11 @@ class Session:
         return self._config
 
     @property
+    def is_kept(self) -> bool:
+        """Whether this session stays in a folder."""
+        return self._store is not None
+
+    @property
     def seen_seconds(self) -> float | None:
         """Time of the last frame remembered, None where there is none."""
         spans = self._memory.spans()

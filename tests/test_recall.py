@@ -135,3 +135,14 @@ def test_norms_are_those_of_the_scores_seen() -> None:
 def test_scores_for_another_history_are_refused() -> None:
     with pytest.raises(ValueError, match="2 scores cannot rank 3 chunks"):
         plan([1.0, 2.0], num_chunks=3)
+
+
+def test_chunks_that_are_gone_are_passed_over_even_where_their_time_is_named() -> None:
+    gone = {0, 1, 5, 19}
+    scores = [20.0 - index for index in range(20)]
+    for given in (scores, None):
+        plan = plan_recall(given, [range(4, 7)], 20, window_chunks=2, recall_chunks=6, gone=gone)
+        assert not gone.intersection(plan.indices)
+        assert {4, 6, 18} <= set(plan.indices)
+        assert len(plan.indices) == 7, "what is gone leaves its place to others"
+    assert {0, 1, 5} & set(plan_recall(scores, [], 20, 2, 6).indices), "they would have come otherwise"
