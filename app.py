@@ -75,6 +75,7 @@ SessionName = Annotated[str, typer.Argument(help="Its name, or its folder with a
 
 @app.command()
 def ask(
+    context: typer.Context,
     video: Annotated[str, typer.Argument(help="The video file; may be left out with --session.", metavar="VIDEO")],
     questions: Annotated[list[str] | None, typer.Argument(help="One or more questions.", metavar="QUESTION")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help=SESSION_HELP)] = None,
@@ -115,6 +116,8 @@ def ask(
     """
     with told_plainly():
         path, asked = video_and_questions(video, questions or [], session)
+        if not asked:
+            raise typer.BadParameter("there is no question", context)
         if ask_at is not None and path is None:
             raise ValueError("--ask-at needs a video to be watched up to there.")
         stop_seconds = checked_moment(ask_at, probe(path)) if path else None
@@ -380,8 +383,6 @@ def video_and_questions(first: str, others: Sequence[str], session: str | None) 
     """What the words of `ask` mean: with a session, the first one may be a question already."""
     is_video = session is None or (Path(first).is_file() and bool(others))
     video, questions = (Path(first), list(others)) if is_video else (None, [first, *others])
-    if not questions:
-        raise ValueError("There is no question.")
     if not all(question.strip() for question in questions):
         raise ValueError("A question is empty.")
     return video, questions

@@ -128,14 +128,13 @@ class SessionStore:
 
     def append(
         self, chunk: KVChunk, index_keys: Tensor | None, picture: NDArray[np.uint8], num_frames: int, seconds: float
-    ) -> int:
-        """Makes the next chunk durable, and gives the number of old ones that had to make room for it.
+    ) -> None:
+        """Makes the next chunk durable; old ones may have to make room for it.
 
         index_keys: what `index_keys` shall give back. picture: its thumbnail, uint8 [h, w, 3].
         Raises SessionError where the chunk cannot be kept; none of it is left then.
         """
         assert chunk.index == self.num_chunks, f"{chunk!r} cannot follow {self.num_chunks} chunks"
-        num_forgotten = self.num_forgotten
         if self.read_only:
             raise SessionError(f"{self.folder} was opened for questions only.")
         if self._is_interrupted:
@@ -158,7 +157,6 @@ class SessionStore:
         self.chunks.append(stored)
         self._record_bytes += stored.record_bytes + len(keys)
         self._is_interrupted = False
-        return self.num_forgotten - num_forgotten
 
     def read(self, index: int) -> Tensor:
         """The bytes of a chunk's keys, then of its values: uint8 [n] on the CPU. Raises ChunkLostError."""

@@ -68,15 +68,15 @@ class Session:
                 with self._take_turn(False):
                     if self._closed:
                         return
-                    picture = thumbnail(part[len(part) // 2])
-                    num_forgotten = self._remember(part, picture, started)
+                    num_forgotten = self._stats.forgotten_chunks
+                    self._remember(part)
                     self._count(frames=len(part), seconds=time.perf_counter() - started)
             except (MemoryFullError, SessionError) as error:
                 yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
                 return
-            if num_forgotten:
+            if self._stats.forgotten_chunks > num_forgotten:
                 yield Notice(self._forgotten_sentence())
-            yield picture
+            yield thumbnail(part)
             yield Watched(part[-1].pts_seconds, self._stats)
             started = time.perf_counter()
 
@@ -151,23 +151,19 @@ class Session:
         if not self._memory.num_chunks:
             raise ValueError("nothing has been watched yet")
 
-    def _remember(self, frames: Sequence[Frame], picture: Thumbnail, started: float) -> int:
-        """One chunk: through the vision tower, through the LLM in view of its predecessors, into memory.
-
-        The number of old chunks that had to make room for it on the disk.
-        """
+    def _remember(self, frames: Sequence[Frame]) -> None:
+        """One chunk: through the vision tower, through the LLM in view of its predecessors, to disk and into memory."""
+        started = time.perf_counter()
         reach = self._config.memory.prefill_chunks
         context = [self._model.prefix(), *(self._memory.window()[-reach:] if reach else [])]
         groups = self._model.encode(frames)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
-        forgotten = 0
         if self._store is not None:
-            forgotten = self._store.append(chunk, keys, picture.image, len(frames), time.perf_counter() - started)
+            self._store.append(chunk, keys, thumbnail(frames).image, len(frames), time.perf_counter() - started)
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
-        return forgotten
 
     def _bring(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
         """The plan and its chunks; one that turns out to be lost on the disk is planned without."""
@@ -232,6 +228,8 @@ class Session:
         if self._index is not None and self._profile is not None:
             for number, keys in enumerate(stored_keys(store, self._memory, self._profile)):
                 self._index.add(number, keys)
+        elif store.heads and not store.read_only:
+            store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         frames = sum(chunk.num_frames for chunk in store.chunks)
         self._count(frames, sum(chunk.watch_seconds for chunk in store.chunks))
@@ -304,7 +302,9 @@ def _are_one(earlier: Evidence, later: Evidence) -> bool:
     return earlier.why == later.why != "recalled" and earlier.stop_seconds == later.start_seconds
 
 
-def thumbnail(frame: Frame) -> Thumbnail:
+def thumbnail(frames: Sequence[Frame]) -> Thumbnail:
+    """A small picture of the middle frame."""
+    frame = frames[len(frames) // 2]
     image = Image.fromarray(frame.image)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     small: NDArray[np.uint8] = np.asarray(image)

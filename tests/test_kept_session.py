@@ -215,24 +215,51 @@ def test_the_command_line_watches_asks_lists_and_deletes(command_line: CommandLi
     assert (code, "There is no session in" in told) == (2, True)
 
 
-def test_a_session_is_asked_while_it_is_watched_and_stopped_and_goes_on(
-    command_line: CommandLine, tmp_path: Path
+def test_a_session_is_asked_while_another_process_watches(
+    command_line: CommandLine, engine: Engine, tmp_path: Path
 ) -> None:
+    folder = str(tmp_path / "trip")
+    watching = engine.open(tmp_path / "trip")
+    watched(watching, 0, 12)
+    code, out, told = command_line.run("ask", "--session", folder, "What?", "--json", "--max-tokens", "4")
+    assert (code, json.loads(out)["stats"]["chunks"]) == (0, 3), told
+    clip = str(write_clip(tmp_path / "clip.mp4", 4))
+    code, _, told = command_line.run("watch", clip, "--session", folder)
+    assert (code, "is being watched by another process" in told) == (2, True)
+    _, out, _ = command_line.run("sessions", "info", folder, "--json", model=False)
+    assert [json.loads(out)[name] for name in ("being_watched", "questions", "chunks")] == [True, 1, 3]
+    code, _, told = command_line.run("sessions", "delete", folder, "--yes", model=False)
+    assert (code, "is being watched by another process" in told) == (2, True)
+    assert watched(watching, 12) == []
+    assert watching.stats.chunks == 8
+    watching.close()
+
+
+def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
     clip = str(write_clip(tmp_path / "clip.mp4", 1200))
     folder = tmp_path / "trip"
-    words = ("watch", clip, "--session", str(folder), "--chunk-frames", "4")
+    words = ("watch", clip, "--session", str(folder), "--chunk-frames", "8")
     watching = command_line.start(*words)
-    try:
-        wait_until(lambda: watching.poll() is not None or (folder / "thumbs" / "00000003.jpg").exists(), 300)
-        code, out, told = command_line.run("ask", "--session", str(folder), "What?", "--json", "--max-tokens", "4")
-        assert (code, json.loads(out)["stats"]["chunks"] >= 3) == (0, True), told
-        code, _, told = command_line.run(*words)
-        assert (code, "is being watched by another process" in told) == (2, True)
-        assert watching.poll() is None, "it ended too early to mean anything"
-    finally:
-        watching.send_signal(signal.SIGINT)
-        _, told = watching.communicate(timeout=300)
+    wait_until(lambda: watching.poll() is not None or (folder / "thumbs" / "00000003.jpg").exists(), 300)
+    watching.send_signal(signal.SIGINT)
+    _, told = watching.communicate(timeout=300)
     assert (watching.returncode, "To go on: app.py watch" in told) == (130, True), told
     _, out, _ = command_line.run("sessions", "info", str(folder), "--json", model=False)
-    kept = json.loads(out)
-    assert (kept["being_watched"], kept["questions"], kept["frames"]) == (False, 1, 4 * kept["chunks"])
+    stopped = json.loads(out)
+    assert (stopped["being_watched"], stopped["frames"]) == (False, 8 * stopped["chunks"])
+    code, out, told = command_line.run(*words, "--json")
+    assert (code, "Going on at" in told) == (0, True), told
+    assert json.loads(out)["stats"]["frames_read"] == 2400
+
+
+def test_keys_that_were_not_made_are_not_taken_for_none(engine: Engine, tmp_path: Path) -> None:
+    for profile, start, stop in ((engine.profile, 0, 8), (None, 8, 16), (engine.profile, 16, 24)):
+        session = Engine(engine.model, profile, engine.config).open(tmp_path / "s")
+        watched(session, start, stop)
+        session.close()
+    session, whole = engine.open(tmp_path / "s"), engine.open()
+    watched(whole, 0, 24)
+    query = torch.randn(2, 3, engine.model.head_dim)
+    assert session._index is not None and whole._index is not None
+    assert torch.equal(session._index.search(query, 8).scores, whole._index.search(query, 8).scores)
+    session.close()
