@@ -137,6 +137,11 @@ class KVMemory:
         """The newest chunks, oldest first, on the device; nothing is copied."""
         return [resident.chunk for resident in self._window]
 
+    @property
+    def newest(self) -> KVChunk:
+        """The chunk appended last; raises IndexError before the first."""
+        return self._window[-1].chunk
+
     def get(self, indices: Sequence[int]) -> list[KVChunk]:
         """These chunks on the device, in the order asked for.
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock, those to the first token
-    are of the last answer."""
+    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock. The seconds to the first
+    token and the tokens of the context are those of the last answer."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -23,6 +23,7 @@ class Stats:
     first_token_seconds: float = 0.0
     device_bytes: int = 0
     host_bytes: int = 0
+    context_tokens: int = 0
 
 
 @dataclass(frozen=True)

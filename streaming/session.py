@@ -80,6 +80,11 @@ class Session:
         return self._stats
 
     @property
+    def memory(self) -> KVMemory:
+        """What is remembered; to be read, and not while `watch` or `ask` is running."""
+        return self._memory
+
+    @property
     def dialogue(self) -> tuple[Turn, ...]:
         return tuple(self._dialogue)
 
@@ -118,7 +123,11 @@ class Session:
             with self._take_turn(True):
                 piece = next(pieces, None)
             if first:
-                self._stats = replace(self._stats, first_token_seconds=time.perf_counter() - started)
+                self._stats = replace(
+                    self._stats,
+                    first_token_seconds=time.perf_counter() - started,
+                    context_tokens=sum(chunk.num_tokens for chunk in context),
+                )
                 first = False
             if piece is None:
                 return
