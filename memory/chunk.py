@@ -37,6 +37,16 @@ class PositionLayout:
         return int(self.positions.shape[1])
 
 
+def closed_up(positions: Tensor) -> PositionLayout:
+    """A layout in which each position is taken by some token in some row: gaps closed, order kept.
+
+        t  0 1 1 1 6          t  0 1 1 1 3
+        h  0 1 1 3 6    ->    h  0 1 1 2 3     6 comes right after 3, since nothing stands at 2, 4 or 5
+    """
+    taken, places = positions.unique(return_inverse=True)
+    return PositionLayout(places.reshape(positions.shape), int(taken.numel()))
+
+
 @dataclass(frozen=True, eq=False)
 class KVChunk:
     """Keys and values of one chunk, with where and when its tokens stand.
@@ -75,6 +85,64 @@ class KVChunk:
         """Bytes of keys and values; the layout is a rounding error beside them."""
         return self.keys.nbytes + self.values.nbytes
 
+    def select(self, mask: Tensor) -> KVChunk:
+        """The tokens that `mask` (bool [n]) marks, as they are, moved together so that no position is left empty."""
+        if tuple(mask.shape) != (self.num_tokens,) or mask.dtype != torch.bool:
+            raise ValueError(f"{self.num_tokens} tokens need a bool mark each, not {mask.dtype} {list(mask.shape)}")
+        rows = mask.nonzero()[:, 0].cpu()
+        there = rows.to(self.keys.device)
+        return replace(
+            self,
+            keys=self.keys.index_select(2, there),
+            values=self.values.index_select(2, there),
+            layout=closed_up(self.layout.positions[:, rows]),
+            visual=self.visual[rows],
+        )
+
+    def pooled(self) -> KVChunk:
+        """The sparse level: text tokens as they are; of visual tokens, keys and values averaged over 2 x 2 cells.
+
+        Cells are those of the group's grid, whichever of their tokens are there, so pruned chunks pool right as well.
+        Exact because keys are raw: rotated keys of different places could not be averaged (Video-XL-2 pools them).
+        """
+        owners, count = self._cells()
+        first = torch.full((count,), self.num_tokens).scatter_reduce(
+            0, owners, torch.arange(self.num_tokens), "amin"
+        )
+        t, h, w = self.layout.positions[:, first]
+        pooled_grid = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
+        positions = torch.where(self.visual[first], pooled_grid, self.layout.positions[:, first])
+        return replace(
+            self,
+            keys=_mean_by(self.keys, owners, count),
+            values=_mean_by(self.values, owners, count),
+            layout=closed_up(positions),
+            visual=self.visual[first],
+        )
+
+    def salient(self) -> KVChunk:
+        """The other sparse level: text tokens, and of every group's visual tokens the quarter that stands out most,
+        that is whose raw keys are farthest from the mean of their group."""
+        keys = self.keys.float().permute(2, 0, 1, 3).flatten(1).cpu()  # [n, layers * kv_heads * head_dim]
+        keep = ~self.visual
+        for t in self.layout.positions[0, self.visual].unique().tolist():
+            rows = (self.visual & (self.layout.positions[0] == t)).nonzero()[:, 0]
+            far = (keys[rows] - keys[rows].mean(0)).norm(dim=1)
+            keep[rows[far.topk(-(-len(rows) // 4)).indices]] = True
+        return self.select(keep)
+
+    def _cells(self) -> tuple[Tensor, int]:
+        """For each token the number of the 2 x 2 cell that it belongs to, numbered as they come, and how many there are;
+        a text token is a cell of its own."""
+        t, h, w = self.layout.positions
+        own = torch.arange(self.num_tokens)
+        grid = torch.stack([t, (h - t) // 2, (w - t) // 2])
+        names = torch.where(self.visual, grid, torch.stack([-1 - own, own, own]))
+        _, cells = names.unique(dim=1, return_inverse=True)
+        count = int(cells.max()) + 1 if self.num_tokens else 0
+        first = torch.full((count,), self.num_tokens).scatter_reduce(0, cells, own, "amin")
+        return first.argsort().argsort()[cells], count
+
     def to(self, device: torch.device | str) -> KVChunk:
         """This chunk with its keys and values on `device`; itself when they are there already."""
         if self.keys.device == torch.device(device):
@@ -85,3 +153,10 @@ class KVChunk:
         layers, heads, n, dim = self.keys.shape
         span = f"{self.start_seconds:.1f}-{self.stop_seconds:.1f} s"
         return f"KVChunk({self.index}, {span}, {n} tokens, {layers} layers x {heads} heads x {dim}, {self.keys.dtype})"
+
+
+def _mean_by(x: Tensor, owners: Tensor, count: int) -> Tensor:
+    """[layers, kv_heads, n, head_dim] averaged over the tokens of each owner: [layers, kv_heads, count, head_dim]."""
+    owners = owners.to(x.device)
+    sums = torch.zeros(*x.shape[:2], count, x.shape[3], device=x.device).index_add_(2, owners, x.float())
+    return (sums / owners.bincount(minlength=count)[:, None]).to(x.dtype)
