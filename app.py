@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,18 +27,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from streaming.engine import Engine, load_engine
 from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
-from streaming.file_source import FileSource
+from streaming.file_source import FileSource, SourceInfo, probe
 from streaming.reader import Reader
-from streaming.session import Session
-from ui.render import clock
+from ui.render import evidence_row
+
+if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not wait for it
+    from streaming.engine import Engine
+    from streaming.session import Session
 
 SAMPLES = Path(__file__).parent / "samples"
 Settings = dict[str, dict[str, Any]]
 USER_MISTAKE = 2
 INTERRUPTED = 130
 GIB = 1 << 30
+END_SLACK_SECONDS = 1.0  # containers round their durations
 
 app = typer.Typer(
     help="Watch a video of any length and answer questions about any moment of it, on a single GPU or none.",
@@ -50,16 +57,16 @@ ModelName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Fps = Annotated[float | None, typer.Option(help="Frames looked at per second of video. [default: 2]")]
-ChunkFrames = Annotated[int | None, typer.Option(help="Frames remembered together. [default: 16; demo 8]")]
-RecallChunks = Annotated[int | None, typer.Option(help="Older chunks brought back for a question. [default: 6]")]
-HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. [default: 8]")]
+Fps = Annotated[float | None, typer.Option(help="Frames looked at per second of video. \\[default: 2]")]
+ChunkFrames = Annotated[int | None, typer.Option(help="Frames remembered together. \\[default: 16; demo 8]")]
+RecallChunks = Annotated[int | None, typer.Option(help="Older chunks brought back for a question. \\[default: 6]")]
+HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. \\[default: 8]")]
 
 
 @app.command()
 def ask(
-    video: Annotated[Path, typer.Argument(help="The video file.")],
-    questions: Annotated[list[str], typer.Argument(help="One or more questions.", metavar="QUESTION...")],
+    video: Annotated[Path, typer.Argument(help="The video file.", metavar="VIDEO")],
+    questions: Annotated[list[str], typer.Argument(help="One or more questions.", metavar="QUESTION")],
     ask_at: Annotated[
         float | None, typer.Option(help="Ask as if the stream stood at this second; later is not seen.")
     ] = None,
@@ -71,33 +78,45 @@ def ask(
     chunk_frames: ChunkFrames = None,
     recall_chunks: RecallChunks = None,
     host_budget: HostBudget = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. [default: 256; demo 64]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. [default: 0]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. \\[default: 0]")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest words of this share. [default: 1]")
+        float | None, typer.Option(help="Sample among the likeliest words of this share. \\[default: 1]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampler. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampler. \\[default: 0]")] = None,
 ) -> None:
     """Watch a video, then answer questions about it.
 
-    Ctrl-C while watching stops there and answers from what was seen.
+    Answers go to standard output, everything else to standard error.
+
+    Ctrl-C while watching stops there and answers from what was seen; a second one quits.
+
+    \b
+    Examples:
+      app.py ask clip.mp4 "When does the red circle appear?"
+      app.py ask clip.mp4 "What is shown at 1:35?" "How many stars?" --json
+      app.py ask clip.mp4 "What is shown now?" --ask-at 90
+      app.py ask clip.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
     """
-    settings: Settings = {
-        "read": {"fps": fps},
-        "memory": {
-            "chunk_frames": chunk_frames,
-            "recall_chunks": recall_chunks,
-            "host_bytes": None if host_budget is None else int(host_budget * GIB),
-        },
-        "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
-    }
     with told_plainly():
+        if not all(question.strip() for question in questions):
+            raise ValueError("A question is empty.")
+        stop_seconds = checked_moment(ask_at, probe(video))
+        settings: Settings = {
+            "read": {"fps": fps},
+            "memory": {
+                "chunk_frames": chunk_frames,
+                "recall_chunks": recall_chunks,
+                "host_bytes": None if host_budget is None else in_bytes(host_budget),
+            },
+            "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
+        }
         engine = open_engine(model, device, dtype, settings)
         read = engine.config.read
-        source = FileSource(video, read.fps, stop_seconds=ask_at)
+        source = FileSource(video, read.fps, stop_seconds=stop_seconds)
         session = engine.open()
         with Reader(source, read.queue_frames, read.stall_seconds) as reader:
-            watch(session, reader, source)
+            watch(session, reader, source, stop_seconds)
         for question in questions:
             if as_json:
                 typer.echo(json.dumps(asked_silently(session, question)))
@@ -115,14 +134,23 @@ def serve(
     dtype: Dtype = "auto",
     fps: Fps = None,
 ) -> None:
-    """Open the page: upload a video or take a sample, watch it being seen, ask."""
-    from ui import demo as page  # Gradio takes seconds to import
+    """Open the page: upload a video or take a sample, watch it being seen, ask.
 
+    Everything stays on this machine unless --host says otherwise: there is no log-in.
+
+    \b
+    Examples:
+      app.py serve
+      app.py serve holiday.mp4 --port 8000
+      app.py serve --model Qwen/Qwen3-VL-4B-Instruct --device cuda
+    """
     with told_plainly():
-        engine = open_engine(model, device, dtype, {"read": {"fps": fps}})
         samples = [video] if video else sorted(SAMPLES.glob("*.mp4"))
         for sample in samples:
-            FileSource(sample)  # says at once what is wrong with it
+            probe(sample)  # says at once what is wrong with it
+        engine = open_engine(model, device, dtype, {"read": {"fps": fps}})
+        from ui import demo as page  # Gradio takes seconds to import
+
         page.serve(
             engine,
             samples,
@@ -141,30 +169,37 @@ def calibrate(
     dtype: Dtype = "auto",
     needles: Annotated[int, typer.Option(help="Chunks of each needle stream.", min=8, max=64)] = 48,
     seed: Annotated[int, typer.Option(help="Seed of the needles; the check uses the next one.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where the profile goes. [default: the user's cache]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the profile goes. \\[default: the user's cache]")] = None,
 ) -> None:
     """Find the attention heads of a checkpoint that look things up, and say how often they find them.
 
     The profile is kept and used from then on. hit@1 and hit@4 are measured on needles that were not used to choose.
-    """
-    from models.calibration import calibrate as run
-    from models.calibration import profile_path
 
+    \b
+    Examples:
+      app.py calibrate --model Qwen/Qwen3-VL-4B-Instruct --device cuda
+      app.py calibrate --model ./my-checkpoint --needles 64
+    """
     with told_plainly():
-        engine = open_engine(model, device, dtype, {})
+        from models.calibration import calibrate as run
+        from models.calibration import profile_path
+        from streaming.engine import load_model
+
+        with said.status(f"loading {escape(model)}"):
+            loaded, config = load_model(model, device, dtype)
         with progress_bar("calibrating") as bar:
             task = bar.add_task("", total=2 * needles)
             profile = run(
-                engine.model,
-                engine.config.memory,
-                engine.config.read.fps,
+                loaded,
+                config.memory,
+                config.read.fps,
                 needles,
                 seed,
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
         if profile is None:
-            raise ValueError(f"no head of {engine.model.model_id} retrieves; old chunks will be sampled evenly instead")
-        path = out or profile_path(engine.model)
+            raise ValueError(f"no head of {loaded.model_id} retrieves; old chunks will be sampled evenly instead")
+        path = out or profile_path(loaded)
         profile.save(path)
         table = Table("layer", "head", "asked with", "hit@1", "hit@4")
         for head in profile.heads:
@@ -177,33 +212,89 @@ def calibrate(
 
 def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engine:
     """The engine, with what the user has set; says what will be missing."""
+    from streaming.engine import load_engine
+
     given = {section: {k: v for k, v in knobs.items() if v is not None} for section, knobs in settings.items()}
     with said.status(f"loading {escape(model)}"):
-        return load_engine(model, device, dtype, given)
+        engine = load_engine(model, device, dtype, given)
+    if engine.profile is None:
+        say(f"No retrieval heads are known for {model}: of a long past, evenly spaced chunks come back.")
+        say(f"To find them, once: app.py calibrate --model {model}")
+    return engine
 
 
-def watch(session: Session, reader: Reader, source: FileSource) -> None:
-    """Drains `session.watch` behind a progress bar."""
-    total = source.info.duration_seconds
+def checked_moment(seconds: float | None, info: SourceInfo) -> float | None:
+    """`seconds` where it lies inside the video; raises ValueError where not."""
+    if seconds is None:
+        return None
+    length = info.duration_seconds
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"--ask-at needs seconds from the video's beginning, more than 0, not {seconds:g}.")
+    if length is not None and seconds > length + END_SLACK_SECONDS:
+        raise ValueError(f"--ask-at {seconds:g} lies beyond the end of {info.path.name} at {length:.1f} s.")
+    return seconds
+
+
+def in_bytes(gib: float) -> int:
+    if not 0 <= gib < 1 << 20:
+        raise ValueError(f"--host-budget needs a number of GiB, not {gib:g}.")
+    return int(gib * GIB)
+
+
+def watch(session: Session, reader: Reader, source: FileSource, stop_seconds: float | None) -> None:
+    """Drains `session.watch` behind a progress bar, to the end, `stop_seconds` or Ctrl-C."""
+    known = [seconds for seconds in (source.info.duration_seconds, stop_seconds) if seconds is not None]
+    stopped = Event()
     told = 0
     with progress_bar("watching") as bar:
-        task = bar.add_task("", total=None if total is None else round(total))
-        try:
-            for event in session.watch(reader):
-                if isinstance(event, Watched):
+        task = bar.add_task("", total=round(min(known)) if known else None)
+
+        def stop() -> None:
+            stopped.set()
+            bar.update(task, description="stopping after this chunk; Ctrl-C again quits")
+
+        with first_interrupt(stop):
+            for event in session.watch(takewhile(lambda _: not stopped.is_set(), reader)):
+                if isinstance(event, Watched) and not stopped.is_set():
                     bar.update(task, completed=round(event.pts_seconds), description=counters(event.stats))
                 elif isinstance(event, Notice):
-                    bar.console.print(escape(event.text), style="yellow")
-                for warning in source.warnings[told:]:
-                    bar.console.print(escape(warning), style="yellow")
-                told = len(source.warnings)
-            bar.update(task, completed=bar.tasks[0].total)
-        except KeyboardInterrupt:
-            if not session.stats.chunks:
-                raise
-            bar.console.print("Stopped; answering from what was seen so far.", style="yellow")
-    for warning in source.warnings[told:]:
-        said.print(escape(warning), style="yellow")
+                    say(event.text)
+                told = say_new(source.warnings, told)
+    say_new(source.warnings, told)
+    if stopped.is_set():
+        if not session.stats.chunks:
+            raise KeyboardInterrupt
+        say("Stopped; answering from what was seen so far.")
+
+
+@contextmanager
+def first_interrupt(do: Callable[[], None]) -> Iterator[None]:
+    """While the block runs the first Ctrl-C calls `do`, and only the next one interrupts.
+
+    A chunk under way is finished, so that memory is whole.
+    """
+
+    def handle(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        do()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def say(text: str) -> None:
+    """A line of advice on standard error."""
+    said.print(escape(text), style="yellow", soft_wrap=True)
+
+
+def say_new(warnings: Sequence[str], told: int) -> int:
+    """Says the warnings behind the first `told`; gives how many have been told now."""
+    for warning in warnings[told:]:
+        say(warning)
+    return len(warnings)
 
 
 def show_answer(session: Session, question: str) -> None:
@@ -215,8 +306,8 @@ def show_answer(session: Session, question: str) -> None:
         elif isinstance(event, Answer):
             typer.echo("")
             for item in event.evidence:
-                span = f"{clock(item.start_seconds)} to {clock(item.stop_seconds)}"
-                said.print(f"  [dim]{span:<20} score {item.score:6.2f}  {item.why}[/]")
+                span, why, score = evidence_row(item)
+                said.print(f"  [dim]{span:<17} {why:<10} {score:>6}[/]".rstrip())
 
 
 def asked_silently(session: Session, question: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -18,6 +19,8 @@ class ReadConfig:
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 60:
             raise ValueError(f"fps must lie in (0, 60], not {self.fps}")
+        if self.queue_frames < 1 or not 0 < self.stall_seconds < math.inf:
+            raise ValueError(f"not a way to read: {self}")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,10 @@ class MemoryConfig:
     host_bytes: int = 8 << 30  # budget of the host tier
 
     def __post_init__(self) -> None:
-        if self.chunk_frames < 1 or self.window_chunks < 1 or self.recall_chunks < 0 or self.prefill_chunks < 0:
-            raise ValueError(f"not a memory that can work: {self}")
+        least = {"chunk_frames": 1, "prefill_chunks": 0, "window_chunks": 1, "recall_chunks": 0, "host_bytes": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,14 @@ class AnswerConfig:
     dialogue_turns: int = 4  # earlier turns shown to the model with a new question
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"not a way to decode: {self}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"an answer needs room for a token at least, not for {self.max_new_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if not 0 <= self.seed < 1 << 63 or self.dialogue_turns < 0:
+            raise ValueError(f"neither seed nor dialogue_turns can be negative or huge: {self}")
 
 
 @dataclass(frozen=True)
@@ -68,5 +79,15 @@ class Config:
             known = {knob.name for knob in fields(sections[name])}
             if unknown := set(knobs) - known:
                 raise ValueError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
+            for knob, value in knobs.items():
+                _check_kind(f"{name}.{knob}", value, getattr(sections[name], knob))
             sections[name] = replace(sections[name], **knobs)
         return Config(**sections)
+
+
+def _check_kind(name: str, value: Any, default: int | float) -> None:
+    """Whole numbers where the default is one, else any number that is finite."""
+    kinds = int if isinstance(default, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        wanted = "whole number" if kinds is int else "number"
+        raise ValueError(f"{name} must be a {wanted}, not {value!r}")

@@ -82,20 +82,30 @@ class Profile:
         return torch.stack([_newest(q, head.last_tokens) for q, head in zip(queries, self.heads, strict=True)])
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
+        """Raises ValueError where nothing can be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: Path) -> Profile:
         """Raises ValueError for a file that is not a profile of this format."""
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("format") != FORMAT:
-                raise ValueError(f"{path} is a profile of another format; calibrate again")
-            data["heads"] = tuple(RetrievalHead(**head) for head in data["heads"])
-            return cls(**data)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a retrieval profile: {error}") from error
+                raise ValueError("it has another format")
+            profile = cls(**{**data, "heads": tuple(RetrievalHead(**head) for head in data["heads"])})
+            if not profile.norms:
+                raise ValueError("it has no heads")
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not a retrieval profile ({error}); calibrate again") from error
+        return profile
+
+    def fits(self, model: VideoLLM) -> bool:
+        """Whether it was made for this very checkpoint and dtype."""
+        return (self.model_id, self.dtype) == (model.model_id, _dtype_name(model))
 
 
 def _newest(queries: Tensor, last_tokens: int) -> Tensor:
@@ -205,15 +215,22 @@ def profile_path(model: VideoLLM) -> Path:
 
 
 def find_profile(model: VideoLLM) -> Profile | None:
-    """The profile calibrated for this very checkpoint and dtype, made here or shipped with the embedded model."""
+    """The profile calibrated for this very checkpoint and dtype, made here or shipped with the embedded model.
+
+    Raises ValueError where its file is damaged.
+    """
     for path in (profile_path(model), SHIPPED / _file_name(model)):
-        if path.is_file():
-            return Profile.load(path)
+        if path.is_file() and (profile := Profile.load(path)).fits(model):
+            return profile
     return None
 
 
 def _file_name(model: VideoLLM) -> str:
-    return re.sub(r"[^\w.@-]", "_", f"{model.model_id}-{str(model.dtype).removeprefix('torch.')}") + ".json"
+    return re.sub(r"[^\w.@-]", "_", f"{model.model_id}-{_dtype_name(model)}") + ".json"
+
+
+def _dtype_name(model: VideoLLM) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 Candidate = tuple[int, int, int]  # newest tokens, layer, head
@@ -286,7 +303,7 @@ def _measured(
         heads.append(RetrievalHead(layer, head, last, norm.mean, norm.std, norm.weight, hit1, hit4))
     return Profile(
         model_id=model.model_id,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=_dtype_name(model),
         group_size=model.num_heads // model.num_kv_heads,
         heads=tuple(heads),
         num_needles=len(truth),

@@ -5,6 +5,9 @@ Knows nothing of files, pages or what is asked.
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from threading import Condition
@@ -13,36 +16,59 @@ from typing import Any
 from config import Config
 from models.base import VideoLLM
 from models.calibration import Profile, find_profile
-from models.loading import load, recommended_settings
+from models.loading import ModelError, load, recommended_settings
 from streaming.session import Session
+
+PATIENCE_SECONDS = 0.25  # longer than a page takes to show a piece of text and ask for the next
 
 
 class Turns:
-    """Whose turn it is on the device: one at a time, urgent ones first.
+    """Whose turn it is on the device: one at a time, urgent ones first, each kind in the order of asking.
 
-    A question is urgent, a chunk is not, so a question waits for the chunk under way and for nothing else.
+    A question is urgent, a chunk is not, so a question waits for the chunk under way and for other questions only. An
+    answer is many turns, one for each piece of text; after each, chunks hold back for `patience_seconds`, in which the
+    next piece is usually asked for. An answer that nobody reads on delays the others no longer than that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._changed = Condition()
+        self._waiting: dict[bool, deque[object]] = {True: deque(), False: deque()}  # tickets, by urgency
         self._busy = False
-        self._urgent = 0  # waiting
+        self._patience_seconds = patience_seconds
+        self._chunks_from_seconds = -math.inf
 
     @contextmanager
     def take(self, urgent: bool) -> Iterator[None]:
-        with self._changed:
-            self._urgent += urgent
-            try:
-                self._changed.wait_for(lambda: not self._busy and (urgent or not self._urgent))
-            finally:
-                self._urgent -= urgent
-            self._busy = True
+        """The device is ours while the block runs."""
+        self._wait(urgent)
         try:
             yield
         finally:
             with self._changed:
                 self._busy = False
+                if urgent:
+                    self._chunks_from_seconds = time.monotonic() + self._patience_seconds
                 self._changed.notify_all()
+
+    def _wait(self, urgent: bool) -> None:
+        ticket = object()
+        with self._changed:
+            self._waiting[urgent].append(ticket)
+            try:
+                while (wait_seconds := self._wait_seconds(ticket, urgent)) != 0:
+                    self._changed.wait(wait_seconds)
+                self._busy = True
+            finally:
+                self._waiting[urgent].remove(ticket)
+                self._changed.notify_all()  # of use to others where we were interrupted
+
+    def _wait_seconds(self, ticket: object, urgent: bool) -> float | None:
+        """0 when it is this ticket's turn, None until something changes."""
+        if self._busy or self._waiting[urgent][0] is not ticket:
+            return None
+        if urgent:
+            return 0
+        return None if self._waiting[True] else max(0.0, self._chunks_from_seconds - time.monotonic())
 
 
 class Engine:
@@ -66,11 +92,29 @@ def load_engine(
     dtype: str = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Engine:
-    """An engine for a model by name, with its profile where it has one.
+    """An engine for a model by name, with its profile where it has one; arguments as for `load_model`."""
+    loaded, config = load_model(model, device, dtype, settings)
+    return Engine(loaded, find_profile(loaded), config)
 
-    The configuration is the defaults, changed by what the checkpoint recommends, changed by `settings`.
+
+def load_model(
+    model: str = "demo",
+    device: str = "auto",
+    dtype: str = "auto",
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[VideoLLM, Config]:
+    """A model by name, and the defaults, changed by what the checkpoint recommends, changed by `settings`.
+
     Raises ModelError (a ValueError) for a model that cannot be had, ValueError for settings that make no sense.
     """
-    config = Config().overridden(recommended_settings(model)).overridden(settings or {})
-    loaded = load(model, device, dtype)
-    return Engine(loaded, find_profile(loaded), config)
+    config = _recommended(model).overridden(settings or {})
+    return load(model, device, dtype), config
+
+
+def _recommended(model: str) -> Config:
+    try:
+        return Config().overridden(recommended_settings(model))
+    except ModelError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # whatever a file written by hand may hold
+        raise ValueError(f"the longlook.json of {model} makes no sense: {error}") from error

@@ -32,6 +32,9 @@ _DECODE_ON_SECONDS = 3.0  # to a moment nearer than that, decoding on is no dear
 _DECORD_BATCH = 8  # pictures at a time
 _DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # decord2 3.4 fails on HEVC and is off by pictures on MPEG-2 and -4
 _DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}  # bytes that leave its guessing no choice
+_MOST_CLAIMED_PER_PICTURE = (
+    100  # decord believes the header, reserves room for all it claims, and may abort the process
+)
 _DECORD_THREADS = 4  # each holds pictures
 
 
@@ -191,23 +194,26 @@ class _Packets:
     times: float64 [n], when each picture is shown, ascending, in seconds; hidden ones are left out.
     are_timed: every packet has its time, and none begins anew.
     lean_back: some pictures are shown before the keyframe they follow, and lean on the pictures before it (open GOP).
+    are_as_claimed: the header's count, duration and rate fit what is there.
     """
 
     times: NDArray[np.float64]
     are_timed: bool
     lean_back: bool
+    are_as_claimed: bool
 
 
 def _scan(info: SourceInfo) -> _Packets:
     """Read all packets of the file, undecoded."""
     times: list[float] = []
+    num_hidden = 0
     decoding_seconds = keyframe_seconds = float("-inf")
     are_timed, lean_back = True, False
     with VideoFile(info.path, info.first_stamp) as file:
         for packet in file.packets():
             stamp = stamp_of(packet)
             if stamp is None:
-                return _Packets(np.zeros(0), are_timed=False, lean_back=False)
+                return _Packets(np.zeros(0), are_timed=False, lean_back=False, are_as_claimed=False)
             seconds = file.clock.at(stamp)
             if packet.dts is not None:
                 are_timed &= file.clock.at(packet.dts) >= decoding_seconds - _JUMP_SECONDS
@@ -215,14 +221,19 @@ def _scan(info: SourceInfo) -> _Packets:
             if packet.is_keyframe:
                 keyframe_seconds = seconds
             lean_back |= seconds < keyframe_seconds
+            num_hidden += packet.is_discard
             if not packet.is_discard:
                 times.append(seconds)
-    return _Packets(np.sort(np.array(times, np.float64)), are_timed, lean_back)
+        claimed = file.stream.frames
+    num_by_duration = (info.duration_seconds or 0.0) * info.rate
+    fits = claimed in (0, len(times) + num_hidden) and 0 <= num_by_duration < _MOST_CLAIMED_PER_PICTURE * len(times)
+    return _Packets(np.sort(np.array(times, np.float64)), are_timed, lean_back, fits)
 
 
 def _exact_decord(info: SourceInfo, packets: _Packets) -> _Decord | None:
     """decord on this file, if it counts, times and decodes as PyAV does."""
-    if packets.lean_back or info.codec not in _DECORD_CODECS or not _starts_for_decord(info):
+    is_plain = packets.are_as_claimed and not packets.lean_back and info.codec in _DECORD_CODECS
+    if not is_plain or not _starts_for_decord(info):
         return None
     try:
         decord = _Decord(info.path, packets.times)

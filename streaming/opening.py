@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import av
 from av.codec.context import Flags
@@ -19,6 +20,7 @@ from streaming.truncation import lacks_index
 
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,ogg,flv,asf,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+_MOST_PIXELS = 8192 * 8192  # a picture of that size takes 200 MB; a header can claim any
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<asx", b"<ASX")
 
 
@@ -60,12 +62,18 @@ def _check_file(path: Path) -> None:
 
 def _open(path: Path) -> InputContainer:
     try:
-        return av.open(str(path.resolve()), options=_OPTIONS)
+        container: InputContainer = av.open(str(path.resolve()), options=_OPTIONS, **_lenient())
     except FFmpegError as error:
         if lacks_index(path):
             told = "was cut off before its index was written: nothing in it can be played"
             raise SourceError(f"{path.name} {told}.") from error
         raise SourceError(f"{path.name} is not a video file that can be read.") from error
+    return container
+
+
+def _lenient() -> dict[str, Any]:
+    """Titles need not be UTF-8; PyAV 19 knows so by itself and has no such argument."""
+    return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def _best_stream(container: InputContainer, name: str) -> VideoStream:
@@ -75,6 +83,8 @@ def _best_stream(container: InputContainer, name: str) -> VideoStream:
         raise SourceError(f"{name} {found}.")
     if stream.codec_context is None:
         raise SourceError(f"{name} holds video of a kind that cannot be decoded here.")
+    if stream.width * stream.height > _MOST_PIXELS:
+        raise SourceError(f"The pictures of {name} are too large ({stream.width}x{stream.height}).")
     stream.thread_type = "AUTO"
     stream.codec_context.flags |= Flags.unaligned  # crop to the exact size, as Theora may ask for
     return stream

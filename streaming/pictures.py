@@ -21,12 +21,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from streaming.opening import open_video
+from streaming.opening import SourceError, open_video
 
 _DEFAULT_RATE = Fraction(25)  # pictures per second where a stream tells neither times nor a rate, as FFmpeg assumes
 _JUMP_SECONDS = 1.0  # times that fall back further than this begin anew; less is jitter
 _LOOK_BACK_SECONDS = (0.0, 2.0, 10.0, 60.0)  # a keyframe is sought that far before where it should be
-_BT709 = 1  # FFmpeg's AVCOL_SPC_BT709
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +86,7 @@ class VideoFile:
     ) -> None:
         self._path = path
         self.container, self.stream = open_video(path)
+        self._file_bytes = path.stat().st_size
         self.rate = _fraction(self.stream.average_rate) or _DEFAULT_RATE
         self.time_base = _fraction(self.stream.time_base) or Fraction(1, 90_000)
         self.clock = Clock(self.time_base, self.rate, first_stamp)
@@ -129,9 +129,18 @@ class VideoFile:
         return self.pictures()
 
     def packets(self) -> Iterator[Packet[Stream]]:
-        """The packets of our stream from here to the end, without the empty ones that Theora is full of."""
+        """The packets of our stream from here to the end, without the empty ones that Theora is full of.
+
+        A broken index can promise packets for ever: we stop when there are more of them than the file has bytes, or
+        when they weigh twice as much.
+        """
+        num_packets = num_bytes = 0
         try:
             for packet in self.container.demux():
+                num_packets, num_bytes = num_packets + 1, num_bytes + packet.size
+                if num_packets > self._file_bytes or num_bytes > 2 * self._file_bytes:
+                    self._on_damage(self.clock.last_seconds or 0.0)
+                    return
                 if self._stopped:
                     return
                 self.packets_read += 1
@@ -140,6 +149,8 @@ class VideoFile:
                     yield packet
         except FFmpegError:
             self._on_damage(self.clock.last_seconds or 0.0)
+        except IndexError:
+            return  # PyAV 15 to 18 ends so where a stream turned up on the way; all packets have been read by then
 
     def rewind(self) -> None:
         """Begin again; works for every container."""
@@ -152,10 +163,12 @@ class VideoFile:
         self._stopped = True
 
     def rgb(self, picture: Picture) -> NDArray[np.uint8]:
-        """The picture as uint8 [H, W, 3], upright."""
-        matrix = "ITU709" if picture.frame.colorspace == _BT709 else None  # PyAV before 17 does not look for itself
-        converted = self._reformatter.reformat(picture.frame, format="rgb24", src_colorspace=matrix)
-        return upright(converted.to_ndarray().astype(np.uint8, copy=False), display_matrix(picture.frame))
+        """The picture as uint8 [H, W, 3], upright. Raises SourceError for a kind of colours that is not known here."""
+        try:
+            image = self._reformatter.reformat(picture.frame, format="rgb24").to_ndarray()
+        except FFmpegError as error:
+            raise SourceError(f"The colours of {self._path.name} cannot be read.") from error
+        return upright(image.astype(np.uint8, copy=False), display_matrix(picture.frame))
 
     def close(self) -> None:
         self.container.close()

@@ -37,14 +37,21 @@ class Session:
         self._memory = KVMemory(config.memory, model.device)
         self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._dialogue: list[Turn] = []
-        self._stats = Stats()
+        self._stats = Stats()  # replaced while it is our turn, and only then
+        self._closed = False
 
     def watch(self, frames: Iterable[Frame]) -> Iterator[WatchEvent]:
-        """Remembers the frames chunk by chunk, telling after each chunk; may be called again for what comes later."""
+        """Remembers the frames chunk by chunk, telling after each chunk; may be called again for what comes later.
+
+        Ends where the frames end, the host memory is full (told in a Notice) or the session is closed. An error leaves
+        what was remembered before it as it was.
+        """
+        started = time.perf_counter()
         for part in in_parts(frames, self._config.memory.chunk_frames):
-            started = time.perf_counter()
             try:
                 with self._take_turn(False):
+                    if self._closed:
+                        return
                     self._remember(part)
                     self._count(frames=len(part), seconds=time.perf_counter() - started)
             except MemoryFullError as error:
@@ -52,22 +59,23 @@ class Session:
                 return
             yield thumbnail(part[len(part) // 2])
             yield Watched(part[-1].pts_seconds, self._stats)
+            started = time.perf_counter()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the whole with its evidence.
 
-        Raises ValueError for an empty question or where nothing has been watched.
+        Waits for the chunk under way, no longer. An answer that is abandoned leaves no trace in the dialogue.
+        Raises ValueError for an empty question, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
             raise ValueError("the question is empty")
-        if not self._memory.num_chunks:
-            raise ValueError("nothing has been watched yet")
         started = time.perf_counter()
         with self._take_turn(True):
+            self._check_askable()
             plan = self._recall(question)
             context = [self._model.prefix(), *self._memory.get(plan.indices)]
-            shown = self._evidence(plan)
+            shown = evidence_of(plan, self._memory.spans(), 1 / self._config.read.fps)
         text = ""
         for piece in self._answer(question, context, started):
             text += piece
@@ -89,9 +97,17 @@ class Session:
         return tuple(self._dialogue)
 
     def close(self) -> None:
-        """Gives the memory back; may be called twice."""
+        """Gives the memory back, after the chunk under way; may be called twice, and while another thread watches."""
         with self._take_turn(True):
+            self._closed = True
+            self._index = None
             self._memory.close()
+
+    def _check_askable(self) -> None:
+        if self._closed:
+            raise ValueError("this session is closed")
+        if not self._memory.num_chunks:
+            raise ValueError("nothing has been watched yet")
 
     def _remember(self, frames: Sequence[Frame]) -> None:
         """One chunk: through the vision tower, through the LLM in view of its predecessors, into memory."""
@@ -99,9 +115,10 @@ class Session:
         context = [self._model.prefix(), *(self._memory.window()[-reach:] if reach else [])]
         groups = self._model.encode(frames)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
+        keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         self._memory.append(chunk)
-        if self._index is not None and self._profile is not None:
-            self._index.add(chunk.index, self._profile.keys_of(chunk))
+        if self._index is not None and keys is not None:
+            self._index.add(chunk.index, keys)
 
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
@@ -122,23 +139,14 @@ class Session:
         while True:
             with self._take_turn(True):
                 piece = next(pieces, None)
-            if first:
-                self._stats = replace(
-                    self._stats,
-                    first_token_seconds=time.perf_counter() - started,
-                    context_tokens=sum(chunk.num_tokens for chunk in context),
-                )
-                first = False
+                if first:
+                    tokens = sum(chunk.num_tokens for chunk in context)
+                    seconds = time.perf_counter() - started
+                    self._stats = replace(self._stats, first_token_seconds=seconds, context_tokens=tokens)
+                    first = False
             if piece is None:
                 return
             yield piece
-
-    def _evidence(self, plan: RecallPlan) -> tuple[Evidence, ...]:
-        """The plan's chunks, those of named times first, then the best by score."""
-        spans = self._memory.spans()
-        ends = [start for start, _ in spans[1:]] + [spans[-1][1]]
-        found = [Evidence(spans[c.index][0], ends[c.index], c.score, c.why) for c in plan.chunks]
-        return tuple(sorted(found, key=lambda e: (e.why != "named time", -e.score)))
 
     def _count(self, frames: int, seconds: float) -> None:
         memory, prefix = self._memory, self._model.prefix()
@@ -163,6 +171,27 @@ def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
             part = []
     if part:
         yield part
+
+
+def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_seconds: float) -> tuple[Evidence, ...]:
+    """What an answer rests on: named times first, then by score; in a tie what was recalled before the window.
+
+    Chunks side by side are one stretch where a time was named, and in the window. Those recalled stay apart, since each
+    was found for itself. A chunk lasts until the next one starts, the newest `step_seconds` beyond its last frame.
+    """
+    stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
+    found: list[Evidence] = []
+    for chunk in plan.chunks:
+        new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why)
+        if found and _are_one(found[-1], new):
+            last = found.pop()
+            new = replace(new, start_seconds=last.start_seconds, score=max(last.score, new.score))
+        found.append(new)
+    return tuple(sorted(found, key=lambda e: (e.why != "named time", -e.score, e.why == "recent")))
+
+
+def _are_one(earlier: Evidence, later: Evidence) -> bool:
+    return earlier.why == later.why != "recalled" and earlier.stop_seconds == later.start_seconds
 
 
 def thumbnail(frame: Frame) -> Thumbnail:

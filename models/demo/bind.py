@@ -50,7 +50,7 @@ class StoredChunk:
 
 @dataclass(eq=False)
 class TokenRow:
-    """A clip with its questions as one row of tokens; every list has one entry per token."""
+    """A clip with its questions as one row of tokens; every list has one entry per token, unless it says otherwise."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[tuple[int, int, int]] = field(default_factory=list)
@@ -59,6 +59,9 @@ class TokenRow:
     seen: list[bool] = field(default_factory=list)  # visible to questions
     group: list[int] = field(default_factory=list)  # the bank's group for visual tokens, else -1
     targets: list[int] = field(default_factory=list)  # token to predict next, -100 where nothing is asked
+    moments: list[Moment] = field(default_factory=list)  # truth of every group, one entry per group
+    moments_seen: list[bool] = field(default_factory=list)
+    moments_chunk: list[int] = field(default_factory=list)
 
     def add(
         self, token: int, position: tuple[int, int, int], chunk: int, owner: int, seen: bool, group: int = -1
@@ -156,6 +159,9 @@ class ClipMaker:
     def _add_chunk(self, row: TokenRow, chunk: StoredChunk, number: int, start: int) -> None:
         at, seen = start, not chunk.hidden
         opening, pad, closing = self.vision
+        row.moments += chunk.truth
+        row.moments_seen += [seen] * len(chunk.truth)
+        row.moments_chunk += [number] * len(chunk.truth)
         for group, moment in zip(chunk.groups, chunk.truth, strict=True):
             for token in [*self._stamp(moment), opening]:
                 row.add(token, (at, at, at), number, CLIP, seen)
@@ -196,6 +202,8 @@ class Batch:
     targets: Tensor
     questions: list[list[Question]]
     owner: Tensor
+    rows: list[TokenRow]
+    reaches: list[int]  # how many chunks back each row's chunks saw
 
 
 def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
@@ -220,6 +228,8 @@ def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
         torch.from_numpy(targets),
         [questions for _, questions, _ in drawn],
         torch.from_numpy(owner),
+        [row for row, _, _ in drawn],
+        [reach for _, _, reach in drawn],
     )
 
 

@@ -30,8 +30,8 @@ class Moment:
 
     @property
     def second(self) -> int:
-        """The whole second by which questions and answers name this moment."""
-        return int(self.pts_seconds)
+        """The whole second by which questions and answers name this moment: that of its stamp, which shows tenths."""
+        return int(float(f"{self.pts_seconds:.1f}"))
 
 
 def group_times(scene: Scene) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ A stream can be painted to a file (the samples), fed as frames without a file (b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from streaming.frames import Frame
 
 RARE_SHAPES = 2  # shapes that occur in one colour only, so that "what colour is the heart" has an answer
 RARE_COLOURS = 2
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float
         seconds = min(float(rng.choice([2.0, 3.0, 4.0])), length - start)
         if rng.random() < 0.12:
             digit = names.digits[int(rng.integers(len(names.digits)))]
-            things: tuple[Thing, ...] = (make_digit(rng, digit),)
+            things: tuple[Thing, ...] = (make_digit(rng, digit, names.colours),)
         else:
             count = int(rng.choice([2, 3, 4], p=[0.6, 0.25, 0.15])) if rng.random() < crowd else 1
             things = place_things(rng, names.draw(rng, count), seconds)
@@ -125,7 +126,8 @@ def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float
 
 
 def stream_questions(stream: Stream, seed: int, per_family: int, families: list[str]) -> list[Question]:
-    """Up to `per_family` different unambiguous questions of each family about the whole stream."""
+    """Up to `per_family` different unambiguous questions of each family about the whole stream; at most half of a
+    family's (rounded up) have the same answer."""
     rng = np.random.default_rng([seed, 29])
     facts = Facts(stream.moments())
     questions: list[Question] = []
@@ -133,23 +135,29 @@ def stream_questions(stream: Stream, seed: int, per_family: int, families: list[
         made: dict[str, Question] = {}
         for _ in range(20 * per_family):
             question = ask(rng, facts, family)
-            key = question.answer + str(question.events) if question else ""
-            if question and len(made) < per_family:
-                made.setdefault(key, question)
+            alike = sum(q.answer == question.answer for q in made.values()) if question else 0
+            if question and len(made) < per_family and alike < (per_family + 1) // 2:
+                made.setdefault(question.answer + str(question.events or question.text), question)
         questions += made.values()
     return questions
 
 
-def write_video(stream: Stream, path: Path, side: int = 256, fps: int = 8) -> None:
-    """H.264 in MP4, as a person's video would be."""
+def write_video(
+    stream: Stream, path: Path, side: int = 256, fps: int = 8, crf: int = 23, progress: Progress | None = None
+) -> None:
+    """H.264 in MP4, as a person's video would be. progress: told (pictures written, pictures in all)."""
+    total = round(stream.duration_seconds * fps)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as out:
-        video = out.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "slow", "g": str(8 * fps)})
+        options = {"crf": str(crf), "preset": "slow", "g": str(8 * fps), "threads": "1"}  # threads would change bytes
+        video = out.add_stream("libx264", rate=fps, options=options)
         video.width = video.height = side
         video.pix_fmt = "yuv420p"
-        for k in range(round(stream.duration_seconds * fps)):
+        for k in range(total):
             large = stream.at(k / fps, 2 * side)
             image = av.VideoFrame.from_ndarray(large, format="rgb24")
             out.mux(video.encode(image.reformat(side, side, interpolation="AREA")))
+            if progress:
+                progress(k + 1, total)
         out.mux(video.encode(None))
 
 

@@ -18,10 +18,11 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from models.demo import bind, see
+from models.demo.aids import Aids, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
 from models.demo.bind import Batch, ClipMaker, Stage
@@ -48,6 +49,7 @@ RECOMMENDED = {
     "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP},
     "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
 }
+AID_WEIGHT = 0.3
 SAVE_EVERY = 50  # steps
 
 
@@ -87,6 +89,7 @@ class Tally:
     """Accuracy per family over the latest questions."""
 
     def __init__(self, latest: int = 300) -> None:
+        self.aids = ""
         self.right: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=latest))
 
     def add(self, logits: Tensor, batch: Batch) -> None:
@@ -94,7 +97,9 @@ class Tally:
             self.right[question.family].append(right)
 
     def __str__(self) -> str:
-        return " ".join(f"{family} {sum(r) / len(r):.2f}" for family, r in sorted(self.right.items()))
+        return (
+            self.aids + " | " + " ".join(f"{family} {sum(r) / len(r):.2f}" for family, r in sorted(self.right.items()))
+        )
 
 
 def train_bind(
@@ -107,11 +112,13 @@ def train_bind(
 ) -> None:
     """The LLM alone, the tower frozen; resumes from the folder's newest state."""
     model.model.visual.requires_grad_(False)
-    schedule = Schedule(make_optimisers(model, muon_lr=0.01, adam_lr=2e-3), steps, warm_up=60)
+    aids = Aids(model.model.language_model)
+    schedule = Schedule(make_optimisers(nn.ModuleList([model, aids]), muon_lr=0.01, adam_lr=2e-3), steps, warm_up=60)
     checkpoint, start = folder / "bind.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
+        aids.load_state_dict(saved["aids"])
         schedule.load_state_dict(saved["schedule"])
         start = schedule.done
     tally, since, total = Tally(), time.monotonic(), 0.0
@@ -120,16 +127,20 @@ def train_bind(
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = bind.answer_logits(model, *features, batch)
         loss = bind.answer_loss(logits, targets)
-        torch.autograd.backward(loss)
+        helped, hit = aids.losses(batch)
+        torch.autograd.backward(loss + AID_WEIGHT * sum_of(helped.values()))
         schedule.step()
         tally.add(logits.detach(), batch)
+        tally.aids = (
+            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items()) + f" hit@1 {hit:.2f}"
+        )
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             log.info(
                 "bind: step %d loss %.3f (%.0f s) %s", step + 1, total / SAVE_EVERY, time.monotonic() - since, tally
             )
             total = 0.0
-            state = {"model": model.state_dict(), "schedule": schedule.state_dict()}
+            state = {"model": model.state_dict(), "aids": aids.state_dict(), "schedule": schedule.state_dict()}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").rename(checkpoint)
 

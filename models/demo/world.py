@@ -6,6 +6,7 @@ Says what is there and paints it. Knows nothing of questions, tokens or training
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -96,9 +97,9 @@ def place_things(rng: np.random.Generator, named: list[tuple[str, str]], seconds
             return tuple(things)
 
 
-def make_digit(rng: np.random.Generator, digit: int) -> Thing:
+def make_digit(rng: np.random.Generator, digit: int, colours: Sequence[str] = tuple(COLOURS)) -> Thing:
     x, y = rng.uniform(0.42, 0.58, 2)
-    colour = str(rng.choice(list(COLOURS)))
+    colour = str(rng.choice(list(colours)))
     return Thing("digit", colour, float(rng.uniform(0.6, 0.84)), float(x), float(y), "still", digit)
 
 

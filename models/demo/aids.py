@@ -1,0 +1,156 @@
+"""Aids of the binding stage, thrown away with it: say your time, tell what is around you, look where the answer is.
+
+*Say*: linear heads on an early layer must read each visual token's time stamp off it, and how many things are shown.
+*Tell*: a layer later, what was shown just before. *Look*: in one later layer, two heads' raw q . raw k must point from
+an answer to the groups that hold it, so retrieval heads appear early and stay sharp. They speed up by far what the
+answers alone teach slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.demo.architecture import HIDDEN, TOKENS_PER_GROUP
+from models.demo.bind import Batch, TokenRow
+from models.demo.questions import NEXT_SECONDS, Question
+from models.demo.scenes import Moment
+from models.demo.world import COLOURS, SHAPES, WorldEvent
+
+TIME_LAYER = 1  # its output carries the time
+TELL_LAYER = 2  # its output carries what came before
+RETRIEVAL_LAYER = 3
+RETRIEVAL_HEADS = (0, 2)  # of different KV heads
+PLACES = (1, 100, 10_000)  # what the pairs of digits of a second are worth
+TOKENS_ASKED = 4  # visual tokens of each group that must say their time
+
+
+class Aids(nn.Module):
+    """Listens to the layers of a text model while it runs, and gives the losses of the last run."""
+
+    def __init__(self, text_model: Any) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
+        self.count_heads = nn.Linear(HIDDEN, 5)
+        self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
+        self._heard: dict[str, Tensor] = {}
+        attention = text_model.layers[RETRIEVAL_LAYER].self_attn
+        self._group_size = attention.num_key_value_groups
+        for name, module in (
+            ("early", text_model.layers[TIME_LAYER]),
+            ("late", text_model.layers[TELL_LAYER]),
+            ("queries", attention.q_norm),
+            ("keys", attention.k_norm),
+        ):
+            module.register_forward_hook(self._listener(name))
+
+    def _listener(self, name: str) -> Any:
+        def hear(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._heard[name] = output[0] if isinstance(output, tuple) else output
+
+        return hear
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], float]:
+        """The loss of each aid, and how often the look falls on a right group first."""
+        looking, hit = self._looking(batch)
+        rows = [
+            around for row, reach in zip(batch.rows, batch.reaches, strict=True) for around in surroundings(row, reach)
+        ]
+        truth = torch.tensor(rows).repeat_interleave(TOKENS_ASKED, 0)  # [tokens asked, 3]
+        early, late = self._tokens("early", batch), self._tokens("late", batch)
+        return {
+            "time": self._saying(early, batch),
+            "count": nn.functional.cross_entropy(self.count_heads(early), truth[:, 0]),
+            "before": sum_of(
+                nn.functional.cross_entropy(head(late), truth[:, 1 + k]) for k, head in enumerate(self.before_heads)
+            ),
+            "look": looking,
+        }, hit
+
+    def _tokens(self, name: str, batch: Batch) -> Tensor:
+        """What some tokens of every group carry in a layer, [tokens asked, hidden]."""
+        tokens = self._heard[name][batch.visual].view(-1, TOKENS_PER_GROUP, HIDDEN)
+        return tokens[:, torch.randperm(TOKENS_PER_GROUP)[:TOKENS_ASKED]].float().flatten(0, 1)
+
+    def _saying(self, tokens: Tensor, batch: Batch) -> Tensor:
+        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments]).repeat_interleave(TOKENS_ASKED)
+        losses = [
+            nn.functional.cross_entropy(head(tokens), seconds // place % 100)
+            for head, place in zip(self.heads, PLACES, strict=True)
+        ]
+        return sum_of(losses) / len(PLACES)
+
+    def _looking(self, batch: Batch) -> tuple[Tensor, float]:
+        """Cross-entropy over the seen groups of the summed best matches of their tokens."""
+        asked = batch.targets != -100
+        wanted, seen = look_targets(batch)
+        keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
+        queries = self._heard["queries"][asked].float()  # [asked, heads, head_dim]
+        scores = queries.new_zeros(wanted.shape)
+        for head in RETRIEVAL_HEADS:
+            match = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
+            scores = scores + match.view(len(queries), -1, TOKENS_PER_GROUP).logsumexp(-1)
+        useful = wanted.any(dim=1)
+        logs = scores.masked_fill(~seen, float("-inf"))[useful].log_softmax(dim=-1)
+        right = wanted[useful]
+        if not right.numel():
+            return scores.sum() * 0, 0.0
+        loss = -logs.masked_fill(~right, float("-inf")).logsumexp(dim=-1).mean()
+        return loss, float(right.gather(1, logs.argmax(-1, keepdim=True)).float().mean())
+
+
+def look_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """For every answer token in row order: which groups of the batch hold the answer, and which its question sees;
+    bool [asked, groups] each."""
+    places = (batch.targets != -100).nonzero().tolist()
+    borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
+    wanted = np.zeros((len(places), int(borders[-1])), dtype=bool)
+    seen = np.zeros_like(wanted)
+    for k, (b, n) in enumerate(places):
+        row, mine = batch.rows[b], slice(borders[b], borders[b + 1])
+        seen[k, mine] = row.moments_seen
+        wanted[k, mine] = row.moments_seen & answering(row, batch.questions[b][int(batch.owner[b, n])])
+    return torch.from_numpy(wanted), torch.from_numpy(seen)
+
+
+def answering(row: TokenRow, question: Question) -> NDArray[np.bool_]:
+    """Which groups of the row hold the answer: the moment asked about, else those that show the true events."""
+    if question.second is not None:
+        return np.array([m.second == question.second for m in row.moments])
+    return np.array([any(event in question.events for event in m.events) for m in row.moments])
+
+
+def surroundings(row: TokenRow, reach: int) -> list[list[int]]:
+    """For every group: how many things it shows, and shape and colour of what was shown just before (0: nothing near);
+    -100 where that has no one answer or lies out of the group's view."""
+    around = []
+    shown: list[tuple[WorldEvent, int, float]] = []  # events so far, with the chunk and the time they were last seen
+    for moment, chunk in zip(row.moments, row.moments_chunk, strict=True):
+        count = len(moment.events[0].things) if moment.events else 0
+        around.append([count if moment.clean else -100, *_before(moment, chunk, reach, shown)])
+        for event in moment.events:
+            shown = [s for s in shown if s[0] is not event] + [(event, chunk, moment.pts_seconds)]
+    return around
+
+
+def _before(moment: Moment, chunk: int, reach: int, shown: list[tuple[WorldEvent, int, float]]) -> tuple[int, int]:
+    if not moment.clean or not moment.events:
+        return -100, -100
+    earlier = [s for s in shown if s[0] is not moment.events[0]]
+    if not earlier or moment.pts_seconds - earlier[-1][2] > NEXT_SECONDS:
+        return (0, 0) if reach else (-100, -100)
+    event, place, _ = earlier[-1]
+    if place < chunk - reach or len(event.things) > 1:
+        return -100, -100
+    thing = event.things[0]
+    shape = len(SHAPES) + 1 if thing.digit is not None else SHAPES.index(thing.shape) + 1
+    return shape, list(COLOURS).index(thing.colour) + 1
+
+
+def sum_of(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).sum()
