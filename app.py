@@ -60,6 +60,13 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Fps = Annotated[float | None, typer.Option(help="Frames looked at per second of video. \\[default: 2]")]
 ChunkFrames = Annotated[int | None, typer.Option(help="Frames remembered together. \\[default: 16; demo 8]")]
 RecallChunks = Annotated[int | None, typer.Option(help="Older chunks brought back for a question. \\[default: 6]")]
+Recall = Annotated[
+    str | None,
+    typer.Option(
+        help="always looks back, never answers from the last seconds alone, auto does so where the model is sure. "
+        "\\[default: always]"
+    ),
+]
 HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. \\[default: 8]")]
 
 
@@ -77,6 +84,7 @@ def ask(
     fps: Fps = None,
     chunk_frames: ChunkFrames = None,
     recall_chunks: RecallChunks = None,
+    recall: Recall = None,
     host_budget: HostBudget = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. \\[default: 0]")] = None,
@@ -107,6 +115,7 @@ def ask(
             "memory": {
                 "chunk_frames": chunk_frames,
                 "recall_chunks": recall_chunks,
+                "recall": recall,
                 "host_bytes": None if host_budget is None else in_bytes(host_budget),
             },
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from memory.chunk import KVChunk, PositionLayout
+from memory.chunk import KVChunk, PositionLayout, cells
 from memory.pool import HostPool, PoolFullError
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
@@ -153,6 +153,11 @@ class KVMemory:
         chunks = {resident.chunk.index: resident.chunk for resident in self._window}
         chunks |= self._loaded(sorted({index for index in indices if index not in chunks}))
         return [chunks[index] for index in indices]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
+        entry = self._entries[index]
+        return entry.layout.num_tokens, len(cells(entry.layout, entry.visual)[1])
 
     def spans(self) -> list[tuple[float, float]]:
         """(start_seconds, stop_seconds) of every chunk, half-open, in time order."""

@@ -40,11 +40,22 @@ class PositionLayout:
 def closed_up(positions: Tensor) -> PositionLayout:
     """A layout in which each position is taken by some token in some row: gaps closed, order kept.
 
-        t  0 1 1 1 6          t  0 1 1 1 3
-        h  0 1 1 3 6    ->    h  0 1 1 2 3     6 comes right after 3, since nothing stands at 2, 4 or 5
+    t  0 1 1 1 6          t  0 1 1 1 3
+    h  0 1 1 3 6    ->    h  0 1 1 2 3     6 comes right after 3, since nothing stands at 2, 4 or 5
     """
     taken, places = positions.unique(return_inverse=True)
     return PositionLayout(places.reshape(positions.shape), int(taken.numel()))
+
+
+def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """Which 2 x 2 cell of its group's grid each token belongs to (a text token is a cell of its own), numbered in the
+    order of the tokens: int64 [n]; and the first token of every cell, int64 [cells], ascending."""
+    t, h, w = layout.positions
+    own = torch.arange(layout.num_tokens)
+    names = torch.where(visual, torch.stack([t, (h - t) // 2, (w - t) // 2]), torch.stack([-1 - own, own, own]))
+    _, found = names.unique(dim=1, return_inverse=True)
+    first = torch.full((int(found.max()) + 1 if len(own) else 0,), len(own)).scatter_reduce(0, found, own, "amin")
+    return first.argsort().argsort()[found], first.sort().values
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +116,14 @@ class KVChunk:
         Cells are those of the group's grid, whichever of their tokens are there, so pruned chunks pool right as well.
         Exact because keys are raw: rotated keys of different places could not be averaged (Video-XL-2 pools them).
         """
-        owners, count = self._cells()
-        first = torch.full((count,), self.num_tokens).scatter_reduce(
-            0, owners, torch.arange(self.num_tokens), "amin"
-        )
+        owners, first = cells(self.layout, self.visual)
         t, h, w = self.layout.positions[:, first]
-        pooled_grid = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
-        positions = torch.where(self.visual[first], pooled_grid, self.layout.positions[:, first])
+        smaller = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
+        positions = torch.where(self.visual[first], smaller, self.layout.positions[:, first])
         return replace(
             self,
-            keys=_mean_by(self.keys, owners, count),
-            values=_mean_by(self.values, owners, count),
+            keys=_mean_by(self.keys, owners, len(first)),
+            values=_mean_by(self.values, owners, len(first)),
             layout=closed_up(positions),
             visual=self.visual[first],
         )
@@ -130,18 +138,6 @@ class KVChunk:
             far = (keys[rows] - keys[rows].mean(0)).norm(dim=1)
             keep[rows[far.topk(-(-len(rows) // 4)).indices]] = True
         return self.select(keep)
-
-    def _cells(self) -> tuple[Tensor, int]:
-        """For each token the number of the 2 x 2 cell that it belongs to, numbered as they come, and how many there are;
-        a text token is a cell of its own."""
-        t, h, w = self.layout.positions
-        own = torch.arange(self.num_tokens)
-        grid = torch.stack([t, (h - t) // 2, (w - t) // 2])
-        names = torch.where(self.visual, grid, torch.stack([-1 - own, own, own]))
-        _, cells = names.unique(dim=1, return_inverse=True)
-        count = int(cells.max()) + 1 if self.num_tokens else 0
-        first = torch.full((count,), self.num_tokens).scatter_reduce(0, cells, own, "amin")
-        return first.argsort().argsort()[cells], count
 
     def to(self, device: torch.device | str) -> KVChunk:
         """This chunk with its keys and values on `device`; itself when they are there already."""

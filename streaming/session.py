@@ -17,9 +17,10 @@ from PIL import Image
 from config import Config
 from memory.address import chunk_ranges, in_seconds, named_spans
 from memory.bank import KVMemory, MemoryFullError
+from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
-from memory.recall import RecallPlan, evidence, plan_recall
+from memory.recall import RecallPlan, evidence, fit, plan_recall
 from models.base import Turn, VideoLLM
 from models.calibration import Profile
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
@@ -35,6 +36,7 @@ class Session:
     def __init__(self, model: VideoLLM, profile: Profile | None, config: Config, take_turn: TakeTurn) -> None:
         self._model, self._profile, self._config, self._take_turn = model, profile, config, take_turn
         self._memory = KVMemory(config.memory, model.device)
+        self._carriers = Carriers(config.memory.carrier_tokens, lambda index: self._memory.get([index])[0])
         self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
@@ -74,7 +76,7 @@ class Session:
         with self._take_turn(True):
             self._check_askable()
             plan = self._recall(question)
-            context = [self._model.prefix(), *self._memory.get(plan.indices)]
+            context = self._context(plan)
             shown = evidence_of(plan, self._memory.spans(), 1 / self._config.read.fps)
         text = ""
         for piece in self._answer(question, context, started):
@@ -112,7 +114,8 @@ class Session:
     def _remember(self, frames: Sequence[Frame]) -> None:
         """One chunk: through the vision tower, through the LLM in view of its predecessors, into memory."""
         reach = self._config.memory.prefill_chunks
-        context = [self._model.prefix(), *(self._memory.window()[-reach:] if reach else [])]
+        near = self._memory.window()[-reach:] if reach else []
+        context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
         groups = self._model.encode(frames)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
@@ -124,17 +127,41 @@ class Session:
         """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
         memory, spans = self._config.memory, self._memory.spans()
         named = chunk_ranges(named_spans(question, spans[-1][1]), spans)
+        if self._answers_from_window(question, named):
+            return plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
         scores = None
         if self._index is not None and self._profile is not None:
             queries = self._profile.queries_of(self._model, in_seconds(question))
             found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
             scores = evidence(found.scores, self._profile.norms)
-        return plan_recall(scores, named, len(spans), memory.window_chunks, memory.recall_chunks)
+        budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
+        room = memory.context_tokens - self._model.prefix().num_tokens
+        return fit(plan_recall(scores, named, len(spans), *budgets), self._memory.sizes, room)
+
+    def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
+        """Whether recall is left out: recent first, as long as no time is named and the model is sure."""
+        memory = self._config.memory
+        if memory.recall != "auto" or named:
+            return memory.recall == "never"
+        context = [self._model.prefix(), *self._memory.window()]
+        return self._model.doubt(in_seconds(question), context, self._earlier()) < memory.sure_below
+
+    def _context(self, plan: RecallPlan) -> list[KVChunk]:
+        """The prefix and the plan's chunks at their levels, in time order."""
+        chunks = self._memory.get(plan.indices)
+        pooled = self._config.memory.sparse == "pooled"
+        levels = [
+            chunk if planned.level == "dense" else chunk.pooled() if pooled else chunk.salient()
+            for chunk, planned in zip(chunks, plan.chunks, strict=True)
+        ]
+        return [self._model.prefix(), *levels]
+
+    def _earlier(self) -> list[Turn]:
+        turns = self._config.answer.dialogue_turns
+        return self._dialogue[-turns:] if turns else []
 
     def _answer(self, question: str, context: Sequence[KVChunk], started: float) -> Iterator[str]:
-        options = self._config.answer
-        earlier = self._dialogue[-options.dialogue_turns :] if options.dialogue_turns else []
-        pieces = self._model.answer(in_seconds(question), context, earlier, options)
+        pieces = self._model.answer(in_seconds(question), context, self._earlier(), self._config.answer)
         first = True
         while True:
             with self._take_turn(True):
@@ -156,7 +183,7 @@ class Session:
             chunks=memory.num_chunks,
             tokens=memory.num_tokens,
             watch_seconds=self._stats.watch_seconds + seconds,
-            device_bytes=memory.device_bytes + prefix.memory_bytes,
+            device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
             host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
         )
 
@@ -181,7 +208,7 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_sec
     """
     stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
     found: list[Evidence] = []
-    for chunk in plan.chunks:
+    for chunk in (chunk for chunk in plan.chunks if chunk.level == "dense"):
         new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why)
         if found and _are_one(found[-1], new):
             last = found.pop()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from memory.recall import HeadNorm, PlannedChunk, RecallPlan, evidence, head_norms, plan_recall
+from memory.recall import HeadNorm, PlannedChunk, RecallPlan, evidence, fit, head_norms, plan_recall
 
 
 def plan(scores: list[float] | None, named: list[range] | None = None, num_chunks: int | None = None) -> RecallPlan:
@@ -135,3 +135,43 @@ def test_norms_are_those_of_the_scores_seen() -> None:
 def test_scores_for_another_history_are_refused() -> None:
     with pytest.raises(ValueError, match="2 scores cannot rank 3 chunks"):
         plan([1.0, 2.0], num_chunks=3)
+
+
+def levels(of: RecallPlan) -> dict[int, str]:
+    return {chunk.index: chunk.why for chunk in of.chunks if chunk.level == "sparse"}
+
+
+def test_neighbours_come_sparse_and_after_them_an_even_sample_of_the_rest() -> None:
+    scores = [0.0] * 40
+    scores[10], scores[30] = 9.0, 5.0
+    got = plan_recall(scores, [], 40, window_chunks=1, recall_chunks=2, sparse_chunks=7)
+    assert [c.index for c in got.chunks if c.level == "dense"] == [10, 30, 39]
+    assert {i: why for i, why in levels(got).items() if why == "beside"} == dict.fromkeys((9, 11, 29, 31), "beside")
+    assert [i for i, why in levels(got).items() if why == "sample"] == [6, 20, 34]
+    assert got.indices == sorted(set(got.indices))
+    few = plan_recall(scores, [], 40, window_chunks=1, recall_chunks=2, sparse_chunks=2)
+    assert levels(few) == {9: "beside", 11: "beside"}
+
+
+def test_no_chunk_comes_at_both_levels_and_the_window_is_never_sparse() -> None:
+    for num_chunks in range(14):
+        got = plan_recall([1.0] * num_chunks, [], num_chunks, window_chunks=2, recall_chunks=3, sparse_chunks=4)
+        assert got.indices == sorted(set(got.indices))
+        assert len(got.indices) == min(num_chunks, 9)
+        assert not set(levels(got)) & {num_chunks - 1, num_chunks - 2}
+
+
+def test_a_plan_is_cut_to_its_tokens_by_importance() -> None:
+    scores = [0.0, 9.0, 0.0, 5.0, 0.0, 7.0, 0.0, 0.0, 0.0]
+    wanted = plan_recall(scores, [range(3, 4)], 9, window_chunks=2, recall_chunks=3, sparse_chunks=2)
+    assert levels(wanted) == {0: "beside", 2: "beside"}
+
+    def cut(most_tokens: int) -> dict[int, str]:
+        return {c.index: c.level for c in fit(wanted, lambda index: (100, 30), most_tokens).chunks}
+
+    assert cut(560) == {0: "sparse", 1: "dense", 2: "sparse", 3: "dense", 5: "dense", 7: "dense", 8: "dense"}
+    assert cut(530) == {1: "dense", 2: "sparse", 3: "dense", 5: "dense", 7: "dense", 8: "dense"}
+    assert cut(430) == {1: "dense", 3: "dense", 5: "sparse", 7: "dense", 8: "dense"}
+    assert cut(200) == {7: "dense", 8: "dense"}
+    assert cut(140) == {7: "sparse", 8: "dense"}
+    assert cut(10) == {8: "sparse"}
