@@ -123,9 +123,9 @@ def main(
 
 
 def knobs(text: str) -> dict[str, Any]:
-    """`a=1,b=x` as {"a": 1, "b": "x"}."""
+    """`a=1,b=0.5,c=x` as {"a": 1, "b": 0.5, "c": "x"}."""
     pairs = [item.split("=") for item in text.split(",") if item]
-    return {name: int(value) if value.isdecimal() else value for name, value in pairs}
+    return {name: value if value.isalpha() else float(value) if "." in value else int(value) for name, value in pairs}
 
 
 def about(engine: Engine, side: int, questions: int) -> dict[str, Any]:

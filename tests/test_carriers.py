@@ -1,4 +1,4 @@
-"""Carriers: bounded, evenly thinned, and read by a new chunk just as the stock model reads the tokens they stand for."""
+"""Carriers: bounded, evenly thinned, and read by a new chunk as the stock model reads the tokens they stand for."""
 
 from __future__ import annotations
 
@@ -106,9 +106,8 @@ def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(model: Qwen3VL) -
 
     closed, start = lay_out([chunk.layout for chunk in context])
     whole = [prefix, chunks[0], chunks[1]]
-    visible = torch.cat(
-        [torch.ones(prefix.num_tokens).bool(), ~chunks[0].visual, torch.ones(chunks[1].num_tokens).bool()]
-    )
+    seen = [torch.ones(chunk.num_tokens, dtype=torch.bool) for chunk in whole]
+    visible = torch.cat([seen[0], ~chunks[0].visual, seen[2]])
     positions = torch.zeros(3, len(visible), dtype=torch.long)
     positions[:, visible] = closed
     assert gap(ours, stock_keys(whole, visible, positions, start, tokens)) <= TOLERANCE
