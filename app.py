@@ -207,7 +207,9 @@ def calibrate(
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
         if profile is None:
-            raise ValueError(f"no head of {loaded.model_id} retrieves; old chunks will be sampled evenly instead")
+            raise ValueError(
+                f"no head of {loaded.model_id} retrieves; attention over all heads, which finds far less, will be used instead"
+            )
         path = out or profile_path(loaded)
         profile.save(path)
         table = Table("layer", "head", "asked with", "hit@1", "hit@4")

@@ -75,7 +75,7 @@ class Engine:
     """A loaded model with its retrieval profile, shared by the sessions it opens."""
 
     def __init__(self, model: VideoLLM, profile: Profile | None, config: Config | None = None) -> None:
-        """profile: which heads retrieve, from `models.calibration`; without one, old chunks are sampled evenly."""
+        """profile: which heads retrieve, from `models.calibration`; without one, attention over all heads chooses."""
         self.model = model
         self.profile = profile
         self.config = config or Config()

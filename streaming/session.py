@@ -20,6 +20,7 @@ from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
+from memory.mass import as_scores, attention_mass, candidates
 from memory.recall import RecallPlan, evidence, fit, plan_recall
 from models.base import Turn, VideoLLM
 from models.calibration import Profile
@@ -129,14 +130,23 @@ class Session:
         named = chunk_ranges(named_spans(question, spans[-1][1]), spans)
         if self._answers_from_window(question, named):
             return plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
-        scores = None
-        if self._index is not None and self._profile is not None:
-            queries = self._profile.queries_of(self._model, in_seconds(question))
-            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
-            scores = evidence(found.scores, self._profile.norms)
+        scores = self._scores(in_seconds(question))
         budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
         room = memory.context_tokens - self._model.prefix().num_tokens
         return fit(plan_recall(scores, named, len(spans), *budgets), self._memory.sizes, room)
+
+    def _scores(self, question: str) -> list[float] | None:
+        """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
+        memory, num_chunks = self._config.memory, self._memory.num_chunks
+        if self._index is not None and self._profile is not None:
+            queries = self._profile.queries_of(self._model, question)
+            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
+            return evidence(found.scores, self._profile.norms)
+        looked_at = candidates(num_chunks - memory.window_chunks)
+        if len(looked_at) <= memory.recall_chunks:
+            return None  # all of them come back anyway
+        levels = (self._memory.get([index])[0].pooled() for index in looked_at)
+        return as_scores(attention_mass(self._model.all_question_queries(question), levels), looked_at, num_chunks)
 
     def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
         """Whether recall is left out: recent first, as long as no time is named and the model is sure."""
