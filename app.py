@@ -208,7 +208,7 @@ def calibrate(
             )
         if profile is None:
             raise ValueError(
-                f"no head of {loaded.model_id} retrieves; attention over all heads, which finds far less, will be used instead"
+                f"no head of {loaded.model_id} retrieves; all of them together, which find less, will be used"
             )
         path = out or profile_path(loaded)
         profile.save(path)

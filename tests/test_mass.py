@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from itertools import pairwise
+
 import pytest
 import torch
 
