@@ -43,19 +43,23 @@ def closed_up(positions: Tensor) -> PositionLayout:
     t  0 1 1 1 6          t  0 1 1 1 3
     h  0 1 1 3 6    ->    h  0 1 1 2 3     6 comes right after 3, since nothing stands at 2, 4 or 5
     """
-    taken, places = positions.unique(return_inverse=True)
-    return PositionLayout(places.reshape(positions.shape), int(taken.numel()))
+    taken = torch.tensor(sorted({place for row in positions.tolist() for place in row}), dtype=torch.int64)
+    return PositionLayout(torch.searchsorted(taken, positions.contiguous()), len(taken))
 
 
 def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
     """Which 2 x 2 cell of its group's grid each token belongs to (a text token is a cell of its own), numbered in the
     order of the tokens: int64 [n]; and the first token of every cell, int64 [cells], ascending."""
-    t, h, w = layout.positions
-    own = torch.arange(layout.num_tokens)
-    names = torch.where(visual, torch.stack([t, (h - t) // 2, (w - t) // 2]), torch.stack([-1 - own, own, own]))
-    _, found = names.unique(dim=1, return_inverse=True)
-    first = torch.full((int(found.max()) + 1 if len(own) else 0,), len(own)).scatter_reduce(0, found, own, "amin")
-    return first.argsort().argsort()[found], first.sort().values
+    numbers: dict[tuple[int, int, int], int] = {}
+    owners: list[int] = []
+    first: list[int] = []
+    for token, ((t, h, w), is_visual) in enumerate(zip(layout.positions.T.tolist(), visual.tolist(), strict=True)):
+        name = (t, (h - t) // 2, (w - t) // 2) if is_visual else (-1 - token, 0, 0)
+        if name not in numbers:
+            numbers[name] = len(first)
+            first.append(token)
+        owners.append(numbers[name])
+    return torch.tensor(owners, dtype=torch.int64), torch.tensor(first, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,7 @@ class KVChunk:
         that is whose raw keys are farthest from the mean of their group."""
         keys = self.keys.float().permute(2, 0, 1, 3).flatten(1).cpu()  # [n, layers * kv_heads * head_dim]
         keep = ~self.visual
-        for t in self.layout.positions[0, self.visual].unique().tolist():
+        for t in sorted(set(self.layout.positions[0, self.visual].tolist())):
             rows = (self.visual & (self.layout.positions[0] == t)).nonzero()[:, 0]
             far = (keys[rows] - keys[rows].mean(0)).norm(dim=1)
             keep[rows[far.topk(-(-len(rows) // 4)).indices]] = True

@@ -30,8 +30,9 @@ def attention_mass(queries: Tensor, chunks: Iterable[KVChunk]) -> list[float]:
     columns: list[Tensor] = []
     for chunk in chunks:
         keys = chunk.keys[:, :, chunk.visual.to(chunk.keys.device)].float()
-        grouped = queries.to(keys).unflatten(1, (keys.shape[1], -1))  # [layers, kv_heads, group, n, head_dim]
-        products = torch.einsum("lkgqd,lkmd->lkgqm", grouped, keys) * keys.shape[-1] ** -0.5
+        layers, kv_heads, _, head_dim = keys.shape
+        grouped = queries.to(keys).reshape(layers, kv_heads, -1, queries.shape[2], head_dim)
+        products = torch.einsum("lkgqd,lkmd->lkgqm", grouped, keys) * head_dim**-0.5
         columns.append(products.logsumexp(-1).flatten().cpu())
     shares: list[float] = torch.stack(columns).softmax(0).mean(1).tolist() if columns else []
     return shares

@@ -84,7 +84,7 @@ def test_pooling_averages_the_tokens_of_each_cell_whichever_are_there(grid: tupl
 def test_neighbours_in_the_grid_are_pooled_not_neighbours_in_the_row_of_tokens() -> None:
     chunk = make_chunk([(4, 4)])
     visual = chunk.keys[:, :, chunk.visual]
-    in_a_row = visual.unflatten(2, (4, 4)).mean(3)
+    in_a_row = visual.reshape(LAYERS, HEADS, 4, 4, DIM).mean(3)
     pooled = chunk.pooled()
     assert not torch.allclose(pooled.keys[:, :, pooled.visual], in_a_row, atol=1e-3)
 
