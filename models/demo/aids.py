@@ -1,9 +1,9 @@
 """Aids of the binding stage, thrown away with it: say your time, tell what is around you, look where the answer is.
 
-*Say*: linear heads on an early layer must read each visual token's time stamp off it, and how many things are shown.
-*Tell*: a layer later, what was shown just before. *Look*: in one later layer, two heads' raw q . raw k must point from
-an answer to the groups that hold it, so retrieval heads appear early and stay sharp. They speed up by far what the
-answers alone teach slowly.
+*Say*: linear heads on an early layer must read each visual token's time stamp off it. *Tell*: a layer later, what was
+shown just before; and from the token that closes a group, its time and all that it shows. *Look*: in one later layer,
+two heads' raw q . raw k must point from an answer to the groups that hold it, so retrieval heads appear early and stay
+sharp. They speed up by far what the answers alone teach slowly.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ from models.demo.architecture import HIDDEN, TOKENS_PER_GROUP
 from models.demo.bind import Batch, TokenRow
 from models.demo.questions import NEXT_SECONDS, Question
 from models.demo.scenes import Moment
-from models.demo.world import COLOURS, SHAPES, WorldEvent
+from models.demo.world import COLOURS, MOTIONS, SHAPES, WorldEvent
 
 TIME_LAYER = 1  # its output carries the time
 TELL_LAYER = 2  # its output carries what came before
 RETRIEVAL_LAYER = 3
 RETRIEVAL_HEADS = (0, 2)  # of different KV heads
 PLACES = (1, 100, 10_000)  # what the pairs of digits of a second are worth
+SUMMARY = (  # what a closing token is asked for: things, motions, how many
+    *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
+    *(f"digit {n}" for n in range(10)),
+    *MOTIONS,
+    *(str(n) for n in range(5)),
+)
 TOKENS_ASKED = 4  # visual tokens of each group that must say their time
 
 
@@ -36,7 +42,8 @@ class Aids(nn.Module):
     def __init__(self, text_model: Any) -> None:
         super().__init__()
         self.heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
-        self.count_heads = nn.Linear(HIDDEN, 5)
+        self.closing_time_heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
+        self.summary_heads = nn.Linear(HIDDEN, len(SUMMARY))
         self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
         self._heard: dict[str, Tensor] = {}
         attention = text_model.layers[RETRIEVAL_LAYER].self_attn
@@ -61,29 +68,30 @@ class Aids(nn.Module):
         rows = [
             around for row, reach in zip(batch.rows, batch.reaches, strict=True) for around in surroundings(row, reach)
         ]
-        truth = torch.tensor(rows).repeat_interleave(TOKENS_ASKED, 0)  # [tokens asked, 3]
-        early, late = self._tokens("early", batch), self._tokens("late", batch)
+        truth = torch.tensor(rows).repeat_interleave(TOKENS_ASKED, 0)  # [tokens asked, 2]
+        late, closing = self._tokens("late", batch), self._heard["late"][closing_tokens(batch)].float()
+        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
         return {
-            "time": self._saying(early, batch),
-            "count": nn.functional.cross_entropy(self.count_heads(early), truth[:, 0]),
+            "time": time_loss(self.heads, self._tokens("early", batch), seconds.repeat_interleave(TOKENS_ASKED)),
+            "closing": time_loss(self.closing_time_heads, closing, seconds),
+            "summary": self._summary(closing, batch),
             "before": sum_of(
-                nn.functional.cross_entropy(head(late), truth[:, 1 + k]) for k, head in enumerate(self.before_heads)
+                nn.functional.cross_entropy(head(late), truth[:, k]) for k, head in enumerate(self.before_heads)
             ),
             "look": looking,
         }, hit
+
+    def _summary(self, closing: Tensor, batch: Batch) -> Tensor:
+        moments = [m for row in batch.rows for m in row.moments]
+        truth = torch.tensor([summary(m) for m in moments])
+        clean = torch.tensor([m.clean for m in moments])
+        logits = self.summary_heads(closing)[clean]
+        return 20 * nn.functional.binary_cross_entropy_with_logits(logits, truth[clean])
 
     def _tokens(self, name: str, batch: Batch) -> Tensor:
         """What some tokens of every group carry in a layer, [tokens asked, hidden]."""
         tokens = self._heard[name][batch.visual].view(-1, TOKENS_PER_GROUP, HIDDEN)
         return tokens[:, torch.randperm(TOKENS_PER_GROUP)[:TOKENS_ASKED]].float().flatten(0, 1)
-
-    def _saying(self, tokens: Tensor, batch: Batch) -> Tensor:
-        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments]).repeat_interleave(TOKENS_ASKED)
-        losses = [
-            nn.functional.cross_entropy(head(tokens), seconds // place % 100)
-            for head, place in zip(self.heads, PLACES, strict=True)
-        ]
-        return sum_of(losses) / len(PLACES)
 
     def _looking(self, batch: Batch) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
@@ -126,13 +134,12 @@ def answering(row: TokenRow, question: Question) -> NDArray[np.bool_]:
 
 
 def surroundings(row: TokenRow, reach: int) -> list[list[int]]:
-    """For every group: how many things it shows, and shape and colour of what was shown just before (0: nothing near);
-    -100 where that has no one answer or lies out of the group's view."""
+    """For every group in which something comes up: shape and colour of what was shown just before (0: nothing near);
+    -100 elsewhere, and where that has no one answer or lies out of the group's view."""
     around = []
     shown: list[tuple[WorldEvent, int, float]] = []  # events so far, with the chunk and the time they were last seen
     for moment, chunk in zip(row.moments, row.moments_chunk, strict=True):
-        count = len(moment.events[0].things) if moment.events else 0
-        around.append([count if moment.clean else -100, *_before(moment, chunk, reach, shown)])
+        around.append([*_before(moment, chunk, reach, shown)])
         for event in moment.events:
             shown = [s for s in shown if s[0] is not event] + [(event, chunk, moment.pts_seconds)]
     return around
@@ -141,15 +148,40 @@ def surroundings(row: TokenRow, reach: int) -> list[list[int]]:
 def _before(moment: Moment, chunk: int, reach: int, shown: list[tuple[WorldEvent, int, float]]) -> tuple[int, int]:
     if not moment.clean or not moment.events:
         return -100, -100
-    earlier = [s for s in shown if s[0] is not moment.events[0]]
-    if not earlier or moment.pts_seconds - earlier[-1][2] > NEXT_SECONDS:
+    if any(event is moment.events[0] for event, _, _ in shown):
+        return -100, -100
+    if not shown or moment.pts_seconds - shown[-1][2] > NEXT_SECONDS:
         return (0, 0) if reach else (-100, -100)
-    event, place, _ = earlier[-1]
+    event, place, _ = shown[-1]
     if place < chunk - reach or len(event.things) > 1:
         return -100, -100
     thing = event.things[0]
     shape = len(SHAPES) + 1 if thing.digit is not None else SHAPES.index(thing.shape) + 1
     return shape, list(COLOURS).index(thing.colour) + 1
+
+
+def closing_tokens(batch: Batch) -> Tensor:
+    """Marks the token right behind the last visual token of each group, bool [B, N]."""
+    marks = torch.zeros_like(batch.visual)
+    marks[:, 1:] = batch.visual[:, :-1] & ~batch.visual[:, 1:]
+    return marks
+
+
+def summary(moment: Moment) -> list[float]:
+    """What a group shows as marks in the order of `SUMMARY`."""
+    things = [thing for event in moment.events for thing in event.things]
+    shown = {thing.name for thing in things} | {thing.motion for thing in things if thing.digit is None}
+    shown.add(str(len(things)))
+    return [float(name in shown) for name in SUMMARY]
+
+
+def time_loss(heads: Iterable[nn.Module], tokens: Tensor, seconds: Tensor) -> Tensor:
+    """Mean cross-entropy of reading the three pairs of digits of `seconds` [n] off `tokens` [n, hidden]."""
+    losses = [
+        nn.functional.cross_entropy(head(tokens), seconds // place % 100)
+        for head, place in zip(heads, PLACES, strict=True)
+    ]
+    return sum_of(losses) / len(PLACES)
 
 
 def sum_of(losses: Iterable[Tensor]) -> Tensor:

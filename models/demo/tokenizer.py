@@ -27,6 +27,7 @@ SPECIAL = (
 )
 UNKNOWN = "<unk>"
 HUNDREDS, MYRIADS = "·", ":"  # marks on the pairs worth 100 and 10,000
+COMMA_WORDS = re.findall(r"(\w+),", OTHER_ANSWER)  # punctuation is not read, but one answer is told with it
 WORD = r"\d{1,2}[:·]?|\.\d|seconds>|[a-z]+"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -62,6 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     tokenizer.decoder = decoders.Sequence(
         [
+            *(decoders.Replace(Regex(f"^{word}$"), f"{word},") for word in COMMA_WORDS),
             decoders.Replace(Regex(r"(?<![:·])$"), " "),
             decoders.Replace(Regex(r"[:·]$"), ""),
             decoders.Fuse(),

@@ -1,0 +1,290 @@
+"""Measures the demo model on clips it has never seen, through the very driver that answers people.
+
+    python -m models.demo.evaluate [--model models/demo/weights] [--clips 240] [--write]
+
+Every clip is painted anew at some size, half of them are sent through a codec; it is encoded and prefilled chunk by
+chunk as a session does, some chunks are left out of the context as recall would, and one question of every family is
+answered greedily. An answer is right when it is the expected one, letter for letter. `--write` keeps the figures in the
+model card and in bench/results.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from config import Config
+from memory.address import in_seconds
+from memory.chunk import KVChunk
+from models.base import VideoLLM
+from models.demo.bank import through_codec
+from models.demo.bind import ClipMaker, Stage, StoredChunk
+from models.demo.questions import FAMILIES, Facts, Question, ask
+from models.demo.scenes import group_times, random_scene
+from models.demo.tokenizer import build_tokenizer
+from models.demo.world import Scene, render
+from models.loading import load, recommended_settings
+from streaming.frames import Frame
+
+ROOT = Path(__file__).resolve().parents[2]
+CARD = Path(__file__).parent / "MODEL_CARD.md"
+RESULTS = ROOT / "bench" / "results" / "demo_model.json"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+HELD_OUT = 31  # keeps these clips apart from all others, whose generators are seeded otherwise
+SIDES = (128, 160, 192, 224, 256, 320)  # pixels of a clip's frames
+SCENES = 40  # that a clip may draw from
+LENGTHS = (
+    Stage("1 chunk", groups=(1, 4), chunks=(1, 1)),
+    Stage("2-3 chunks", groups=(4, 4), chunks=(2, 3), hidden=0.1, far=0.8),
+    Stage("4-9 chunks", groups=(4, 4), chunks=(4, 9), hidden=0.2, far=0.6),
+)
+TARGETS = {
+    **dict.fromkeys(("colour", "shape", "presence", "what_at"), 0.97),
+    **dict.fromkeys(("when", "direction", "digit"), 0.95),
+    **dict.fromkeys(("counting", "order"), 0.90),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A held-out clip: its chunks in order, the frames of each, and what is asked."""
+
+    stage: Stage
+    chunks: list[StoredChunk]
+    frames: list[list[Frame]]
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one question."""
+
+    length: str
+    family: str
+    group: str
+    question: str
+    expected: str
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.expected
+
+
+def make_clip(seed: int, number: int) -> Clip:
+    """The clip of this number; the lengths take turns."""
+    rng = np.random.default_rng([seed, HELD_OUT, number])
+    stage = LENGTHS[number % len(LENGTHS)]
+    scenes = [random_scene(rng, int(rng.integers(1, 4))) for _ in range(SCENES)]
+    first = np.cumsum([0, *(len(group_times(scene)) for scene in scenes)]).tolist()
+    maker = ClipMaker(scenes, first, build_tokenizer())
+    while True:
+        chunks = maker.chunks(rng, stage)
+        groups = [g for chunk in chunks for g in chunk.groups]
+        if len(set(groups)) == len(groups) and not all(chunk.hidden for chunk in chunks):
+            break
+    facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
+    asked = [ask(rng, facts, family) for family in FAMILIES]
+    side, crf = int(rng.choice(SIDES)), int(rng.integers(18, 33)) if rng.random() < 0.5 else None
+    frames = [paint(chunk, scenes, first, side, crf) for chunk in chunks]
+    return Clip(stage, chunks, frames, [question for question in asked if question])
+
+
+def paint(chunk: StoredChunk, scenes: Sequence[Scene], first: Sequence[int], side: int, crf: int | None) -> list[Frame]:
+    """The frames of a chunk as a decoder would give them. crf: quality of the codec, None for none."""
+    images, times = [], []
+    for group, moment in zip(chunk.groups, chunk.truth, strict=True):
+        number = bisect_right(first, group) - 1
+        pair = group_times(scenes[number])[group - first[number]]
+        offset = moment.pts_seconds - sum(pair) / 2
+        images += [render(scenes[number], t, side) for t in pair]
+        times += [offset + t for t in pair]
+    painted = np.stack(images)
+    if crf is not None:
+        painted = through_codec(painted, crf)
+    return [Frame(image, t, k) for k, (image, t) in enumerate(zip(painted, times, strict=True))]
+
+
+def remember(model: VideoLLM, frames: Sequence[Sequence[Frame]], reach: int) -> list[KVChunk]:
+    """Chunk by chunk, each in view of the `reach` chunks before it, as a session does."""
+    chunks: list[KVChunk] = []
+    for number, part in enumerate(frames):
+        context = [model.prefix(), *(chunks[-reach:] if reach else [])]
+        chunks.append(model.prefill(model.encode(part), context, number))
+    return chunks
+
+
+def judge(model: VideoLLM, clip: Clip, config: Config) -> list[Verdict]:
+    """Every question of the clip answered from the chunks that are not hidden."""
+    remembered = remember(model, clip.frames, config.memory.prefill_chunks)
+    shown = [kv for kv, chunk in zip(remembered, clip.chunks, strict=True) if not chunk.hidden]
+    context = [model.prefix(), *shown]
+    verdicts = []
+    for question in clip.questions:
+        answer = "".join(model.answer(in_seconds(question.text), context, (), config.answer))
+        told = (question.family, question.group, question.text, question.answer, answer)
+        verdicts.append(Verdict(clip.stage.name, *told))
+    return verdicts
+
+
+@cache
+def _model(source: str) -> tuple[VideoLLM, Config]:
+    torch.set_num_threads(1)
+    return load(source, device="cpu"), Config().overridden(recommended_settings(source))
+
+
+def judge_clip(source: str, seed: int, number: int) -> list[Verdict]:
+    """One clip from its number to its verdicts; the model is loaded once a process."""
+    model, config = _model(source)
+    return judge(model, make_clip(seed, number), config)
+
+
+def judge_clips(source: str, seed: int, clips: int, workers: int) -> Iterator[list[Verdict]]:
+    numbers = range(clips)
+    if workers < 2:
+        yield from (judge_clip(source, seed, number) for number in numbers)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(judge_clip, [source] * clips, [seed] * clips, numbers)
+
+
+def tally(verdicts: Sequence[Verdict], by: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """(right, asked) by "group" or "family", then by length, with "all" lengths last."""
+    right: Counter[tuple[str, str]] = Counter()
+    asked: Counter[tuple[str, str]] = Counter()
+    for verdict in verdicts:
+        for length in (verdict.length, "all"):
+            key = (str(getattr(verdict, by)), length)
+            asked[key] += 1
+            right[key] += verdict.right
+    names = list(dict.fromkeys(name for name, _ in asked))
+    lengths = [*(stage.name for stage in LENGTHS), "all"]
+    return {name: {n: (right[name, n], asked[name, n]) for n in lengths} for name in names}
+
+
+def share(cell: tuple[int, int], decimals: int = 1) -> str:
+    right, asked = cell
+    return f"{100 * right / asked:.{decimals}f} %" if asked else "-"
+
+
+def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
+    """The table of the report, its header first."""
+    lengths = [stage.name for stage in LENGTHS]
+    lines = [["questions", "asked", *lengths, "all", "target"]]
+    for group, cells in sorted(tally(verdicts, "group").items(), key=lambda item: _place(item[0])):
+        target = f"{100 * TARGETS[group]:.0f} %" if group in TARGETS else ""
+        name, asked = group.replace("_", " "), str(cells["all"][1])
+        lines.append([name, asked, *(share(cells[n]) for n in lengths), share(cells["all"]), target])
+    return lines
+
+
+def _place(group: str) -> int:
+    known = list(TARGETS)
+    return known.index(group) if group in known else len(known)
+
+
+def show(verdicts: Sequence[Verdict], mistakes: int, console: Console) -> None:
+    header, *lines = rows(verdicts)
+    table = Table(*header)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    for verdict in [v for v in verdicts if not v.right][:mistakes]:
+        said = f"said {verdict.answer!r}, not {verdict.expected!r}"
+        console.print(f"{verdict.length}, {verdict.family}: {verdict.question} {said}", highlight=False)
+
+
+def facts_of_run(model_id: str, seed: int, clips: int, seconds: float) -> dict[str, object]:
+    """What a figure needs beside it to mean something."""
+    return {
+        "model": model_id,
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": f"{_processor()}, {platform.system()} {platform.machine()}, float32",
+        "seed": seed,
+        "clips": clips,
+        "seconds": round(seconds),
+    }
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
+
+
+def measured_section(verdicts: Sequence[Verdict], run: dict[str, object]) -> str:
+    """The part of the model card that this file writes."""
+    header, *lines = rows(verdicts)
+    table = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in table)
+    told = (
+        f"{run['clips']} clips (seed {run['seed']}), {len(verdicts)} questions, model `{run['model']}`, "
+        f"commit `{run['commit']}`, {run['date']}, on {run['hardware']}; {run['seconds']} s."
+    )
+    return f"{BEGIN}\n{text}\n\n{told}\n{END}"
+
+
+def update_card(card: str, section: str) -> str:
+    """The card with its measured section replaced; ValueError where it has none."""
+    before, begin, rest = card.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the model card has no section between {BEGIN} and {END}")
+    return before + section + after
+
+
+def write(verdicts: Sequence[Verdict], run: dict[str, object], card: Path = CARD, results: Path = RESULTS) -> None:
+    card.write_text(update_card(card.read_text(encoding="utf-8"), measured_section(verdicts, run)), encoding="utf-8")
+    results.parent.mkdir(parents=True, exist_ok=True)
+    figures = {by: tally(verdicts, by) for by in ("group", "family")}
+    results.write_text(json.dumps({**run, "questions": len(verdicts), **figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def main(
+    model: Annotated[str, typer.Option(help="The model's folder.")] = "demo",
+    clips: Annotated[int, typer.Option(help="Clips, a third of each length.")] = 240,
+    seed: Annotated[int, typer.Option(help="Seed of the clips.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    mistakes: Annotated[int, typer.Option(help="How many wrong answers to show.")] = 0,
+    keep: Annotated[
+        bool, typer.Option("--write", help="Write the figures to the model card and bench/results.")
+    ] = False,
+) -> None:
+    """Measure the demo model on held-out clips."""
+    console, started = Console(), time.perf_counter()
+    told = track(judge_clips(model, seed, clips, workers), "held-out clips", clips, console=console)
+    verdicts = [verdict for judged in told for verdict in judged]
+    seconds = time.perf_counter() - started
+    show(verdicts, mistakes, console)
+    if keep:
+        write(verdicts, facts_of_run(load(model, device="cpu").model_id, seed, clips, seconds))
+
+
+if __name__ == "__main__":
+    typer.run(main)
