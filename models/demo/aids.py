@@ -65,21 +65,21 @@ class Aids(nn.Module):
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], float]:
         """The loss of each aid, and how often the look falls on a right group first."""
         looking, hit = self._looking(batch)
-        rows = [
-            around for row, reach in zip(batch.rows, batch.reaches, strict=True) for around in surroundings(row, reach)
-        ]
-        truth = torch.tensor(rows).repeat_interleave(TOKENS_ASKED, 0)  # [tokens asked, 2]
+        rows = [r for row, reach in zip(batch.rows, batch.reaches, strict=True) for r in surroundings(row, reach)]
+        truth = torch.tensor(rows)  # [groups, 2]
         late, closing = self._tokens("late", batch), self._heard["late"][closing_tokens(batch)].float()
         seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
         return {
             "time": time_loss(self.heads, self._tokens("early", batch), seconds.repeat_interleave(TOKENS_ASKED)),
             "closing": time_loss(self.closing_time_heads, closing, seconds),
             "summary": self._summary(closing, batch),
-            "before": sum_of(
-                nn.functional.cross_entropy(head(late), truth[:, k]) for k, head in enumerate(self.before_heads)
-            ),
+            "before": self._before(late, truth.repeat_interleave(TOKENS_ASKED, 0)) + self._before(closing, truth),
             "look": looking,
         }, hit
+
+    def _before(self, tokens: Tensor, truth: Tensor) -> Tensor:
+        pairs = zip(self.before_heads, truth.unbind(1), strict=True)
+        return sum_of(nn.functional.cross_entropy(head(tokens), column) for head, column in pairs)
 
     def _summary(self, closing: Tensor, batch: Batch) -> Tensor:
         moments = [m for row in batch.rows for m in row.moments]

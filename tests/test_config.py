@@ -1,0 +1,74 @@
+"""Every knob has a sensible range, says so, and cannot be turned by accident."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from config import AnswerConfig, Config, MemoryConfig, ReadConfig
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_knobs_are_turned_on_a_copy() -> None:
+    config = Config()
+    turned = config.overridden({"memory": {"chunk_frames": 8, "recall_chunks": 0}, "read": {"fps": 1}})
+    assert (turned.memory.chunk_frames, turned.memory.recall_chunks, turned.read.fps) == (8, 0, 1)
+    assert turned.memory.window_chunks == config.memory.window_chunks
+    assert config == Config() and config.overridden({}) == config
+
+
+def test_nothing_changes_a_configuration() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Config().memory.chunk_frames = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"memry": {}}, "'memry' is not a section"),
+        ({"memory": {"chunk_size": 3}}, "memory has no 'chunk_size'"),
+        ({"memory": {"chunk_frames": 0}}, "chunk_frames must be at least 1, not 0"),
+        ({"memory": {"window_chunks": 0}}, "window_chunks"),
+        ({"memory": {"recall_chunks": -1}}, "recall_chunks"),
+        ({"memory": {"prefill_chunks": -1}}, "prefill_chunks"),
+        ({"memory": {"host_bytes": -1}}, "host_bytes"),
+        ({"memory": {"host_bytes": INF}}, "memory.host_bytes must be a whole number, not inf"),
+        ({"memory": {"chunk_frames": 8.0}}, "whole number"),
+        ({"memory": {"chunk_frames": True}}, "whole number"),
+        ({"memory": {"chunk_frames": "8"}}, "whole number"),
+        ({"read": {"fps": 0}}, "fps must lie in (0, 60], not 0"),
+        ({"read": {"fps": NAN}}, "read.fps must be a number, not nan"),
+        ({"read": {"fps": 61}}, "fps"),
+        ({"read": {"fps": None}}, "read.fps must be a number"),
+        ({"read": {"queue_frames": 0}}, "queue_frames"),
+        ({"read": {"stall_seconds": 0}}, "stall_seconds"),
+        ({"answer": {"max_new_tokens": 0}}, "not for 0"),
+        ({"answer": {"temperature": -0.1}}, "temperature"),
+        ({"answer": {"temperature": NAN}}, "answer.temperature must be a number, not nan"),
+        ({"answer": {"top_p": 0}}, "top_p must lie in (0, 1], not 0"),
+        ({"answer": {"top_p": 1.1}}, "top_p"),
+        ({"answer": {"seed": -1}}, "seed"),
+        ({"answer": {"dialogue_turns": -1}}, "dialogue_turns"),
+    ],
+)
+def test_what_makes_no_sense_is_told_with_the_offending_value(changes: dict[str, dict[str, Any]], told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Config().overridden(changes)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("section", [ReadConfig, MemoryConfig, AnswerConfig])
+def test_every_knob_is_a_number_that_can_be_given_as_its_default(section: Any) -> None:
+    name = section.__name__.removesuffix("Config").lower()
+    defaults = {knob.name: knob.default for knob in fields(section)}
+    assert defaults and all(isinstance(value, int | float) for value in defaults.values())
+    assert Config().overridden({name: defaults}) == Config()
+
+
+@pytest.mark.parametrize("temperature", [NAN, INF])
+def test_a_section_made_by_hand_is_checked_as_well(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        AnswerConfig(temperature=temperature)
