@@ -36,6 +36,10 @@ class Carriers:
     def memory_bytes(self) -> int:
         return sum(chunk.memory_bytes for chunk in self._kept.values())
 
+    def close(self) -> None:
+        """Gives the tokens back."""
+        self._kept.clear()
+
     def _text(self, index: int) -> KVChunk:
         if index in self._kept:
             return self._kept[index]

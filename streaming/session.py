@@ -104,6 +104,7 @@ class Session:
         with self._take_turn(True):
             self._closed = True
             self._index = None
+            self._carriers.close()
             self._memory.close()
 
     def _check_askable(self) -> None:
@@ -129,11 +130,11 @@ class Session:
         memory, spans = self._config.memory, self._memory.spans()
         named = chunk_ranges(named_spans(question, spans[-1][1]), spans)
         if self._answers_from_window(question, named):
-            return plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
-        scores = self._scores(in_seconds(question))
-        budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
-        room = memory.context_tokens - self._model.prefix().num_tokens
-        return fit(plan_recall(scores, named, len(spans), *budgets), self._memory.sizes, room)
+            plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
+        else:
+            budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
+            plan = plan_recall(self._scores(in_seconds(question)), named, len(spans), *budgets)
+        return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
     def _scores(self, question: str) -> list[float] | None:
         """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
