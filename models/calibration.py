@@ -181,9 +181,9 @@ def score_needles(
 
 
 def hits(scores: Tensor, truth: Sequence[int], best: int) -> Tensor:
-    """How often the true chunk is among the `best`: [questions, ..., chunks] -> [...]."""
+    """How often the true chunk is surely among the `best`: [questions, ..., chunks] -> [...]; a tie is no hit."""
     right = torch.stack([row[..., k] for row, k in zip(scores, truth, strict=True)])
-    return ((scores > right[..., None]).sum(-1) < best).float().mean(0)
+    return ((scores >= right[..., None]).sum(-1) <= best).float().mean(0)  # itself is one of them
 
 
 def calibrate(

@@ -220,7 +220,7 @@ def test_an_answer_that_nobody_finishes_releases_the_device_and_leaves_no_turn()
     assert next(abandoned) == AnswerPiece(WORDS[0])
     watched(session, [replace(frame, pts_seconds=frame.pts_seconds + 9) for frame in noise_frames(4, 2, 2)])
     assert asked(session, "finished").text == "".join(WORDS)
-    abandoned.close()
+    del abandoned  # closes the generator
     assert [turn.question for turn in session.dialogue] == ["finished"]
     session._memory.check_integrity()
 

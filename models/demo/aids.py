@@ -127,10 +127,12 @@ def look_targets(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def answering(row: TokenRow, question: Question) -> NDArray[np.bool_]:
-    """Which groups of the row hold the answer: the moment asked about, else those that show the true events."""
+    """Which groups of the row hold the answer: the moment asked about, else those that show the true events. What comes
+    after something is looked for by what came before it."""
     if question.second is not None:
         return np.array([m.second == question.second for m in row.moments])
-    return np.array([any(event in question.events for event in m.events) for m in row.moments])
+    events = question.events[1:] if question.family == "after" else question.events
+    return np.array([any(event in events for event in m.events) for m in row.moments])
 
 
 def surroundings(row: TokenRow, reach: int) -> list[list[int]]:

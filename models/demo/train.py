@@ -123,6 +123,7 @@ def train_bind(
         start = schedule.done
     tally, since, total = Tally(), time.monotonic(), 0.0
     for step in range(start, steps):
+        torch.manual_seed(seed * 1_000_003 + step)  # of the aids, so that a resumed training is the uninterrupted one
         batch = next(bind.batches(maker, stages_at(step / steps), seed=seed * 1_000_003 + step))
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = bind.answer_logits(model, *features, batch)

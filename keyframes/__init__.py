@@ -1,1 +1,0 @@
-"""What is new in a picture: novelty, keyframes, and which work can be spared."""
