@@ -23,7 +23,7 @@ PRESENT = ("what_at", "describe", "count_at", "digit_at", "last")
 PRESENT_GROUPS = 2  # newest groups that a question about the present may mean; what "the last 4 frames" hold
 RECENT_SECONDS = 40.0  # what happened since is not called past
 TRIES = 40  # draws for one question
-CLIP_SECONDS = 16.0  # longest stretch that a short clip shows
+NEEDLE_SECONDS = 20.0  # a needle, alone or with its neighbour, takes no longer
 Spans = tuple[tuple[float, float], ...]
 
 
@@ -43,7 +43,7 @@ class Asked:
         start = min((span[0] for span in self.spans), default=self.at_seconds - CHUNK_SECONDS)
         stop = max((span[1] for span in self.spans), default=self.at_seconds)
         first = max(0.0, start // CHUNK_SECONDS * CHUNK_SECONDS - CHUNK_SECONDS)
-        return first, min(-(-stop // CHUNK_SECONDS) * CHUNK_SECONDS, first + CLIP_SECONDS, self.at_seconds)
+        return first, min(-(-stop // CHUNK_SECONDS) * CHUNK_SECONDS, self.at_seconds)
 
 
 def long_stream(seed: int, seconds: float) -> Stream:
@@ -71,7 +71,7 @@ class Asker:
 
     def past(self, count: int) -> list[Asked]:
         """Uniform over the history: the stream is cut into stretches, and each in turn gets a question."""
-        return self._spread("past", PAST, count, lambda q: bool(q.events) and q.answer != "no")
+        return self._spread("past", PAST, count, self._is_needle)
 
     def given_time(self, count: int) -> list[Asked]:
         return self._spread("given time", GIVEN_TIME, count, lambda q: bool(q.events))
@@ -113,6 +113,10 @@ class Asker:
                 question = min(fresh, key=lambda q: abs(self._of(q)[0][0] - middle))
                 asked.append(Asked(kind, question, self._of(question), self._end_seconds))
         return asked
+
+    def _is_needle(self, question: Question) -> bool:
+        spans = self._of(question)
+        return bool(spans) and spans[-1][1] - spans[0][0] <= NEEDLE_SECONDS
 
     def _of(self, question: Question) -> Spans:
         return tuple(sorted(self._spans[event] for event in question.events))
