@@ -50,7 +50,7 @@ def profile(tiny: Qwen3VL) -> Profile:
 
 def settings(**memory: int) -> Config:
     answer = AnswerConfig(max_new_tokens=NEW_TOKENS)
-    return Config(memory=MemoryConfig(**{"chunk_frames": 4, **memory}), answer=answer)
+    return Config(answer=answer).overridden({"memory": {"chunk_frames": 4, **memory}})
 
 
 def opened(model: VideoLLM, config: Config, profile: Profile | None = None) -> Session:
