@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from config import AnswerConfig, Config, MemoryConfig
+from config import AnswerConfig, Config
 from memory.chunk import KVChunk
 from memory.recall import PlannedChunk, RecallPlan
 from models.base import Turn, VideoLLM
