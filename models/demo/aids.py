@@ -96,9 +96,9 @@ class Aids(nn.Module):
     def _looking(self, batch: Batch) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
         asked = batch.targets != -100
-        wanted, seen = look_targets(batch)
+        looks, wanted, seen = look_targets(batch)
         keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
-        queries = self._heard["queries"][asked].float()  # [asked, heads, head_dim]
+        queries = self._heard["queries"][asked][looks].float()  # [looks, heads, head_dim]
         scores = queries.new_zeros(wanted.shape)
         for head in RETRIEVAL_HEADS:
             match = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
@@ -112,27 +112,30 @@ class Aids(nn.Module):
         return loss, float(right.gather(1, logs.argmax(-1, keepdim=True)).float().mean())
 
 
-def look_targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """For every answer token in row order: which groups of the batch hold the answer, and which its question sees;
-    bool [asked, groups] each."""
-    places = (batch.targets != -100).nonzero().tolist()
+def look_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Looks that answer tokens should take: the number of the answer token, in row order, [looks]; which groups of the
+    batch it should fall on, and which its question sees, bool [looks, groups] each."""
     borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
-    wanted = np.zeros((len(places), int(borders[-1])), dtype=bool)
-    seen = np.zeros_like(wanted)
-    for k, (b, n) in enumerate(places):
+    numbers, wanted, seen = [], [], []
+    for number, (b, n) in enumerate((batch.targets != -100).nonzero().tolist()):
         row, mine = batch.rows[b], slice(borders[b], borders[b + 1])
-        seen[k, mine] = row.moments_seen
-        wanted[k, mine] = row.moments_seen & answering(row, batch.questions[b][int(batch.owner[b, n])])
-    return torch.from_numpy(wanted), torch.from_numpy(seen)
+        for groups in answering(row, batch.questions[b][int(batch.owner[b, n])]):
+            numbers.append(number)
+            wanted.append(np.zeros(borders[-1], dtype=bool))
+            seen.append(np.zeros(borders[-1], dtype=bool))
+            wanted[-1][mine] = row.moments_seen & groups
+            seen[-1][mine] = row.moments_seen
+    return torch.tensor(numbers), torch.from_numpy(np.stack(wanted)), torch.from_numpy(np.stack(seen))
 
 
-def answering(row: TokenRow, question: Question) -> NDArray[np.bool_]:
+def answering(row: TokenRow, question: Question) -> list[NDArray[np.bool_]]:
     """Which groups of the row hold the answer: the moment asked about, else those that show the true events. What comes
-    after something is looked for by what came before it."""
+    after something is looked for by what came before it; of two things to compare, each is looked for."""
     if question.second is not None:
-        return np.array([m.second == question.second for m in row.moments])
+        return [np.array([m.second == question.second for m in row.moments])]
     events = question.events[1:] if question.family == "after" else question.events
-    return np.array([any(event in events for event in m.events) for m in row.moments])
+    looks = [[event] for event in events] if question.family in ("first_of", "last_of") else [events]
+    return [np.array([any(event in look for event in m.events) for m in row.moments]) for look in looks]
 
 
 def surroundings(row: TokenRow, reach: int) -> list[list[int]]:

@@ -35,6 +35,9 @@ class Stage:
     chunks: tuple[int, int]  # chunks of a clip, inclusive
     hidden: float = 0.0  # share of chunks the questions do not see
     far: float = 1.0  # chance that scenes of one clip lie far apart in time
+    recalled: bool = (
+        False  # scenes at random places of one video, the last at its end, as recall puts a context together
+    )
     questions: int = 12
     batch: int = 16
 
@@ -92,6 +95,8 @@ class ClipMaker:
     def chunks(self, rng: np.random.Generator, stage: Stage) -> list[StoredChunk]:
         """A clip: scenes in time order, close together or hours apart."""
         wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
+        if stage.recalled:
+            return self._recalled_chunks(rng, wanted, stage)
         start, far = _random_start(rng), rng.random() < stage.far
         parts: list[StoredChunk] = []
         while len(parts) < wanted:
@@ -99,6 +104,16 @@ class ClipMaker:
             parts += self._scene_chunks(rng, number, start, stage)
             start += self.scenes[number].duration_seconds + _random_gap(rng, far)
         return parts[:wanted]
+
+    def _recalled_chunks(self, rng: np.random.Generator, wanted: int, stage: Stage) -> list[StoredChunk]:
+        numbers: list[int] = []
+        while sum(self.scenes[n].duration_seconds for n in numbers) < wanted * CHUNK_SECONDS:
+            numbers.append(int(rng.integers(len(self.scenes))))
+        lengths = [self.scenes[n].duration_seconds for n in numbers]
+        parts: list[StoredChunk] = []
+        for number, start in zip(numbers, _recalled_starts(rng, lengths), strict=True):
+            parts += self._scene_chunks(rng, number, start, stage)
+        return parts[-wanted:]
 
     def _scene_chunks(self, rng: np.random.Generator, number: int, start: float, stage: Stage) -> list[StoredChunk]:
         scene, first = self.scenes[number], self.first_group[number]
@@ -179,6 +194,19 @@ def _random_start(rng: np.random.Generator) -> float:
         float(rng.uniform(0, DAY_SECONDS)) if rng.random() < 0.5 else float(np.exp(rng.uniform(0, np.log(4000))) - 1)
     )
     return float(int(start)) + (float(rng.integers(10)) / 10 if rng.random() < 0.3 else 0.0)
+
+
+def _recalled_starts(rng: np.random.Generator, lengths: Sequence[float]) -> list[float]:
+    """Where scenes of these lengths begin in a video of 40 seconds to a day: in order, the last at its end."""
+    video_seconds = float(np.exp(rng.uniform(np.log(40), np.log(DAY_SECONDS))))
+    free = max(0.0, video_seconds - sum(lengths))
+    gaps = sorted(float(gap) for gap in rng.uniform(0, free, len(lengths) - 1))
+    before = np.cumsum([0.0, *lengths[:-1]])
+    fraction = float(rng.integers(10)) / 10 if rng.random() < 0.3 else 0.0
+    return [
+        float(gap // CHUNK_SECONDS * CHUNK_SECONDS + done) + fraction
+        for gap, done in zip([*gaps, free], before, strict=True)
+    ]
 
 
 def _random_gap(rng: np.random.Generator, far: bool) -> float:

@@ -36,8 +36,11 @@ GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
 CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=24)
 SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=12, far=0.8, questions=14)
 LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=6, far=0.6, questions=20)
+RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, batch=6, questions=20, recalled=True)
+RECALLED_FEW = Stage("recalled few", groups=(4, 4), chunks=(1, 4), hidden=0.2, batch=12, questions=14, recalled=True)
 # (share of the steps, stages with their weights): see first, then bind, then at length.
-CURRICULUM: tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...] = (
+Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
+CURRICULUM: Curriculum = (
     (0.09, ((GLANCE, 1.0),)),
     (0.22, ((GLANCE, 0.15), (CHUNK, 0.85))),
     (0.27, ((CHUNK, 0.3), (SHORT, 0.7))),
@@ -49,6 +52,8 @@ RECOMMENDED = {
     "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP},
     "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
 }
+RECALL_CURRICULUM = ((1.0, ((CHUNK, 0.08), (RECALLED_FEW, 0.27), (RECALLED, 0.65))),)
+RECALL_RATE = 0.5  # of the learning rates of the binding stage
 AID_WEIGHT = 0.3
 SAVE_EVERY = 50  # steps
 
@@ -76,13 +81,14 @@ def bank_features(model: Qwen3VLForConditionalGeneration, bank: Bank, folder: Pa
     return embeddings, deepstack
 
 
-def stages_at(progress: float) -> Sequence[tuple[Stage, float]]:
+def stages_at(progress: float, curriculum: Curriculum | None = None) -> Sequence[tuple[Stage, float]]:
     """The mixture of stages after this share of the training."""
-    for share, stages in CURRICULUM:
+    curriculum = curriculum or CURRICULUM
+    for share, stages in curriculum:
         if progress < share:
             return stages
         progress -= share
-    return CURRICULUM[-1][1]
+    return curriculum[-1][1]
 
 
 class Tally:
@@ -113,8 +119,41 @@ def train_bind(
     """The LLM alone, the tower frozen; resumes from the folder's newest state."""
     model.model.visual.requires_grad_(False)
     aids = Aids(model.model.language_model)
-    schedule = Schedule(make_optimisers(nn.ModuleList([model, aids]), muon_lr=0.01, adam_lr=2e-3), steps, warm_up=60)
-    checkpoint, start = folder / "bind.pt", 0
+    _train_llm(model, aids, maker, features, folder / "bind.pt", CURRICULUM, steps, seed)
+
+
+def train_recall(
+    model: Qwen3VLForConditionalGeneration,
+    maker: ClipMaker,
+    features: tuple[Tensor, Tensor],
+    folder: Path,
+    steps: int,
+    seed: int,
+) -> None:
+    """The LLM again, on contexts as recall puts them together, from where the binding stage ended."""
+    model.model.visual.requires_grad_(False)
+    aids = Aids(model.model.language_model)
+    bound = torch.load(folder / "bind.pt", weights_only=True)
+    model.load_state_dict(bound["model"])
+    aids.load_state_dict(bound["aids"])
+    checkpoint = folder / "recall.pt"
+    _train_llm(model, aids, maker, features, checkpoint, RECALL_CURRICULUM, steps, seed + 1, RECALL_RATE)
+
+
+def _train_llm(
+    model: Qwen3VLForConditionalGeneration,
+    aids: Aids,
+    maker: ClipMaker,
+    features: tuple[Tensor, Tensor],
+    checkpoint: Path,
+    curriculum: Curriculum,
+    steps: int,
+    seed: int,
+    rate: float = 1.0,
+) -> None:
+    trained = nn.ModuleList([model, aids])
+    schedule = Schedule(make_optimisers(trained, muon_lr=0.01 * rate, adam_lr=2e-3 * rate), steps, warm_up=60)
+    start = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
@@ -124,7 +163,7 @@ def train_bind(
     tally, since, total = Tally(), time.monotonic(), 0.0
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)  # of the aids, so that a resumed training is the uninterrupted one
-        batch = next(bind.batches(maker, stages_at(step / steps), seed=seed * 1_000_003 + step))
+        batch = next(bind.batches(maker, stages_at(step / steps, curriculum), seed=seed * 1_000_003 + step))
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = bind.answer_logits(model, *features, batch)
         loss = bind.answer_loss(logits, targets)
@@ -138,7 +177,12 @@ def train_bind(
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             log.info(
-                "bind: step %d loss %.3f (%.0f s) %s", step + 1, total / SAVE_EVERY, time.monotonic() - since, tally
+                "%s: step %d loss %.3f (%.0f s) %s",
+                checkpoint.stem,
+                step + 1,
+                total / SAVE_EVERY,
+                time.monotonic() - since,
+                tally,
             )
             total = 0.0
             state = {"model": model.state_dict(), "aids": aids.state_dict(), "schedule": schedule.state_dict()}
@@ -169,7 +213,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = Path("models/demo/weights"),
     chunks: Annotated[int, typer.Option(help="Chunks of four seconds in the bank.")] = 20_000,
     see_steps: Annotated[int, typer.Option(help="Steps of the seeing stage.")] = 1400,
-    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 1800,
+    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 2500,
+    recall_steps: Annotated[int, typer.Option(help="Steps of the recall stage.")] = 700,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
 ) -> None:
     """Train the demo model from nothing, or go on where it stopped."""
@@ -181,6 +226,7 @@ def main(
     features = bank_features(model, bank, folder)
     maker = ClipMaker(bank.scenes, bank.first_group, tokenizer)
     train_bind(model, maker, features, folder, bind_steps, seed)
+    train_recall(model, maker, features, folder, recall_steps, seed)
     save(model, tokenizer, out)
     log.info("saved to %s", out)
 
