@@ -12,8 +12,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -28,11 +28,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
-from streaming.file_source import FileSource, SourceInfo, probe
+from streaming.file_source import EmptyStretchError, FileSource, SourceInfo, probe
+from streaming.frames import Frame, next_tick_seconds
 from streaming.reader import Reader
-from ui.render import evidence_row
+from ui.render import clock, evidence_row
 
 if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not wait for it
+    from memory.folders import Summary
     from streaming.engine import Engine
     from streaming.session import Session
 
@@ -50,6 +52,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+sessions = typer.Typer(help="The sessions kept on this machine.", no_args_is_help=True)
+app.add_typer(sessions, name="sessions")
 said = Console(stderr=True, highlight=False)
 
 ModelName = Annotated[
@@ -68,12 +72,20 @@ Recall = Annotated[
     ),
 ]
 HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. \\[default: 8]")]
+DiskBudget = Annotated[
+    float | None, typer.Option(help="GiB of disk for a session; beyond, the oldest is forgotten. \\[default: 64]")
+]
+SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
+SessionName = Annotated[str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")]
 
 
 @app.command()
 def ask(
-    video: Annotated[Path, typer.Argument(help="The video file.", metavar="VIDEO")],
-    questions: Annotated[list[str], typer.Argument(help="One or more questions.", metavar="QUESTION")],
+    context: typer.Context,
+    video: Annotated[str, typer.Argument(help="The video file; may be left out with --session.", metavar="VIDEO")],
+    questions: Annotated[list[str] | None, typer.Argument(help="One or more questions.", metavar="QUESTION")] = None,
+    session: Annotated[str | None, typer.Option("--session", "-s", help=SESSION_HELP)] = None,
     ask_at: Annotated[
         float | None, typer.Option(help="Ask as if the stream stood at this second; later is not seen.")
     ] = None,
@@ -86,6 +98,7 @@ def ask(
     recall_chunks: RecallChunks = None,
     recall: Recall = None,
     host_budget: HostBudget = None,
+    disk_budget: DiskBudget = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. \\[default: 0]")] = None,
     top_p: Annotated[
@@ -99,38 +112,89 @@ def ask(
 
     Ctrl-C while watching stops there and answers from what was seen; a second one quits.
 
+    With --session and no video, what was kept is asked, even while another process goes on watching.
+
     \b
     Examples:
       app.py ask clip.mp4 "When does the red circle appear?"
       app.py ask clip.mp4 "What is shown at 1:35?" "How many stars?" --json
       app.py ask clip.mp4 "What is shown now?" --ask-at 90
       app.py ask clip.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
+      app.py ask --session trip "When does the red circle appear?"
     """
     with told_plainly():
-        if not all(question.strip() for question in questions):
-            raise ValueError("A question is empty.")
-        stop_seconds = checked_moment(ask_at, probe(video))
+        path, asked = video_and_questions(video, questions or [], session)
+        if not asked:
+            raise typer.BadParameter("there is no question", context)
+        if ask_at is not None and path is None:
+            raise ValueError("--ask-at needs a video to be watched up to there.")
+        stop_seconds = checked_moment(ask_at, probe(path)) if path else None
         settings: Settings = {
             "read": {"fps": fps},
             "memory": {
                 "chunk_frames": chunk_frames,
                 "recall_chunks": recall_chunks,
                 "recall": recall,
-                "host_bytes": None if host_budget is None else in_bytes(host_budget),
+                "host_bytes": in_bytes("--host-budget", host_budget),
+                "disk_bytes": in_bytes("--disk-budget", disk_budget),
             },
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         }
         engine = open_engine(model, device, dtype, settings)
-        read = engine.config.read
-        source = FileSource(video, read.fps, stop_seconds=stop_seconds)
-        session = engine.open()
-        with Reader(source, read.queue_frames, read.stall_seconds) as reader:
-            watch(session, reader, source, stop_seconds)
-        for question in questions:
+        with open_session(engine, session, settings, read_only=path is None) as opened:
+            if path and watch_on(opened, path, stop_seconds):
+                say("Stopped; answering from what was seen so far.")
+            for question in asked:
+                if as_json:
+                    typer.echo(json.dumps(asked_silently(opened, question)))
+                else:
+                    show_answer(opened, question)
+
+
+@app.command("watch")
+def watch_video(
+    video: Annotated[Path, typer.Argument(help="The video file.", metavar="SOURCE")],
+    session: Annotated[str, typer.Option("--session", "-s", help=SESSION_HELP)],
+    as_json: Annotated[bool, typer.Option("--json", help="At the end, one line of JSON with counters.")] = False,
+    model: ModelName = "demo",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    fps: Fps = None,
+    chunk_frames: ChunkFrames = None,
+    host_budget: HostBudget = None,
+    disk_budget: DiskBudget = None,
+) -> None:
+    """Watch a video into a session that stays, to be asked now or later.
+
+    Ctrl-C stops, and the same command goes on where it stopped. Nothing that was watched is lost, whatever happens to
+    this process, but the chunk under way.
+
+    \b
+    Examples:
+      app.py watch holiday.mp4 --session trip
+      app.py watch holiday.mp4 --session /data/trip --disk-budget 20
+      app.py ask --session trip "Where did we park the car?"
+    """
+    with told_plainly():
+        probe(video)
+        settings: Settings = {
+            "read": {"fps": fps},
+            "memory": {
+                "chunk_frames": chunk_frames,
+                "host_bytes": in_bytes("--host-budget", host_budget),
+                "disk_bytes": in_bytes("--disk-budget", disk_budget),
+            },
+        }
+        engine = open_engine(model, device, dtype, settings)
+        with open_session(engine, session, settings) as opened:
+            stopped = watch_on(opened, video)
+            seen = clock(opened.seen_seconds or 0.0)
             if as_json:
-                typer.echo(json.dumps(asked_silently(session, question)))
-            else:
-                show_answer(session, question)
+                typer.echo(json.dumps({"seen_seconds": opened.seen_seconds, "stats": asdict(opened.stats)}))
+        if stopped:
+            said.print(f"Stopped at {seen}. To go on: app.py watch {escape(str(video))} --session {escape(session)}")
+            raise typer.Exit(INTERRUPTED)
+        said.print(f'Watched up to {seen}. To ask: app.py ask --session {escape(session)} "..."')
 
 
 @app.command()
@@ -221,6 +285,78 @@ def calibrate(
         said.print(f"{profile.num_needles} fresh questions over {needles} chunks; profile kept in {escape(str(path))}")
 
 
+@sessions.command("list")
+def list_sessions(
+    root: Annotated[Path | None, typer.Argument(help="The folder they are in. \\[default: the user's data]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is kept: every session below a folder."""
+    from memory.folders import sessions_in, sessions_root, summary
+
+    root = root or sessions_root()
+    found = []
+    for folder in sessions_in(root):
+        try:
+            found.append(summary(folder))
+        except ValueError as error:
+            say(str(error))
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in found]))
+    elif not found:
+        said.print(f"No sessions in {escape(str(root))}.")
+    else:
+        table = Table("session", "source", "seen", "chunks", "on disk", "questions", "")
+        for item in found:
+            table.add_row(*map(escape, session_row(item)))
+        Console().print(table)
+
+
+@sessions.command("info")
+def show_session(session: SessionName, as_json: AsJson = False) -> None:
+    """What one session holds."""
+    from memory.folders import session_folder, summary
+
+    with told_plainly():
+        found = asdict(summary(session_folder(session)))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        for name, value in found.items():
+            typer.echo(f"{name.replace('_', ' '):<17} {value}")
+
+
+@sessions.command("delete")
+def delete_session(
+    session: SessionName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Without asking back.")] = False
+) -> None:
+    """Delete a session for good."""
+    from memory.folders import delete, session_folder, summary
+
+    with told_plainly():
+        folder = session_folder(session)
+        found = summary(folder)
+        told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        if not yes:
+            typer.confirm(f"Delete {told}?", abort=True, err=True)
+        delete(folder)
+        said.print(f"Deleted {escape(told)}.")
+
+
+def session_row(item: Summary) -> list[str]:
+    source = Path(item.source).name if item.source else ""
+    state = "being watched" if item.being_watched else ""
+    size = f"{item.disk_bytes / (1 << 20):.1f} MiB"
+    return [
+        Path(item.folder).name,
+        source,
+        clock(item.seen_seconds),
+        str(item.chunks),
+        size,
+        str(item.questions),
+        state,
+    ]
+
+
 def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engine:
     """The engine, with what the user has set; says what will be missing."""
     from streaming.engine import load_engine
@@ -246,14 +382,81 @@ def checked_moment(seconds: float | None, info: SourceInfo) -> float | None:
     return seconds
 
 
-def in_bytes(gib: float) -> int:
+def in_bytes(option: str, gib: float | None) -> int | None:
+    if gib is None:
+        return None
     if not 0 <= gib < 1 << 20:
-        raise ValueError(f"--host-budget needs a number of GiB, not {gib:g}.")
+        raise ValueError(f"{option} needs a number of GiB, not {gib:g}.")
     return int(gib * GIB)
 
 
-def watch(session: Session, reader: Reader, source: FileSource, stop_seconds: float | None) -> None:
-    """Drains `session.watch` behind a progress bar, to the end, `stop_seconds` or Ctrl-C."""
+def video_and_questions(first: str, others: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
+    """What the words of `ask` mean: with a session, the first one may be a question already."""
+    is_video = session is None or (Path(first).is_file() and bool(others))
+    video, questions = (Path(first), list(others)) if is_video else (None, [first, *others])
+    if not all(question.strip() for question in questions):
+        raise ValueError("A question is empty.")
+    return video, questions
+
+
+@contextmanager
+def open_session(engine: Engine, name: str | None, settings: Settings, read_only: bool = False) -> Iterator[Session]:
+    """A session of this run, or the one that is kept under a name; closed at the end.
+
+    Raises ValueError where a kept one has other settings than those asked for.
+    """
+    from memory.folders import session_folder
+
+    session = engine.open(session_folder(name) if name else None, read_only)
+    try:
+        for section, knobs in settings.items():
+            for knob, value in knobs.items():
+                kept = getattr(getattr(session.config, section), knob)
+                if value not in (None, kept):
+                    raise ValueError(f"This session began with {knob} {kept:g}, which cannot become {value:g} now.")
+        yield session
+    finally:
+        session.close()
+
+
+def watch_on(session: Session, video: Path, stop_seconds: float | None = None) -> bool:
+    """Watches what a session has not seen of a video yet; gives whether Ctrl-C stopped it."""
+    read, seen_seconds = session.config.read, session.seen_seconds
+    session.follow(str(video.resolve()))
+    if seen_seconds is None:
+        start_seconds = 0.0
+    else:
+        start_seconds = next_tick_seconds(seen_seconds, read.fps)
+        if stop_seconds is not None and seen_seconds > stop_seconds:
+            raise ValueError(f"This session has seen {seen_seconds:.1f} s already; --ask-at cannot go back.")
+        if stop_seconds is not None and start_seconds >= stop_seconds:
+            return False
+        said.print(f"Going on at {clock(start_seconds)}.")
+    source = FileSource(video, read.fps, start_seconds, stop_seconds)
+    try:
+        with Reader(source, read.queue_frames, read.stall_seconds) as reader:
+            return watch(session, reader, source, stop_seconds)
+    except EmptyStretchError:
+        if seen_seconds is None:
+            raise
+        said.print(f"{escape(video.name)} has been watched to its end.")
+        return False
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """Ctrl-C was pressed."""
+
+
+def until(stopped: Event, frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Ends without an end, so that frames that do not fill a chunk are read again when watching goes on."""
+    for frame in frames:
+        if stopped.is_set():
+            raise Stopped
+        yield frame
+
+
+def watch(session: Session, reader: Reader, source: FileSource, stop_seconds: float | None) -> bool:
+    """Drains `session.watch` behind a progress bar, to the end, `stop_seconds` or Ctrl-C, which gives true."""
     known = [seconds for seconds in (source.info.duration_seconds, stop_seconds) if seconds is not None]
     stopped = Event()
     told = 0
@@ -265,17 +468,18 @@ def watch(session: Session, reader: Reader, source: FileSource, stop_seconds: fl
             bar.update(task, description="stopping after this chunk; Ctrl-C again quits")
 
         with first_interrupt(stop):
-            for event in session.watch(takewhile(lambda _: not stopped.is_set(), reader)):
-                if isinstance(event, Watched) and not stopped.is_set():
-                    bar.update(task, completed=round(event.pts_seconds), description=counters(event.stats))
-                elif isinstance(event, Notice):
-                    say(event.text)
-                told = say_new(source.warnings, told)
+            frames = until(stopped, reader) if session.is_kept else takewhile(lambda _: not stopped.is_set(), reader)
+            with suppress(Stopped):
+                for event in session.watch(frames):
+                    if isinstance(event, Watched) and not stopped.is_set():
+                        bar.update(task, completed=round(event.pts_seconds), description=counters(event.stats))
+                    elif isinstance(event, Notice):
+                        say(event.text)
+                    told = say_new(source.warnings, told)
     say_new(source.warnings, told)
-    if stopped.is_set():
-        if not session.stats.chunks:
-            raise KeyboardInterrupt
-        say("Stopped; answering from what was seen so far.")
+    if stopped.is_set() and not session.stats.chunks:
+        raise KeyboardInterrupt
+    return stopped.is_set()
 
 
 @contextmanager
@@ -319,11 +523,17 @@ def show_answer(session: Session, question: str) -> None:
             for item in event.evidence:
                 span, why, score = evidence_row(item)
                 said.print(f"  [dim]{span:<17} {why:<10} {score:>6}[/]".rstrip())
+        elif isinstance(event, Notice):
+            say(event.text)
 
 
 def asked_silently(session: Session, question: str) -> dict[str, Any]:
     """The finished answer as plain data."""
-    answer = next(event for event in session.ask(question) if isinstance(event, Answer))
+    events = list(session.ask(question))
+    for event in events:
+        if isinstance(event, Notice):
+            say(event.text)
+    answer = next(event for event in events if isinstance(event, Answer))
     evidence = [asdict(item) for item in answer.evidence]
     return {"question": answer.question, "answer": answer.text, "evidence": evidence, "stats": asdict(answer.stats)}
 

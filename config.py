@@ -38,6 +38,7 @@ class MemoryConfig:
     recall: str = "always"  # "auto" answers from the window where the model is sure, "never" always does
     sure_below: float = 0.6  # the model's doubt up to which "auto" takes it for sure
     host_bytes: int = 8 << 30  # budget of the host tier
+    disk_bytes: int = 64 << 30  # budget of a session's folder, where it has one
 
     def __post_init__(self) -> None:
         least = {
@@ -49,6 +50,7 @@ class MemoryConfig:
             "context_tokens": 1,
             "carrier_tokens": 0,
             "host_bytes": 0,
+            "disk_bytes": 0,
         }
         choices = {"sparse": ("pooled", "salient"), "recall": ("auto", "always", "never")}
         for name, number in least.items():

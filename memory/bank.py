@@ -1,14 +1,19 @@
-"""The memory of one stream: every chunk of it, the newest on the device, the older ones in host memory.
+"""The memory of one stream: every chunk of it, the newest on the device, the older ones in host memory and on disk.
 
-    append -> [ window: newest chunks, device ] -> oldest leaves -> [ host pool ]        get: host -> device
+    append -> [ window: newest chunks, device ] -> oldest leaves -> [ host pool ] -> oldest is dropped
+                                                                        |               |  (with a store only)
+    get:      device <--------------------------------------------------+               |
+              device <--------------------------------------- [ store: all chunks, on disk ]
 
-Device bytes depend on the window and on how large a chunk is, not on how many there are. Knows nothing of models,
-questions or relevance: it is told which chunks to bring. One thread at a time, which is the engine's.
+Chunks are in the store before they come here. Device bytes depend on the window and on how large a chunk is, not on how
+many there are. Knows nothing of models, questions or relevance: it is told which chunks to bring. One thread at a time,
+which is the engine's.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +25,8 @@ from torch import Tensor
 from config import MemoryConfig
 from memory.chunk import KVChunk, PositionLayout, cells
 from memory.pool import HostPool, PoolFullError
+from memory.records import Kind
+from memory.store import ChunkLostError, SessionStore
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
 BLOCK_STEP_BYTES = 512  # what a GPU's allocator rounds to as well
@@ -42,6 +49,10 @@ class _KVShape:
     def of(cls, chunk: KVChunk) -> _KVShape:
         layers, kv_heads, _, head_dim = chunk.keys.shape
         return cls(layers, kv_heads, head_dim, chunk.keys.dtype)
+
+    @classmethod
+    def of_kind(cls, kind: Kind) -> _KVShape:
+        return cls(kind.layers, kind.kv_heads, kind.head_dim, kind.torch_dtype)
 
     def view(self, data: Tensor, num_tokens: int) -> Tensor:
         """uint8 [bytes] as [2, layers, kv_heads, n, head_dim]: keys, then values."""
@@ -74,21 +85,26 @@ class _Resident:
 class KVMemory:
     """Chunks of one stream, numbered from 0, appended in order and kept until `close`.
 
+    store: its chunks are here from the beginning; then host memory is no limit, and old chunks may be `gone`.
     Window chunks lie in device blocks of one size, so that their bytes stay the same while chunks differ a little; only
     a chunk larger than all blocks so far gets a larger one. A chunk handed out stays valid whatever is appended later.
     """
 
-    def __init__(self, config: MemoryConfig, device: torch.device) -> None:
+    def __init__(self, config: MemoryConfig, device: torch.device, store: SessionStore | None = None) -> None:
         self._window_chunks = config.window_chunks
+        self._store = store
         self._device = device
         self._host = HostPool(config.host_bytes, pinned=device.type == "cuda")
         self._entries: list[_Entry] = []
-        self._addresses: list[int] = []  # in the host pool, of chunks 0, 1, ... as far as they have left the window
+        self._addresses: deque[int] = deque()  # in the host pool, of the chunks that left the window last
+        self._lost: dict[int, str] = {}  # chunks found to be damaged or taken away on disk, with what to say of it
         self._window: deque[_Resident] = deque()
         self._shape: _KVShape | None = None
         self._block_bytes = 0
         self._num_tokens = 0
         self._closed = False
+        if store is not None:
+            self._restore(store)
 
     @property
     def num_chunks(self) -> int:
@@ -116,13 +132,30 @@ class KVMemory:
     @property
     def window_indices(self) -> range:
         """Numbers of the chunks in the window, half-open."""
-        return range(len(self._addresses), len(self._entries))
+        return range(len(self._entries) - len(self._window), len(self._entries))
+
+    @property
+    def host_indices(self) -> range:
+        """Numbers of the chunks in the host tier, half-open; those before them are on disk."""
+        stop = self.window_indices.start
+        return range(stop - len(self._addresses), stop)
+
+    @property
+    def gone(self) -> set[int]:
+        """Numbers of the chunks whose keys and values cannot be had any more."""
+        forgotten = range(min(self._store.num_forgotten if self._store else 0, self.host_indices.start))
+        return {*self._lost, *forgotten}.difference(self.host_indices)
+
+    @property
+    def losses(self) -> list[str]:
+        """A sentence for every chunk that could not be read from disk, in the order in which that was found."""
+        return list(self._lost.values())
 
     def append(self, chunk: KVChunk) -> None:
         """Copies the next chunk into the window; the oldest one there moves to the host when the window is full.
 
         Raises ValueError for a chunk that does not follow (number, time, shape), MemoryFullError where the host tier
-        has no room for the one that would move; the memory is then as it was.
+        has no room for the one that would move and there is no disk; the memory is then as it was.
         """
         self._check_follows(chunk)
         self._shape = _KVShape.of(chunk)
@@ -145,7 +178,8 @@ class KVMemory:
     def get(self, indices: Sequence[int]) -> list[KVChunk]:
         """These chunks on the device, in the order asked for.
 
-        Those in host memory come in one buffer, neighbours in one copy. Raises IndexError for a number not in memory.
+        Those not in the window come in one buffer, neighbours in host memory in one copy. Raises IndexError for a
+        number not in memory, ChunkLostError for a chunk that is gone; it is among `gone` from then on.
         """
         for index in indices:
             if not 0 <= index < self.num_chunks:
@@ -168,11 +202,17 @@ class KVMemory:
         spans = self.spans()
         assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(spans)), "times do not ascend"
         assert [chunk.index for chunk in self.window()] == list(self.window_indices), "window and host do not join"
-        assert len(self._window) == min(self._window_chunks, self.num_chunks), "the window has gaps"
+        assert len(self._window) <= self._window_chunks, "the window is too long"
+        if self._store is None:
+            assert self.host_indices.start == 0, "chunks are nowhere"
+            assert len(self._window) == min(self._window_chunks, self.num_chunks), "the window has gaps"
+        else:
+            assert self._store.num_chunks == self.num_chunks, "disk and memory do not hold the same"
         assert all(chunk.keys.device.type == self._device.type for chunk in self.window()), "window not on the device"
-        addresses = [*self._addresses, self._host.used_bytes]
-        sizes = [stop - start for start, stop in pairwise(addresses)]
-        assert sizes == [entry.num_bytes for entry in self._entries[: len(sizes)]], "host bytes are not the sum"
+        sizes = [self._entries[index].num_bytes for index in self.host_indices]
+        assert self._host.used_bytes == sum(sizes), "host bytes are not the sum"
+        gaps = [stop - start for start, stop in pairwise(self._addresses)]
+        assert gaps == sizes[:-1], "host addresses are not those of the chunks"
         assert self._host.used_bytes <= self._host.reserved_bytes <= self._host.budget_bytes, "host budget"
         assert self._num_tokens == sum(entry.layout.num_tokens for entry in self._entries), "token count"
 
@@ -182,6 +222,7 @@ class KVMemory:
         self._window.clear()
         self._entries.clear()
         self._addresses.clear()
+        self._lost.clear()
         self._host.close()
         self._num_tokens = 0
 
@@ -190,6 +231,7 @@ class KVMemory:
             raise ValueError("this memory is closed")
         if chunk.index != self.num_chunks:
             raise ValueError(f"chunk {chunk.index} cannot follow {self.num_chunks} chunks")
+        assert self._store is None or chunk.index < self._store.num_chunks, f"{chunk!r} is not on disk yet"
         if self._shape is not None and _KVShape.of(chunk) != self._shape:
             raise ValueError(f"{chunk!r} is not of this memory's {self._shape}")
         if self._entries and not self._is_later(chunk, self._entries[-1]):
@@ -200,11 +242,19 @@ class KVMemory:
         return chunk.start_seconds >= entry.start_seconds and chunk.stop_seconds >= entry.stop_seconds
 
     def _move_oldest_to_host(self) -> None:
-        try:
-            address = self._host.write(self._window[0].data)
-        except PoolFullError as error:
-            raise MemoryFullError(self._full_sentence()) from error
-        self._addresses.append(address)
+        """With a store the host's oldest chunks make room; one that is too large for the host is on disk only."""
+        data = self._window[0].data
+        while True:
+            try:
+                self._addresses.append(self._host.write(data))
+                break
+            except PoolFullError as error:
+                if self._store is None:
+                    raise MemoryFullError(self._full_sentence()) from error
+            if not self._addresses:
+                break
+            self._host.release(self._entries[self.host_indices.start].num_bytes)
+            self._addresses.popleft()
         self._window.popleft()
 
     def _full_sentence(self) -> str:
@@ -228,13 +278,40 @@ class KVMemory:
         return _Resident(replace(chunk, keys=kv[0], values=kv[1], layout=layout, visual=_own(chunk.visual)), block)
 
     def _loaded(self, indices: Sequence[int]) -> dict[int, KVChunk]:
-        """Chunks of the host tier, ascending numbers, as views of one new device buffer."""
+        """Chunks of host and disk, ascending numbers, as views of one new device buffer."""
         borders = [0, *accumulate(self._entries[index].num_bytes for index in indices)]
         buffer = torch.empty(borders[-1], dtype=torch.uint8, device=self._device)
-        for start, stop in _runs(indices):
-            self._host.read(self._addresses[indices[start]], buffer[borders[start] : borders[stop]])
+        first = self.host_indices.start
+        on_disk = bisect_left(indices, first)
+        for i in range(on_disk):
+            buffer[borders[i] : borders[i + 1]].copy_(self._read(indices[i]))
+        for start, stop in _runs(indices[on_disk:]):
+            start, stop = start + on_disk, stop + on_disk
+            self._host.read(self._addresses[indices[start] - first], buffer[borders[start] : borders[stop]])
         parts = (buffer[start:stop] for start, stop in pairwise(borders))
         return {index: self._chunk(index, data) for index, data in zip(indices, parts, strict=True)}
+
+    def _read(self, index: int) -> Tensor:
+        """uint8 [bytes] of a chunk on disk."""
+        assert self._store is not None
+        try:
+            return self._store.read(index)
+        except ChunkLostError as error:
+            self._lost[index] = str(error)
+            raise
+
+    def _restore(self, store: SessionStore) -> None:
+        """All that is in the store; the newest chunks into the window, as far back as they are sound."""
+        self._shape = _KVShape.of_kind(store.kind)
+        self._entries = [_Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds, c.num_bytes) for c in store.chunks]
+        self._num_tokens = sum(entry.layout.num_tokens for entry in self._entries)
+        newest = range(max(0, self.num_chunks - self._window_chunks), self.num_chunks)
+        for index in reversed(newest):
+            try:
+                data = self._read(index)
+            except ChunkLostError:
+                break
+            self._window.appendleft(self._resident(self._chunk(index, data)))
 
     def _chunk(self, index: int, data: Tensor) -> KVChunk:
         assert self._shape is not None

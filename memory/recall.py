@@ -6,7 +6,7 @@ Knows nothing of models, queries or tiers. Chunks are numbers here; the memory b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Literal
@@ -79,6 +79,7 @@ def plan_recall(
     window_chunks: int,
     recall_chunks: int,
     sparse_chunks: int = 0,
+    gone: Collection[int] = (),
 ) -> RecallPlan:
     """The window, and at most `recall_chunks` older chunks dense: those of named times first, then by score. Then at
     most `sparse_chunks` sparse: those beside the dense ones, the best one's first, and an even sample of the rest.
@@ -86,20 +87,22 @@ def plan_recall(
     scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled evenly.
     named: the chunks of each named time. When they are more than the budget, it is shared between the times and each
     share is spread over its time, taking the best chunk of every stretch.
+    gone: chunks that cannot be had any more; they are passed over.
     A history of at most window + recall chunks comes back whole.
     """
     if scores is not None and len(scores) != num_chunks:
         raise ValueError(f"{len(scores)} scores cannot rank {num_chunks} chunks")
     known = [0.0] * num_chunks if scores is None else scores
     window_start = max(0, num_chunks - window_chunks)
-    by_name = _share([range(r.start, min(r.stop, window_start)) for r in named], known, recall_chunks)
-    rest = [index for index in range(window_start) if index not in by_name]
+    older = sorted({*range(window_start)}.difference(gone))
+    by_name = _share([sorted({*r}.intersection(older)) for r in named], known, recall_chunks)
+    rest = [index for index in older if index not in by_name]
     room = recall_chunks - len(by_name)
     recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
     said = {index for r in named for index in r}
-    dense = {*by_name, *recalled, *range(window_start, num_chunks)}
+    dense = {*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone)
     older = sorted(by_name | recalled, key=lambda index: (known[index], index), reverse=True)
-    near = [i for best in older for i in (best + 1, best - 1) if 0 <= i < window_start and i not in dense]
+    near = [i for best in older for i in (best + 1, best - 1) if i in rest and i not in dense]
     beside = set(islice(dict.fromkeys(near), sparse_chunks))
     far = [index for index in rest if index not in recalled and index not in beside]
     sample = _spread(far, [0.0] * num_chunks, sparse_chunks - len(beside))

@@ -9,11 +9,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from threading import Condition
 from typing import Any
 
 from config import Config
+from memory.records import Kind
+from memory.store import SessionStore
 from models.base import VideoLLM
 from models.calibration import Profile, find_profile
 from models.loading import ModelError, load, recommended_settings
@@ -81,9 +84,40 @@ class Engine:
         self.config = config or Config()
         self._turns = Turns()
 
-    def open(self) -> Session:
-        """A new session: one stream's memory and dialogue."""
-        return Session(self.model, self.profile, self.config, self._turns.take)
+    def open(self, folder: Path | None = None, read_only: bool = False) -> Session:
+        """A session: one stream's memory and dialogue, new or as it was left in `folder`, and kept there.
+
+        read_only: for questions about a folder that another process may be watching; nothing can be watched.
+        Raises SessionError (a ValueError) for a folder that cannot be used so.
+        """
+        if folder is None:
+            return Session(self.model, self.profile, self.config, self._turns.take)
+        memory = self.config.memory
+        with ExitStack() as undo:
+            store = SessionStore(
+                folder,
+                kind_of(self.model),
+                kept_settings(self.config),
+                memory.disk_bytes,
+                memory.window_chunks,
+                read_only,
+            )
+            undo.callback(store.close)
+            session = Session(self.model, self.profile, self.config.overridden(store.settings), self._turns.take, store)
+            undo.pop_all()
+        return session
+
+
+def kept_settings(config: Config) -> dict[str, dict[str, Any]]:
+    """What a session that goes on keeps, so that it becomes what it would have been without the break."""
+    memory = {knob: getattr(config.memory, knob) for knob in ("chunk_frames", "prefill_chunks", "window_chunks")}
+    return {"read": {"fps": config.read.fps}, "memory": memory}
+
+
+def kind_of(model: VideoLLM) -> Kind:
+    """What the chunks of this model's sessions have in common."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Kind(model.model_id, dtype, model.num_layers, model.num_kv_heads, model.head_dim)
 
 
 def load_engine(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Stats:
     """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock. The seconds to the first
-    token and the tokens of the context are those of the last answer."""
+    token and the tokens of the context are those of the last answer. `forgotten_chunks` had to make room on the disk:
+    they are no longer recalled."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -24,6 +25,8 @@ class Stats:
     device_bytes: int = 0
     host_bytes: int = 0
     context_tokens: int = 0
+    disk_bytes: int = 0
+    forgotten_chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,4 +80,4 @@ class Answer:
 
 
 WatchEvent = Watched | Thumbnail | Notice
-AskEvent = AnswerPiece | Answer
+AskEvent = AnswerPiece | Answer | Notice

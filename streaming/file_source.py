@@ -14,11 +14,15 @@ from streaming.pictures import Picture, VideoFile
 from streaming.source_info import SourceInfo, probe
 from streaming.truncation import ends_inside_a_unit
 
-__all__ = ["FileSource", "SourceError", "SourceInfo", "probe"]
+__all__ = ["EmptyStretchError", "FileSource", "SourceError", "SourceInfo", "probe"]
 
 _SEEK_FROM_SECONDS = 5.0  # a start before that is reached sooner by decoding
 _CLAIM_SLACK_SECONDS = 1.0  # headers round, and sound may end a little before what they claim
 _INDEXED_CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")  # can be wound, and tell their duration
+
+
+class EmptyStretchError(SourceError):
+    """The stretch asked for has no picture; the video may have others."""
 
 
 class FileSource:
@@ -51,7 +55,7 @@ class FileSource:
         return 0 if self._video is None else self._video.packets_read
 
     def frames(self) -> Iterator[Frame]:
-        """The sampled frames in order. Raises SourceError where the stretch asked for has none."""
+        """The sampled frames in order. Raises EmptyStretchError where the stretch asked for has none."""
         damage = _Damage(self.info.path.name, self.warnings)
         index = 0
         with VideoFile(self.info.path, self.info.first_stamp, damage.add) as video:
@@ -62,7 +66,7 @@ class FileSource:
             damage.sum_up()
             self._warn_of_jumps(video)
         if not index and not self._closed:
-            raise SourceError(f"{self.info.path.name} shows nothing from {self._start_seconds:g} s on.")
+            raise EmptyStretchError(f"{self.info.path.name} shows nothing from {self._start_seconds:g} s on.")
 
     def close(self) -> None:
         """End `frames()` soon and for good; may be called from any thread."""

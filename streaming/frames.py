@@ -43,6 +43,11 @@ class Frame:
         return f"Frame({self.index} at {self.pts_seconds:.3f} s, {self.width}x{self.height})"
 
 
+def next_tick_seconds(pts_seconds: float, fps: float) -> float:
+    """Where a sample at `fps` that began at 0 goes on behind the picture it took at `pts_seconds`."""
+    return (math.floor((pts_seconds + ROUNDING_SECONDS) * fps) + 1) / fps
+
+
 class Sampler:
     """Picks pictures of a stream at a rate by their times, never by counting them.
 

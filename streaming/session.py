@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from config import Config
 from memory.address import chunk_ranges, in_seconds, named_spans
@@ -22,6 +24,7 @@ from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
 from memory.recall import RecallPlan, evidence, fit, plan_recall
+from memory.store import ChunkLostError, SessionError, SessionStore
 from models.base import Turn, VideoLLM
 from models.calibration import Profile
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
@@ -34,33 +37,49 @@ TakeTurn = Callable[[bool], AbstractContextManager[None]]
 class Session:
     """Made by `Engine.open`. `watch` and `ask` may run in different threads; each takes the device in turn."""
 
-    def __init__(self, model: VideoLLM, profile: Profile | None, config: Config, take_turn: TakeTurn) -> None:
+    def __init__(
+        self,
+        model: VideoLLM,
+        profile: Profile | None,
+        config: Config,
+        take_turn: TakeTurn,
+        store: SessionStore | None = None,
+    ) -> None:
+        """store: what has been seen and said before, and where it is kept from now on; closed with the session."""
         self._model, self._profile, self._config, self._take_turn = model, profile, config, take_turn
-        self._memory = KVMemory(config.memory, model.device)
+        self._store = store
+        self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, lambda index: self._memory.get([index])[0])
         self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
+        self._num_told = 0  # of the memory's losses
+        if store is not None:
+            self._restore(store)
 
     def watch(self, frames: Iterable[Frame]) -> Iterator[WatchEvent]:
         """Remembers the frames chunk by chunk, telling after each chunk; may be called again for what comes later.
 
-        Ends where the frames end, the host memory is full (told in a Notice) or the session is closed. An error leaves
-        what was remembered before it as it was.
+        Ends where the frames end, host memory or disk are full (told in a Notice) or the session is closed. An error
+        leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the disk.
         """
+        yield from self._losses()
         started = time.perf_counter()
         for part in in_parts(frames, self._config.memory.chunk_frames):
             try:
                 with self._take_turn(False):
                     if self._closed:
                         return
+                    num_forgotten = self._stats.forgotten_chunks
                     self._remember(part)
                     self._count(frames=len(part), seconds=time.perf_counter() - started)
-            except MemoryFullError as error:
+            except (MemoryFullError, SessionError) as error:
                 yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
                 return
-            yield thumbnail(part[len(part) // 2])
+            if self._stats.forgotten_chunks > num_forgotten:
+                yield Notice(self._forgotten_sentence())
+            yield thumbnail(part)
             yield Watched(part[-1].pts_seconds, self._stats)
             started = time.perf_counter()
 
@@ -76,14 +95,14 @@ class Session:
         started = time.perf_counter()
         with self._take_turn(True):
             self._check_askable()
-            plan = self._recall(question)
-            context = self._context(plan)
+            plan, context = self._bring(question)
             shown = evidence_of(plan, self._memory.spans(), 1 / self._config.read.fps)
+        yield from self._losses()
         text = ""
         for piece in self._answer(question, context, started):
             text += piece
             yield AnswerPiece(piece)
-        self._dialogue.append(Turn(question, text))
+        yield from self._keep(Turn(question, text))
         yield Answer(question, text, shown, self._stats)
 
     @property
@@ -96,6 +115,22 @@ class Session:
         return self._memory
 
     @property
+    def config(self) -> Config:
+        """A session that goes on keeps the settings it began with."""
+        return self._config
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether this session stays in a folder."""
+        return self._store is not None
+
+    @property
+    def seen_seconds(self) -> float | None:
+        """Time of the last frame remembered, None where there is none."""
+        spans = self._memory.spans()
+        return spans[-1][1] if spans else None
+
+    @property
     def dialogue(self) -> tuple[Turn, ...]:
         return tuple(self._dialogue)
 
@@ -106,6 +141,17 @@ class Session:
             self._index = None
             self._carriers.close()
             self._memory.close()
+            if self._store is not None:
+                self._store.close()
+
+    def follow(self, source: str) -> None:
+        """Says where the frames to be watched come from. Raises SessionError where those so far came from elsewhere."""
+        if self._store is None:
+            return
+        if self._store.source not in (None, source):
+            raise SessionError(f"{self._store.folder} is a session with {self._store.source}, not with {source}.")
+        if self._store.source is None:
+            self._store.set_source(source)
 
     def _check_askable(self) -> None:
         if self._closed:
@@ -114,16 +160,28 @@ class Session:
             raise ValueError("nothing has been watched yet")
 
     def _remember(self, frames: Sequence[Frame]) -> None:
-        """One chunk: through the vision tower, through the LLM in view of its predecessors, into memory."""
+        """One chunk: through the vision tower, through the LLM in view of its predecessors, to disk and into memory."""
+        started = time.perf_counter()
         reach = self._config.memory.prefill_chunks
         near = self._memory.window()[-reach:] if reach else []
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
         groups = self._model.encode(frames)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
+        if self._store is not None:
+            self._store.append(chunk, keys, thumbnail(frames).image, len(frames), time.perf_counter() - started)
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
+
+    def _bring(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
+        """The plan and its context; a chunk that turns out to be lost on the disk is planned without."""
+        while True:
+            try:
+                plan = self._recall(question)
+                return plan, self._context(plan)
+            except ChunkLostError:
+                continue
 
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
@@ -133,7 +191,8 @@ class Session:
             plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
         else:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
-            plan = plan_recall(self._scores(in_seconds(question)), named, len(spans), *budgets)
+            scores = self._scores(in_seconds(question))
+            plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
     def _scores(self, question: str) -> list[float] | None:
@@ -143,7 +202,7 @@ class Session:
             queries = self._profile.queries_of(self._model, question)
             found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
             return evidence(found.scores, self._profile.norms)
-        looked_at = candidates(num_chunks - memory.window_chunks)
+        looked_at = [i for i in candidates(num_chunks - memory.window_chunks) if i not in self._memory.gone]
         if len(looked_at) <= memory.recall_chunks:
             return None  # all of them come back anyway
         levels = (self._memory.get([index])[0].pooled() for index in looked_at)
@@ -186,6 +245,40 @@ class Session:
                 return
             yield piece
 
+    def _keep(self, turn: Turn) -> Iterator[Notice]:
+        """Puts a turn into the dialogue; says so where it cannot be kept on the disk as well."""
+        self._dialogue.append(turn)
+        if self._store is None:
+            return
+        try:
+            with self._take_turn(True):  # a chunk may be on its way to the same folder
+                self._store.add_turn(turn.question, turn.answer)
+        except SessionError as error:
+            yield Notice(f"This answer was not kept: {error}")
+
+    def _losses(self) -> Iterator[Notice]:
+        """What was found to be lost since this was last said."""
+        losses = self._memory.losses[self._num_told :]
+        self._num_told += len(losses)
+        yield from map(Notice, losses)
+
+    def _forgotten_sentence(self) -> str:
+        spans = self._memory.spans()
+        kept = spans[self._stats.forgotten_chunks][0]
+        budget = self._config.memory.disk_bytes / (1 << 30)
+        return f"The disk budget of {budget:.3g} GiB is full: what was seen before {kept:.0f} s can't be recalled now."
+
+    def _restore(self, store: SessionStore) -> None:
+        """Index, dialogue and counters as they were; nothing is encoded again."""
+        if self._index is not None and self._profile is not None:
+            for number, keys in enumerate(stored_keys(store, self._memory, self._profile)):
+                self._index.add(number, keys)
+        elif store.heads and not store.read_only:
+            store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
+        self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
+        frames = sum(chunk.num_frames for chunk in store.chunks)
+        self._count(frames, sum(chunk.watch_seconds for chunk in store.chunks))
+
     def _count(self, frames: int, seconds: float) -> None:
         memory, prefix = self._memory, self._model.prefix()
         self._stats = replace(
@@ -196,7 +289,29 @@ class Session:
             watch_seconds=self._stats.watch_seconds + seconds,
             device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
             host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
+            disk_bytes=self._store.disk_bytes if self._store else 0,
+            forgotten_chunks=self._store.num_forgotten if self._store else 0,
         )
+
+
+def stored_keys(store: SessionStore, memory: KVMemory, profile: Profile) -> Iterator[Tensor]:
+    """The index keys of every chunk for the heads of this profile; those of other heads are made anew from the KV."""
+    heads = repr([(head.layer, head.head) for head in profile.heads])
+    if store.heads != heads:
+        remade = (keys_again(index, memory, profile, store.kind.head_dim) for index in range(store.num_chunks))
+        if store.read_only:
+            yield from remade
+            return
+        store.replace_index(heads, remade)
+    yield from store.index_keys(len(profile.heads))
+
+
+def keys_again(index: int, memory: KVMemory, profile: Profile, head_dim: int) -> Tensor:
+    """Of one chunk; none for a chunk that cannot be had any more."""
+    with suppress(ChunkLostError):
+        if index not in memory.gone:
+            return profile.keys_of(memory.get([index])[0])
+    return torch.empty(len(profile.heads), 0, head_dim)
 
 
 def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
@@ -232,7 +347,9 @@ def _are_one(earlier: Evidence, later: Evidence) -> bool:
     return earlier.why == later.why != "recalled" and earlier.stop_seconds == later.start_seconds
 
 
-def thumbnail(frame: Frame) -> Thumbnail:
+def thumbnail(frames: Sequence[Frame]) -> Thumbnail:
+    """A small picture of the middle frame."""
+    frame = frames[len(frames) // 2]
     image = Image.fromarray(frame.image)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     small: NDArray[np.uint8] = np.asarray(image)

@@ -214,6 +214,25 @@ def test_the_pool_returns_what_was_written_across_slab_borders(slab_bytes: int) 
     assert pool.used_bytes == pool.reserved_bytes == 500
 
 
+@pytest.mark.parametrize("slab_bytes", [7, 64, 1000])
+def test_the_pool_goes_round_when_the_oldest_is_released(slab_bytes: int) -> None:
+    pool = HostPool(budget_bytes=200, pinned=False, slab_bytes=slab_bytes)
+    kept: list[tuple[int, Tensor]] = []
+    for number in range(40):
+        data = torch.full((30 + number % 7,), number, dtype=torch.uint8)
+        while pool.used_bytes + data.nbytes > 200:
+            pool.release(kept.pop(0)[1].nbytes)
+        kept.append((pool.write(data), data))
+        for address, written in kept:
+            out = torch.zeros_like(written)
+            pool.read(address, out)
+            assert torch.equal(out, written)
+        assert pool.used_bytes == sum(written.nbytes for _, written in kept)
+        assert pool.used_bytes <= pool.reserved_bytes <= 200
+    with pytest.raises(IndexError):
+        pool.read(kept[0][0] - 1, torch.zeros(1, dtype=torch.uint8))
+
+
 def test_the_pool_takes_slabs_as_it_grows_and_stops_at_its_budget() -> None:
     pool = HostPool(budget_bytes=250, pinned=False, slab_bytes=100)
     data = torch.zeros(90, dtype=torch.uint8)

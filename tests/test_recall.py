@@ -175,3 +175,14 @@ def test_a_plan_is_cut_to_its_tokens_by_importance() -> None:
     assert cut(200) == {7: "dense", 8: "dense"}
     assert cut(140) == {7: "sparse", 8: "dense"}
     assert cut(10) == {8: "sparse"}
+
+
+def test_chunks_that_are_gone_are_passed_over_even_where_their_time_is_named() -> None:
+    gone = {0, 1, 5, 19}
+    scores = [20.0 - index for index in range(20)]
+    for given in (scores, None):
+        plan = plan_recall(given, [range(4, 7)], 20, window_chunks=2, recall_chunks=6, gone=gone)
+        assert not gone.intersection(plan.indices)
+        assert {4, 6, 18} <= set(plan.indices)
+        assert len(plan.indices) == 7, "what is gone leaves its place to others"
+    assert {0, 1, 5} & set(plan_recall(scores, [], 20, 2, 6).indices), "they would have come otherwise"

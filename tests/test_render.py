@@ -146,7 +146,7 @@ def test_gallery_captions_are_times() -> None:
 def test_a_growing_answer_is_shown_at_most_once_per_interval_and_always_whole_at_the_end() -> None:
     clock_seconds = iter(range(1000))
     answer = Answer("q", "word " * 50, (), STATS)
-    events: list[AskEvent] = [AnswerPiece("word ")] * 50 + [answer]
+    events: list[AskEvent] = [*[AnswerPiece("word ")] * 50, answer]
     shown = list(paced(events, 10, lambda: float(next(clock_seconds))))
     assert 2 <= len(shown) <= 12
     assert shown[-1] == (answer.text, answer)

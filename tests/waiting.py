@@ -1,4 +1,4 @@
-"""Waiting for what another thread does, without a word about how long it takes."""
+"""Waiting for what another thread or process does, without a word about how long it takes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return once `condition` holds; the test fails when it does not within half a minute."""
-    for _ in range(600):
+def wait_until(condition: Callable[[], bool], at_most_seconds: float = 30.0) -> None:
+    """Return once `condition` holds; the test fails when it does not within that time."""
+    for _ in range(int(at_most_seconds * 20)):
         if condition():
             return
         time.sleep(0.05)
-    pytest.fail("nothing happened for 30 s")
+    pytest.fail(f"nothing happened for {at_most_seconds:g} s")

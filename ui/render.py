@@ -159,5 +159,5 @@ def paced(
             if now() - shown_at >= interval_seconds:
                 shown_at = now()
                 yield text, None
-        else:
+        elif isinstance(event, Answer):
             yield event.text, event

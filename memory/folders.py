@@ -1,0 +1,91 @@
+"""The sessions on this machine: where they are, what is in them, and how one is thrown away.
+
+Knows nothing of models or of how a session is shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory.store import DATABASE, LOCK, THUMBS, SessionError, SessionStore, is_locked, lock
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A session in figures. seen_seconds: how far its source was watched. forgotten_chunks: lost to the disk budget."""
+
+    folder: str
+    source: str | None
+    model_id: str
+    dtype: str
+    chunks: int
+    frames: int
+    tokens: int
+    seen_seconds: float
+    forgotten_chunks: int
+    disk_bytes: int
+    questions: int
+    being_watched: bool
+
+
+def sessions_root() -> Path:
+    """Where sessions are kept that are called by a name."""
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return home / "longlook" / "sessions"
+
+
+def session_folder(name: str) -> Path:
+    """A name stands for a folder below `sessions_root`, anything with a slash (./trip, /data/trip) for itself."""
+    path = Path(name).expanduser()
+    if os.sep in name or name in ("", ".", "..", "~"):
+        return path.absolute()
+    return sessions_root() / path
+
+
+def sessions_in(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob(f"*/{DATABASE}"))
+
+
+def summary(folder: Path) -> Summary:
+    """Raises SessionError where there is no session, or none that can be read."""
+    store = SessionStore(folder, read_only=True)
+    try:
+        return Summary(
+            folder=str(folder),
+            source=store.source,
+            model_id=store.kind.model_id,
+            dtype=store.kind.dtype,
+            chunks=store.num_chunks,
+            frames=sum(chunk.num_frames for chunk in store.chunks),
+            tokens=sum(chunk.layout.num_tokens for chunk in store.chunks),
+            seen_seconds=store.chunks[-1].stop_seconds if store.chunks else 0.0,
+            forgotten_chunks=store.num_forgotten,
+            disk_bytes=store.disk_bytes,
+            questions=len(store.turns()),
+            being_watched=is_locked(folder),
+        )
+    finally:
+        store.close()
+
+
+def delete(folder: Path) -> None:
+    """Deletes a session, and of its folder nothing that is not ours.
+
+    Raises SessionError where there is none or it is being watched.
+    """
+    if not (folder / DATABASE).is_file():
+        raise SessionError(f"There is no session in {folder}.")
+    with lock(folder):
+        for path in _files(folder):
+            path.unlink()
+    for place in (folder / THUMBS, folder):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for pattern in (f"{THUMBS}/*.jpg", "kv-*.bin", f"{DATABASE}*", LOCK):
+        yield from list(folder.glob(pattern))

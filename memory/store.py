@@ -1,0 +1,400 @@
+"""The durable folder of a session: every chunk of a stream on disk, and what was said about it.
+
+    kv-00000000.bin, ...   keys and values, append-only; a file is named by its first chunk and dropped as a whole
+    session.sqlite         what the folder is, every chunk's record and index keys, the dialogue (write-ahead log)
+    thumbs/00000000.jpg    a picture of every chunk
+    lock                   held by the one process that watches
+
+A chunk counts once its record is committed, and that comes after its bytes are flushed. So a kill at any instant loses
+the chunk under way and nothing else: bytes without a record are cut when the folder is opened to be written again.
+Checksums cover records and bytes. Any number of readers may look on, each at what was there when it opened the folder.
+
+Knows nothing of models, windows or questions.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from memory.chunk import KVChunk
+from memory.records import TOKEN_BYTES, Kind, StoredChunk
+from memory.segments import DamagedBytesError, as_bytes, cut, read_bytes, sync_folder, write_bytes
+
+FORMAT = "1"
+DATABASE = "session.sqlite"
+LOCK = "lock"
+THUMBS = "thumbs"
+SEGMENTS_PER_BUDGET = 16  # so much of the budget is freed at a time
+BUSY_SECONDS = 30.0  # for which a reader's turn of dialogue and the writer's chunk wait for each other
+SCHEMA = (
+    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL, num_frames INTEGER,"
+    " watch_seconds REAL, extent INTEGER, segment INTEGER, offset INTEGER, num_bytes INTEGER, kv_checksum INTEGER,"
+    " thumb_bytes INTEGER, positions BLOB, visual BLOB, checksum INTEGER, dense INTEGER)",
+    "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
+    "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT)",
+)
+
+
+class SessionError(ValueError):
+    """A session's folder cannot be used so; the message is one sentence for the user."""
+
+
+class ChunkLostError(SessionError):
+    """The keys and values of one chunk cannot be had any more; everything else can."""
+
+    def __init__(self, index: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.index = index
+
+
+class SessionStore:
+    """The folder of one session, open. `chunks` are the records of all its chunks, in order."""
+
+    def __init__(
+        self,
+        folder: Path,
+        kind: Kind | None = None,
+        settings: Mapping[str, Any] | None = None,
+        budget_bytes: int = 1 << 62,
+        keep_chunks: int = 1,
+        read_only: bool = False,
+    ) -> None:
+        """Opens a folder; a writer makes it where there is none.
+
+        kind: what the session must be of; None leaves that open, for a folder that is only looked at.
+        settings: kept with a new session; `self.settings` are those it began with.
+        budget_bytes: of the folder. Beyond it the oldest chunks lose their keys and values, but never the newest
+        `keep_chunks`, nor ever their records, index keys and thumbnails.
+        Raises SessionError.
+        """
+        self.folder = folder
+        self.read_only = read_only
+        self._budget_bytes = budget_bytes
+        self._keep_chunks = keep_chunks
+        self._is_interrupted = False
+        with ExitStack() as undo, self._told():
+            if not read_only:
+                undo.enter_context(lock(folder))
+            self._db = undo.enter_context(closing(self._connect()))
+            if kind is not None and not read_only and not _has_tables(self._db):
+                self._create(kind, settings or {})
+            self._facts = self._checked_facts(kind)
+            self.chunks = self._read_chunks()
+            self._record_bytes = self._count_record_bytes()
+            if not read_only:
+                self._cut_tail()
+            self._closing = undo.pop_all()
+
+    @property
+    def kind(self) -> Kind:
+        facts = self._facts
+        layers, kv_heads, head_dim = (int(facts[name]) for name in ("layers", "kv_heads", "head_dim"))
+        return Kind(facts["model_id"], facts["dtype"], layers, kv_heads, head_dim)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(json.loads(self._facts["settings"]))
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def num_forgotten(self) -> int:
+        """Chunks whose keys and values have gone, the oldest ones."""
+        return sum(not chunk.dense for chunk in self.chunks)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of keys, values, records, index keys and thumbnails."""
+        return self._record_bytes + sum(chunk.num_bytes for chunk in self.chunks if chunk.dense)
+
+    def append(
+        self, chunk: KVChunk, index_keys: Tensor | None, picture: NDArray[np.uint8], num_frames: int, seconds: float
+    ) -> None:
+        """Makes the next chunk durable; old ones may have to make room for it.
+
+        index_keys: what `index_keys` shall give back. picture: its thumbnail, uint8 [h, w, 3].
+        Raises SessionError where the chunk cannot be kept; none of it is left then.
+        """
+        assert chunk.index == self.num_chunks, f"{chunk!r} cannot follow {self.num_chunks} chunks"
+        if self.read_only:
+            raise SessionError(f"{self.folder} was opened for questions only.")
+        if self._is_interrupted:
+            raise SessionError(f"{self.folder} was interrupted in the middle of a chunk; open it again to go on.")
+        keys = b"" if index_keys is None else self._to_bytes(index_keys)
+        thumb = as_jpeg(picture)
+        self._is_interrupted = True
+        try:
+            with self._told():
+                self._make_room(chunk.memory_bytes + TOKEN_BYTES * chunk.num_tokens + len(thumb) + len(keys))
+                stored = self._written(chunk, thumb, num_frames, seconds)
+                with self._db:
+                    self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 15)})", stored.row())
+                    self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (chunk.index, keys, zlib.crc32(keys)))
+        except SessionError:
+            with self._told():
+                self._cut_tail()
+            self._is_interrupted = False
+            raise
+        self.chunks.append(stored)
+        self._record_bytes += stored.record_bytes + len(keys)
+        self._is_interrupted = False
+
+    def read(self, index: int) -> Tensor:
+        """The bytes of a chunk's keys, then of its values: uint8 [n] on the CPU. Raises ChunkLostError."""
+        chunk = self.chunks[index]
+        when = f"{chunk.start_seconds:.0f} s to {chunk.stop_seconds:.0f} s"
+        if chunk.dense:
+            try:
+                return read_bytes(self._segment(chunk.segment), chunk.offset, chunk.num_bytes, chunk.kv_checksum)
+            except DamagedBytesError as error:
+                if self._is_dense(index):
+                    sentence = f"What was remembered of {when} is damaged in {self.folder} and was left out: {error}."
+                    raise ChunkLostError(index, sentence) from error
+        self._forget([index])
+        raise ChunkLostError(index, f"What was remembered of {when} had to make room on the disk in the meantime.")
+
+    def index_keys(self, num_heads: int) -> Iterator[Tensor]:
+        """The index keys of every chunk in order, in the type of the keys: [num_heads, n, head_dim]."""
+        kind = self.kind
+        with self._told():
+            rows = self._db.execute("SELECT data, checksum FROM index_keys WHERE number < ? ORDER BY number",
+                                    (self.num_chunks,))  # fmt: skip
+            for index, (data, checksum) in enumerate(rows):
+                if zlib.crc32(data) != checksum:
+                    raise SessionError(f"{self.folder} is damaged: the index keys of chunk {index} have changed.")
+                keys = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(kind.torch_dtype)
+                yield keys.view(num_heads, -1, kind.head_dim)
+
+    def replace_index(self, heads: str, keys: Iterable[Tensor]) -> None:
+        """Other index keys for every chunk, and what `heads` will say about them."""
+        with self._told(), self._db:
+            self._db.execute("DELETE FROM index_keys")
+            for index, rows in enumerate(keys):
+                data = self._to_bytes(rows)
+                self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (index, data, zlib.crc32(data)))
+            self._set("heads", heads)
+        self._record_bytes = self._count_record_bytes()
+
+    @property
+    def heads(self) -> str:
+        """Which heads the index keys are of, as `replace_index` was told; nothing in a new session."""
+        return self._facts.get("heads", "")
+
+    @property
+    def source(self) -> str | None:
+        """Where the frames come from, once that is known."""
+        return self._facts.get("source")
+
+    def set_source(self, source: str) -> None:
+        with self._told(), self._db:
+            self._set("source", source)
+
+    def turns(self) -> list[tuple[str, str]]:
+        """All questions and answers, in order."""
+        with self._told():
+            return list(self._db.execute("SELECT question, answer FROM turns ORDER BY number"))
+
+    def add_turn(self, question: str, answer: str) -> None:
+        """Readers may add turns as well."""
+        with self._told(), self._db:
+            self._db.execute("INSERT INTO turns (question, answer) VALUES (?, ?)", (question, answer))
+
+    def thumbnail(self, index: int) -> Path:
+        return self.folder / THUMBS / f"{index:08d}.jpg"
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._closing.close()
+
+    def check_integrity(self) -> None:
+        """Asserts that records follow each other and their bytes lie gapless in their files; reads all of them."""
+        assert [chunk.index for chunk in self.chunks] == list(range(self.num_chunks)), "a record is missing"
+        assert not any(c.dense for c in self.chunks[: self.num_forgotten]), "a newer chunk went before an older one"
+        ends: dict[int, int] = {}
+        for chunk in self.chunks[self.num_forgotten :]:
+            assert chunk.offset == ends.get(chunk.segment, 0), "bytes of a file are nobody's"
+            ends[chunk.segment] = chunk.offset + self.read(chunk.index).nbytes
+        assert self.disk_bytes == self._count_record_bytes() + sum(ends.values()), "disk bytes are not the sum"
+
+    def _connect(self) -> sqlite3.Connection:
+        path = self.folder / DATABASE
+        if self.read_only and not path.is_file():
+            raise SessionError(f"There is no session in {self.folder}.")
+        uri = f"file:{quote(str(path.resolve()))}?mode={'rw' if self.read_only else 'rwc'}"
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def _create(self, kind: Kind, settings: Mapping[str, Any]) -> None:
+        """Tables and facts in one transaction, so that a folder is a session or is none."""
+        self._db.execute("PRAGMA journal_mode = WAL")
+        (self.folder / THUMBS).mkdir(exist_ok=True)
+        sync_folder(self.folder)
+        facts = {"format": FORMAT, "settings": json.dumps(settings)} | asdict(kind)
+        with self._db:
+            self._db.execute("BEGIN")
+            for command in SCHEMA:
+                self._db.execute(command)
+            self._db.executemany("INSERT INTO facts VALUES (?, ?)", [(k, str(v)) for k, v in facts.items()])
+
+    def _checked_facts(self, kind: Kind | None) -> dict[str, str]:
+        if not _has_tables(self._db):
+            raise SessionError(f"There is no session in {self.folder}.")
+        facts = dict(self._db.execute("SELECT name, value FROM facts"))
+        if facts.get("format") != FORMAT:
+            raise SessionError(
+                f"{self.folder} is of format {facts.get('format')}, and this longlook reads format {FORMAT}."
+            )
+        for name, wanted in asdict(kind).items() if kind else ():
+            if facts[name] != str(wanted):
+                what = {"model_id": "model", "dtype": "dtype"}.get(name, name)
+                raise SessionError(f"{self.folder} was made with {what} {facts[name]}, not {wanted}.")
+        return facts
+
+    def _read_chunks(self) -> list[StoredChunk]:
+        try:
+            rows = self._db.execute("SELECT * FROM chunks ORDER BY number")
+            chunks = [StoredChunk.of_row(row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise SessionError(f"{self.folder} is damaged: {error}.") from error
+        if [chunk.index for chunk in chunks] != list(range(len(chunks))):
+            raise SessionError(f"{self.folder} is damaged: records of chunks are missing.")
+        return chunks
+
+    def _written(self, chunk: KVChunk, thumb: bytes, num_frames: int, seconds: float) -> StoredChunk:
+        """The chunk's bytes and thumbnail on disk; its record is not."""
+        segment, offset = self._tail()
+        if offset >= self._budget_bytes // SEGMENTS_PER_BUDGET:
+            segment, offset = chunk.index, 0
+        checksum = write_bytes(self._segment(segment), [chunk.keys, chunk.values])
+        self.thumbnail(chunk.index).write_bytes(thumb)
+        layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
+        return StoredChunk(
+            chunk.index, chunk.start_seconds, chunk.stop_seconds, num_frames, seconds, layout, chunk.visual.cpu(),
+            segment, offset, chunk.memory_bytes, checksum, len(thumb),
+        )  # fmt: skip
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Forgets the oldest segments until so many bytes fit into the budget."""
+        while self.disk_bytes + num_bytes > self._budget_bytes:
+            dense = [chunk for chunk in self.chunks if chunk.dense]
+            oldest = [chunk.index for chunk in dense if chunk.segment == dense[0].segment]
+            if not oldest or oldest[-1] >= self.num_chunks - self._keep_chunks:
+                gib = self._budget_bytes / (1 << 30)
+                raise SessionError(f"The disk budget of {gib:.3g} GiB is full; give more with --disk-budget.")
+            with self._db:
+                self._db.execute("UPDATE chunks SET dense = 0 WHERE number BETWEEN ? AND ?", (oldest[0], oldest[-1]))
+            self._segment(dense[0].segment).unlink()
+            self._forget(oldest)
+
+    def _forget(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            self.chunks[index] = replace(self.chunks[index], dense=False)
+
+    def _tail(self) -> tuple[int, int]:
+        """Where the next chunk's bytes begin: segment and offset."""
+        if not self.chunks or not self.chunks[-1].dense:
+            return self.num_chunks, 0
+        return self.chunks[-1].segment, self.chunks[-1].offset + self.chunks[-1].num_bytes
+
+    def _cut_tail(self) -> None:
+        """Takes away bytes of which there is no record: of a chunk under way, or forgotten just before a kill."""
+        segment, offset = self._tail()
+        cut(self._segment(segment), offset)
+        used = {chunk.segment for chunk in self.chunks if chunk.dense}
+        for path in self.folder.glob("kv-*.bin"):
+            if int(path.stem.removeprefix("kv-")) not in used:
+                path.unlink()
+        self.thumbnail(self.num_chunks).unlink(missing_ok=True)
+
+    def _segment(self, number: int) -> Path:
+        return self.folder / f"kv-{number:08d}.bin"
+
+    def _is_dense(self, index: int) -> bool:
+        """What the folder says now; another process may be writing it."""
+        with self._told():
+            row = self._db.execute("SELECT dense FROM chunks WHERE number = ?", (index,)).fetchone()
+        return row is not None and bool(row[0])
+
+    def _count_record_bytes(self) -> int:
+        with self._told():
+            (keys,) = self._db.execute("SELECT ifnull(sum(length(data)), 0) FROM index_keys").fetchone()
+        return int(keys) + sum(chunk.record_bytes for chunk in self.chunks)
+
+    def _to_bytes(self, index_keys: Tensor) -> bytes:
+        return as_bytes(index_keys.to(self.kind.torch_dtype)).tobytes()
+
+    def _set(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        self._facts[name] = value
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the disk and SQLite raise, as a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise SessionError(f"{self.folder} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+        except sqlite3.Error as error:
+            raise SessionError(f"{self.folder / DATABASE} cannot be used: {error}.") from error
+
+
+def lock(folder: Path) -> FileIO:
+    """The right to write in a folder, which is made where there is none; held until closed or the process ends.
+
+    Raises SessionError where another one has it, or the folder is something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any((folder / name).exists() for name in (LOCK, DATABASE)) and any(folder.iterdir()):
+            raise SessionError(f"{folder} is not a session, and it is not empty.")
+        file = FileIO(folder / LOCK, "a")
+    except OSError as error:
+        raise SessionError(f"{folder} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise SessionError(f"{folder} is being watched by another process.") from error
+    return file
+
+
+def as_jpeg(picture: NDArray[np.uint8]) -> bytes:
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is watching into this folder now."""
+    try:
+        with FileIO(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, so nobody holds it
+        return False
+    return False
+
+
+def _has_tables(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone() is not None

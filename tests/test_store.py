@@ -1,0 +1,374 @@
+"""The durable folder: what was committed comes back bit by bit, and whatever is wrong with it is said in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from config import MemoryConfig
+from memory.bank import KVMemory
+from memory.chunk import KVChunk
+from memory.records import Kind
+from memory.store import ChunkLostError, SessionError, SessionStore
+from tests.test_bank import DIM, HEADS, LAYERS, differs, make_chunk, tokens_of
+
+KIND = Kind("tiny@1", "float32", LAYERS, HEADS, DIM)
+PICTURE = np.full((12, 16, 3), 90, np.uint8)
+LARGE = 1 << 40
+
+
+def keys_for(chunk: KVChunk) -> torch.Tensor:
+    return chunk.keys[0, :, chunk.visual]
+
+
+def fill(store: SessionStore, count: int) -> None:
+    """Appends chunks up to `count`."""
+    for index in range(store.num_chunks, count):
+        chunk = make_chunk(index, tokens_of(index))
+        store.append(chunk, keys_for(chunk), PICTURE, 16, 0.25)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A session of six chunks, closed."""
+    with opened(tmp_path / "session") as store:
+        fill(store, 6)
+    return tmp_path / "session"
+
+
+class opened:  # noqa: N801 - reads as a verb
+    """A store that is closed at the end of the block."""
+
+    def __init__(self, folder: Path, kind: Kind = KIND, budget_bytes: int = LARGE, read_only: bool = False) -> None:
+        self.store = SessionStore(folder, kind, {"a": 1}, budget_bytes, keep_chunks=2, read_only=read_only)
+
+    def __enter__(self) -> SessionStore:
+        return self.store
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
+
+
+def kv_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("kv-*.bin"))
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def memory_over(store: SessionStore, host_bytes: int = LARGE) -> KVMemory:
+    return KVMemory(MemoryConfig(window_chunks=2, host_bytes=host_bytes), torch.device("cpu"), store)
+
+
+def wrong_chunks(memory: KVMemory) -> list[int]:
+    back = memory.get([index for index in range(memory.num_chunks) if index not in memory.gone])
+    return [chunk.index for chunk in back if differs(chunk, make_chunk(chunk.index, tokens_of(chunk.index)))]
+
+
+def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(folder: Path) -> None:
+    with opened(folder) as store:
+        store.check_integrity()
+        assert store.settings == {"a": 1}
+        assert [(c.num_frames, c.watch_seconds) for c in store.chunks] == [(16, 0.25)] * 6
+        memory = memory_over(store)
+        memory.check_integrity()
+        assert memory.num_chunks == 6
+        assert not wrong_chunks(memory)
+        for index, keys in enumerate(store.index_keys(HEADS)):
+            assert torch.equal(keys, keys_for(make_chunk(index, tokens_of(index))))
+        assert store.thumbnail(5).stat().st_size == store.chunks[5].thumb_bytes > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_its_bits(tmp_path: Path, dtype: str) -> None:
+    kind = replace(KIND, dtype=dtype)
+    chunk = make_chunk(0, dtype=kind.torch_dtype)
+    with opened(tmp_path / "s", kind) as store:
+        store.append(chunk, keys_for(chunk).float(), PICTURE, 16, 0.0)
+    with opened(tmp_path / "s", kind) as store:
+        assert not differs(memory_over(store).get([0])[0], chunk)
+        assert torch.equal(next(store.index_keys(HEADS)), keys_for(chunk))
+
+
+def test_an_opened_session_goes_on_as_if_it_had_never_stopped(folder: Path, tmp_path: Path) -> None:
+    with opened(folder) as store:
+        fill(store, 9)
+    with opened(tmp_path / "whole") as whole:
+        fill(whole, 9)
+    assert [path.read_bytes() for path in kv_files(folder)] == [p.read_bytes() for p in kv_files(tmp_path / "whole")]
+
+
+def test_the_dialogue_is_kept_in_order(folder: Path) -> None:
+    with opened(folder) as store, opened(folder, read_only=True) as reader:
+        store.add_turn("a?", "yes")
+        reader.add_turn("b?", "no")
+    with opened(folder) as store:
+        assert store.turns() == [("a?", "yes"), ("b?", "no")]
+
+
+@pytest.mark.parametrize("host_chunks", [0, 1, 3, 100])
+def test_what_leaves_the_host_is_read_from_disk(tmp_path: Path, host_chunks: int) -> None:
+    with opened(tmp_path / "s") as store:
+        memory = memory_over(store, host_bytes=host_chunks * make_chunk(0, 20).memory_bytes)
+        for index in range(14):
+            fill(store, index + 1)
+            memory.append(make_chunk(index, tokens_of(index)))
+            memory.check_integrity()
+            assert not wrong_chunks(memory)
+        assert (len(memory.host_indices) < 12) == (host_chunks < 100), "the host budget must matter here"
+        assert memory.get([0, 11, 5])[2].index == 5
+
+
+def test_a_torn_tail_is_cut(folder: Path) -> None:
+    whole = kv_files(folder)[0].read_bytes()
+    with kv_files(folder)[0].open("ab") as file:
+        file.write(b"torn" * 100)
+    (folder / "kv-00000006.bin").write_bytes(b"begun")
+    with opened(folder) as store:
+        assert [path.read_bytes() for path in kv_files(folder)] == [whole]
+        fill(store, 8)
+        store.check_integrity()
+        assert not wrong_chunks(memory_over(store))
+
+
+def test_a_reader_does_not_cut_what_is_being_written(folder: Path) -> None:
+    with kv_files(folder)[0].open("ab") as file:
+        file.write(b"under way")
+    size = kv_files(folder)[0].stat().st_size
+    with opened(folder, read_only=True) as store:
+        store.check_integrity()
+    assert kv_files(folder)[0].stat().st_size == size
+
+
+def test_a_flipped_byte_costs_its_chunk_and_is_said(folder: Path) -> None:
+    with opened(folder) as store:
+        where = store.chunks[1].offset + store.chunks[1].num_bytes // 2
+    flip(kv_files(folder)[0], where)
+    with opened(folder) as store:
+        memory = memory_over(store)
+        with pytest.raises(ChunkLostError, match=r"8 s to 16 s is damaged .* checksum"):
+            memory.get([0, 1, 2])
+        assert memory.gone == {1}
+        assert len(memory.losses) == 1
+        assert not wrong_chunks(memory)
+        memory.check_integrity()
+
+
+def test_every_flipped_byte_is_noticed(folder: Path) -> None:
+    path = kv_files(folder)[0]
+    generator = np.random.default_rng(0)
+    for offset in generator.integers(0, path.stat().st_size, 25):
+        flip(path, int(offset))
+        with opened(folder, read_only=True) as store:
+            owner = next(c.index for c in store.chunks if offset < c.offset + c.num_bytes)
+            with pytest.raises(ChunkLostError):
+                store.read(owner)
+        flip(path, int(offset))
+    with opened(folder) as store:
+        store.check_integrity()
+
+
+def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(folder: Path) -> None:
+    flip(kv_files(folder)[0], kv_files(folder)[0].stat().st_size - 1)
+    with opened(folder) as store:
+        memory = memory_over(store)
+        assert (memory.gone, memory.window()) == ({5}, [])
+        for index in range(6, 10):
+            fill(store, index + 1)
+            memory.append(make_chunk(index, tokens_of(index)))
+            memory.check_integrity()
+        assert not wrong_chunks(memory)
+        assert memory.gone == {5}
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("UPDATE chunks SET start_seconds = start_seconds + 1 WHERE number = 2", "record of chunk 2 is damaged"),
+        ("UPDATE chunks SET positions = zeroblob(length(positions)) WHERE number = 3", "record of chunk 3 is damaged"),
+        ("DELETE FROM chunks WHERE number = 1", "records of chunks are missing"),
+        ("UPDATE facts SET value = '99' WHERE name = 'format'", "format 99, and this longlook reads format 1"),
+    ],
+)
+def test_records_that_are_not_as_written_are_refused(folder: Path, command: str, sentence: str) -> None:
+    db = sqlite3.connect(folder / "session.sqlite")
+    with db:
+        db.execute(command)
+    db.close()
+    with pytest.raises(SessionError, match=sentence):
+        opened(folder)
+
+
+def test_changed_index_keys_are_noticed(folder: Path) -> None:
+    db = sqlite3.connect(folder / "session.sqlite")
+    with db:
+        db.execute("UPDATE index_keys SET data = zeroblob(length(data)) WHERE number = 2")
+    db.close()
+    with opened(folder) as store, pytest.raises(SessionError, match="index keys of chunk 2"):
+        list(store.index_keys(HEADS))
+
+
+def test_a_database_that_is_none_is_refused(folder: Path) -> None:
+    (folder / "session.sqlite").write_bytes(b"no database" * 1000)
+    for suffix in ("-wal", "-shm"):
+        (folder / f"session.sqlite{suffix}").unlink(missing_ok=True)
+    with pytest.raises(SessionError, match="not a database"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (replace(KIND, model_id="tiny@2"), "was made with model tiny@1, not tiny@2"),
+        (replace(KIND, dtype="bfloat16"), "was made with dtype float32, not bfloat16"),
+        (replace(KIND, layers=4), "was made with layers 3, not 4"),
+    ],
+)
+def test_another_model_or_dtype_is_refused_and_changes_nothing(folder: Path, other: Kind, sentence: str) -> None:
+    with pytest.raises(SessionError, match=sentence):
+        opened(folder, other)
+    with opened(folder) as store:
+        store.check_integrity()
+        assert store.num_chunks == 6
+
+
+def test_only_one_writes_and_others_may_read(folder: Path) -> None:
+    with opened(folder) as store:
+        with pytest.raises(SessionError, match="is being watched by another process"):
+            opened(folder)
+        with opened(folder, read_only=True) as reader:
+            fill(store, 8)
+            assert (reader.num_chunks, store.num_chunks) == (6, 8)
+            assert not wrong_chunks(memory_over(reader))
+            with pytest.raises(SessionError, match="questions only"):
+                fill(reader, 7)
+    with opened(folder) as store:
+        assert store.num_chunks == 8
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SessionError, match="is not a session, and it is not empty"):
+        opened(tmp_path)
+    with pytest.raises(SessionError, match="There is no session in"):
+        opened(tmp_path, read_only=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.fixture
+def file_limit() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_takes_no_more_is_said_and_what_was_kept_stays(folder: Path, file_limit: None) -> None:
+    with opened(folder) as store:
+        before = kv_files(folder)[0].stat().st_size
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before + 1000, hard))
+        with pytest.raises(SessionError, match="file too large"):
+            fill(store, 7)
+        assert kv_files(folder)[0].stat().st_size == before
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        fill(store, 8)
+        store.check_integrity()
+        assert not wrong_chunks(memory_over(store))
+
+
+@pytest.mark.parametrize("failing", ["fsync", "commit"])
+def test_a_full_disk_at_any_step_leaves_the_folder_as_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with opened(folder) as store:
+        before = [path.read_bytes() for path in kv_files(folder)]
+        if failing == "fsync":
+            monkeypatch.setattr(os, "fsync", full)
+        else:
+            store._db.execute(f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}")
+            fill_pages(store)
+        with pytest.raises(SessionError, match=r"no space left on device|database or disk is full"):
+            fill(store, 40)
+        monkeypatch.undo()
+        kept = store.num_chunks
+        store._db.execute("PRAGMA max_page_count = 1000000")
+        assert [path.read_bytes()[: len(before[0])] for path in kv_files(folder)] == before
+        store.check_integrity()
+    with opened(folder) as store:
+        assert store.num_chunks == kept
+        fill(store, kept + 2)
+        store.check_integrity()
+        assert not wrong_chunks(memory_over(store))
+
+
+def fill_pages(store: SessionStore) -> None:
+    """Free room inside the database, taken up by what was said."""
+    with pytest.raises(SessionError, match="full"):
+        while True:
+            store.add_turn("q" * 500, "a" * 500)
+
+
+def test_beyond_the_budget_the_oldest_keys_and_values_go_and_nothing_else(tmp_path: Path) -> None:
+    budget = 24 * make_chunk(0, 20).memory_bytes
+    with opened(tmp_path / "s", budget_bytes=budget) as store:
+        memory = memory_over(store, host_bytes=0)
+        for index in range(60):
+            fill(store, index + 1)
+            memory.append(make_chunk(index, tokens_of(index)))
+            memory.check_integrity()
+            on_disk = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.suffix in (".bin", ".jpg"))
+            assert on_disk <= store.disk_bytes <= budget
+        assert store.num_forgotten == len(memory.gone) > 30
+        assert memory.gone == set(range(store.num_forgotten))
+        assert not wrong_chunks(memory)
+        with pytest.raises(ChunkLostError, match="had to make room"):
+            memory.get([0])
+    with opened(tmp_path / "s", budget_bytes=budget) as store:
+        store.check_integrity()
+        assert len(list(store.index_keys(HEADS))) == 60
+        assert store.thumbnail(0).is_file()
+        assert memory_over(store).gone == memory.gone
+
+
+def test_a_budget_that_cannot_hold_the_window_is_said(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", budget_bytes=2 * make_chunk(0, 16).memory_bytes) as store:
+        with pytest.raises(SessionError, match="--disk-budget"):
+            fill(store, 3)
+        store.check_integrity()
+
+
+def test_a_reader_sees_what_was_forgotten_while_it_looked(tmp_path: Path) -> None:
+    budget = 24 * make_chunk(0, 20).memory_bytes
+    with opened(tmp_path / "s", budget_bytes=budget) as store:
+        fill(store, 10)
+        with opened(tmp_path / "s", read_only=True) as reader:
+            memory = memory_over(reader)
+            fill(store, 40)
+            with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
+                memory.get([2])
+            assert memory.gone >= {2}
+
+
+def test_replaced_index_keys_come_back(folder: Path) -> None:
+    with opened(folder) as store:
+        chunks = [make_chunk(index, tokens_of(index)) for index in range(6)]
+        store.replace_index("heads of layer 1", (chunk.keys[1, :1, chunk.visual] for chunk in chunks))
+        store.check_integrity()
+    with opened(folder) as store:
+        assert store.heads == "heads of layer 1"
+        assert all(torch.equal(a, c.keys[1, :1, c.visual]) for a, c in zip(store.index_keys(1), chunks, strict=True))
