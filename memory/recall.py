@@ -85,8 +85,9 @@ def plan_recall(
     most `sparse_chunks` sparse: those beside the dense ones, the best one's first, and an even sample of the rest.
 
     scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled evenly.
-    named: the chunks of each named time. When they are more than the budget, it is shared between the times and each
-    share is spread over its time, taking the best chunk of every stretch.
+    named: the chunks of each named time; where one is named, only these and those beside them come back. When they are
+    more than the budget, it is shared between the times and each share is spread over its time, taking the best chunk of
+    every stretch.
     gone: chunks that cannot be had any more; they are passed over.
     A history of at most window + recall chunks comes back whole.
     """
@@ -98,8 +99,10 @@ def plan_recall(
     by_name = _share([sorted({*r}.intersection(older)) for r in named], known, recall_chunks)
     rest = [index for index in older if index not in by_name]
     room = recall_chunks - len(by_name)
-    recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
     said = {index for r in named for index in r}
+    if said:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
+        rest = [index for index in rest if {index - 1, index, index + 1} & said]
+    recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
     dense = {*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone)
     older = sorted(by_name | recalled, key=lambda index: (known[index], index), reverse=True)
     near = [i for best in older for i in (best + 1, best - 1) if i in rest and i not in dense]
