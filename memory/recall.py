@@ -85,11 +85,11 @@ def plan_recall(
     most `sparse_chunks` sparse: those beside the dense ones, the best one's first, and an even sample of the rest.
 
     scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled evenly.
-    named: the chunks of each named time; where one is named, only these and those beside them come back. When they are
-    more than the budget, it is shared between the times and each share is spread over its time, taking the best chunk of
-    every stretch.
+    named: the chunks of each named time; where one is named, only these and those beside them come back. When they
+    are more than the budget, it is shared between the times and each share is spread over its time, taking the best
+    chunk of every stretch.
     gone: chunks that cannot be had any more; they are passed over.
-    A history of at most window + recall chunks comes back whole.
+    A history of at most window + recall chunks comes back whole, unless a time is named.
     """
     if scores is not None and len(scores) != num_chunks:
         raise ValueError(f"{len(scores)} scores cannot rank {num_chunks} chunks")
