@@ -64,6 +64,13 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Fps = Annotated[float | None, typer.Option(help="Frames looked at per second of video. \\[default: 2]")]
 ChunkFrames = Annotated[int | None, typer.Option(help="Frames remembered together. \\[default: 16; demo 8]")]
 RecallChunks = Annotated[int | None, typer.Option(help="Older chunks brought back for a question. \\[default: 6]")]
+Recall = Annotated[
+    str | None,
+    typer.Option(
+        help="always looks back, never answers from the last seconds alone, auto does so where the model is sure. "
+        "\\[default: always]"
+    ),
+]
 HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. \\[default: 8]")]
 DiskBudget = Annotated[
     float | None, typer.Option(help="GiB of disk for a session; beyond, the oldest is forgotten. \\[default: 64]")
@@ -89,6 +96,7 @@ def ask(
     fps: Fps = None,
     chunk_frames: ChunkFrames = None,
     recall_chunks: RecallChunks = None,
+    recall: Recall = None,
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
@@ -126,6 +134,7 @@ def ask(
             "memory": {
                 "chunk_frames": chunk_frames,
                 "recall_chunks": recall_chunks,
+                "recall": recall,
                 "host_bytes": in_bytes("--host-budget", host_budget),
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
             },
@@ -262,7 +271,9 @@ def calibrate(
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
         if profile is None:
-            raise ValueError(f"no head of {loaded.model_id} retrieves; old chunks will be sampled evenly instead")
+            raise ValueError(
+                f"no head of {loaded.model_id} retrieves; all of them together, which find less, will be used"
+            )
         path = out or profile_path(loaded)
         profile.save(path)
         table = Table("layer", "head", "asked with", "hit@1", "hit@4")

@@ -31,15 +31,34 @@ class MemoryConfig:
     prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees while it is prefilled
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
     recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
+    sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
+    sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
+    context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
+    carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
+    recall: str = "always"  # "auto" answers from the window where the model is sure, "never" always does
+    sure_below: float = 0.6  # the model's doubt up to which "auto" takes it for sure
     host_bytes: int = 8 << 30  # budget of the host tier
     disk_bytes: int = 64 << 30  # budget of a session's folder, where it has one
 
     def __post_init__(self) -> None:
-        least = {"chunk_frames": 1, "prefill_chunks": 0, "window_chunks": 1, "recall_chunks": 0}
-        least |= {"host_bytes": 0, "disk_bytes": 0}
+        least = {
+            "chunk_frames": 1,
+            "prefill_chunks": 0,
+            "window_chunks": 1,
+            "recall_chunks": 0,
+            "sparse_chunks": 0,
+            "context_tokens": 1,
+            "carrier_tokens": 0,
+            "host_bytes": 0,
+            "disk_bytes": 0,
+        }
+        choices = {"sparse": ("pooled", "salient"), "recall": ("auto", "always", "never")}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
+        for name, words in choices.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -87,8 +106,12 @@ class Config:
         return Config(**sections)
 
 
-def _check_kind(name: str, value: Any, default: int | float) -> None:
-    """Whole numbers where the default is one, else any number that is finite."""
+def _check_kind(name: str, value: Any, default: int | float | str) -> None:
+    """A word where the default is one, whole numbers where it is one, else any number that is finite."""
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be a word, not {value!r}")
+        return
     kinds = int if isinstance(default, int) else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
         wanted = "whole number" if kinds is int else "number"

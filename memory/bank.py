@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from memory.chunk import KVChunk, PositionLayout
+from memory.chunk import KVChunk, PositionLayout, cells
 from memory.pool import HostPool, PoolFullError
 from memory.records import Kind
 from memory.store import ChunkLostError, SessionStore
@@ -170,6 +170,11 @@ class KVMemory:
         """The newest chunks, oldest first, on the device; nothing is copied."""
         return [resident.chunk for resident in self._window]
 
+    @property
+    def newest(self) -> KVChunk:
+        """The chunk appended last; raises IndexError before the first."""
+        return self._window[-1].chunk
+
     def get(self, indices: Sequence[int]) -> list[KVChunk]:
         """These chunks on the device, in the order asked for.
 
@@ -182,6 +187,11 @@ class KVMemory:
         chunks = {resident.chunk.index: resident.chunk for resident in self._window}
         chunks |= self._loaded(sorted({index for index in indices if index not in chunks}))
         return [chunks[index] for index in indices]
+
+    def sizes(self, index: int) -> tuple[int, int]:
+        """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
+        entry = self._entries[index]
+        return entry.layout.num_tokens, len(cells(entry.layout, entry.visual)[1])
 
     def spans(self) -> list[tuple[float, float]]:
         """(start_seconds, stop_seconds) of every chunk, half-open, in time order."""

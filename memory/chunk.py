@@ -37,6 +37,31 @@ class PositionLayout:
         return int(self.positions.shape[1])
 
 
+def closed_up(positions: Tensor) -> PositionLayout:
+    """A layout in which each position is taken by some token in some row: gaps closed, order kept.
+
+    t  0 1 1 1 6          t  0 1 1 1 3
+    h  0 1 1 3 6    ->    h  0 1 1 2 3     6 comes right after 3, since nothing stands at 2, 4 or 5
+    """
+    taken = torch.tensor(sorted({place for row in positions.tolist() for place in row}), dtype=torch.int64)
+    return PositionLayout(torch.searchsorted(taken, positions.contiguous()), len(taken))
+
+
+def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """Which 2 x 2 cell of its group's grid each token belongs to (a text token is a cell of its own), numbered in the
+    order of the tokens: int64 [n]; and the first token of every cell, int64 [cells], ascending."""
+    numbers: dict[tuple[int, int, int], int] = {}
+    owners: list[int] = []
+    first: list[int] = []
+    for token, ((t, h, w), is_visual) in enumerate(zip(layout.positions.T.tolist(), visual.tolist(), strict=True)):
+        name = (t, (h - t) // 2, (w - t) // 2) if is_visual else (-1 - token, 0, 0)
+        if name not in numbers:
+            numbers[name] = len(first)
+            first.append(token)
+        owners.append(numbers[name])
+    return torch.tensor(owners, dtype=torch.int64), torch.tensor(first, dtype=torch.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class KVChunk:
     """Keys and values of one chunk, with where and when its tokens stand.
@@ -75,6 +100,49 @@ class KVChunk:
         """Bytes of keys and values; the layout is a rounding error beside them."""
         return self.keys.nbytes + self.values.nbytes
 
+    def select(self, mask: Tensor) -> KVChunk:
+        """The tokens that `mask` (bool [n]) marks, as they are, moved together so that no position is left empty."""
+        if tuple(mask.shape) != (self.num_tokens,) or mask.dtype != torch.bool:
+            raise ValueError(f"{self.num_tokens} tokens need a bool mark each, not {mask.dtype} {list(mask.shape)}")
+        rows = mask.nonzero()[:, 0].cpu()
+        there = rows.to(self.keys.device)
+        return replace(
+            self,
+            keys=self.keys.index_select(2, there),
+            values=self.values.index_select(2, there),
+            layout=closed_up(self.layout.positions[:, rows]),
+            visual=self.visual[rows],
+        )
+
+    def pooled(self) -> KVChunk:
+        """The sparse level: text tokens as they are; of visual tokens, keys and values averaged over 2 x 2 cells.
+
+        Cells are those of the group's grid, whichever of their tokens are there, so pruned chunks pool right as well.
+        Exact because keys are raw: rotated keys of different places could not be averaged (Video-XL-2 pools them).
+        """
+        owners, first = cells(self.layout, self.visual)
+        t, h, w = self.layout.positions[:, first]
+        smaller = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
+        positions = torch.where(self.visual[first], smaller, self.layout.positions[:, first])
+        return replace(
+            self,
+            keys=_mean_by(self.keys, owners, len(first)),
+            values=_mean_by(self.values, owners, len(first)),
+            layout=closed_up(positions),
+            visual=self.visual[first],
+        )
+
+    def salient(self) -> KVChunk:
+        """The other sparse level: text tokens, and of every group's visual tokens the quarter that stands out most,
+        that is whose raw keys are farthest from the mean of their group."""
+        keys = self.keys.float().permute(2, 0, 1, 3).flatten(1).cpu()  # [n, layers * kv_heads * head_dim]
+        keep = ~self.visual
+        for t in sorted(set(self.layout.positions[0, self.visual].tolist())):
+            rows = (self.visual & (self.layout.positions[0] == t)).nonzero()[:, 0]
+            far = (keys[rows] - keys[rows].mean(0)).norm(dim=1)
+            keep[rows[far.topk(-(-len(rows) // 4)).indices]] = True
+        return self.select(keep)
+
     def to(self, device: torch.device | str) -> KVChunk:
         """This chunk with its keys and values on `device`; itself when they are there already."""
         if self.keys.device == torch.device(device):
@@ -85,3 +153,10 @@ class KVChunk:
         layers, heads, n, dim = self.keys.shape
         span = f"{self.start_seconds:.1f}-{self.stop_seconds:.1f} s"
         return f"KVChunk({self.index}, {span}, {n} tokens, {layers} layers x {heads} heads x {dim}, {self.keys.dtype})"
+
+
+def _mean_by(x: Tensor, owners: Tensor, count: int) -> Tensor:
+    """[layers, kv_heads, n, head_dim] averaged over the tokens of each owner: [layers, kv_heads, count, head_dim]."""
+    owners = owners.to(x.device)
+    sums = torch.zeros(*x.shape[:2], count, x.shape[3], device=x.device).index_add_(2, owners, x.float())
+    return (sums / owners.bincount(minlength=count)[:, None]).to(x.dtype)

@@ -6,8 +6,8 @@ Knows nothing of models, queries or tiers. Chunks are numbers here; the memory b
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Literal
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 BEST_CHUNKS = 4  # so many of the best come before any neighbour: hit@4 of the retrieval heads is 1.00 as measured
 
-Why = Literal["named time", "recalled", "recent"]
+Why = Literal["named time", "recalled", "recent", "beside", "sample"]
+Level = Literal["dense", "sparse"]
+IMPORTANCE: tuple[Why, ...] = ("recent", "named time", "recalled", "beside", "sample")  # the last are left out first
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class PlannedChunk:
     index: int
     score: float
     why: Why
+    level: Level = "dense"
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,18 @@ def plan_recall(
     num_chunks: int,
     window_chunks: int,
     recall_chunks: int,
+    sparse_chunks: int = 0,
     gone: Collection[int] = (),
 ) -> RecallPlan:
-    """The window, and at most `recall_chunks` older chunks: those of named times first, then by score.
+    """The window, and at most `recall_chunks` older chunks dense: those of named times first, then by score. Then at
+    most `sparse_chunks` sparse: those beside the dense ones, the best one's first, and an even sample of the rest.
 
     scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled evenly.
-    named: the chunks of each named time. When they are more than the budget, it is shared between the times and each
-    share is spread over its time, taking the best chunk of every stretch.
+    named: the chunks of each named time; where one is named, only these and those beside them come back. When they
+    are more than the budget, it is shared between the times and each share is spread over its time, taking the best
+    chunk of every stretch.
     gone: chunks that cannot be had any more; they are passed over.
-    A history of at most window + recall chunks comes back whole.
+    A history of at most window + recall chunks comes back whole, unless a time is named.
     """
     if scores is not None and len(scores) != num_chunks:
         raise ValueError(f"{len(scores)} scores cannot rank {num_chunks} chunks")
@@ -93,10 +99,48 @@ def plan_recall(
     by_name = _share([sorted({*r}.intersection(older)) for r in named], known, recall_chunks)
     rest = [index for index in older if index not in by_name]
     room = recall_chunks - len(by_name)
-    recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
     said = {index for r in named for index in r}
-    kept = sorted({*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone))
-    return RecallPlan(tuple(PlannedChunk(i, known[i], _why(i, said, window_start)) for i in kept))
+    if said:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
+        rest = [index for index in rest if {index - 1, index, index + 1} & said]
+    recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
+    dense = {*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone)
+    older = sorted(by_name | recalled, key=lambda index: (known[index], index), reverse=True)
+    near = [i for best in older for i in (best + 1, best - 1) if i in rest and i not in dense]
+    beside = set(islice(dict.fromkeys(near), sparse_chunks))
+    far = [index for index in rest if index not in recalled and index not in beside]
+    sample = _spread(far, [0.0] * num_chunks, sparse_chunks - len(beside))
+    chunks = [PlannedChunk(i, known[i], _why(i, said, window_start)) for i in dense]
+    chunks += [PlannedChunk(i, known[i], "beside", "sparse") for i in beside]
+    chunks += [PlannedChunk(i, known[i], "sample", "sparse") for i in sample]
+    return RecallPlan(tuple(sorted(chunks, key=lambda chunk: chunk.index)))
+
+
+def fit(plan: RecallPlan, sizes: Callable[[int], tuple[int, int]], most_tokens: int) -> RecallPlan:
+    """The plan within a budget of tokens: the most important chunks stay as they are, what does not fit dense comes
+    sparse, what does not fit sparse stays away. The newest chunk always comes.
+
+    sizes: tokens of a chunk, (dense, sparse).
+    """
+    newest = max((chunk.index for chunk in plan.chunks), default=-1)
+    kept: list[PlannedChunk] = []
+    left = most_tokens
+    for chunk in sorted(plan.chunks, key=_importance):
+        dense, sparse = sizes(chunk.index)
+        levels: list[tuple[Level, int]] = [("dense", dense), ("sparse", sparse)]
+        options = levels if chunk.level == "dense" else levels[1:]
+        taken = next(((level, tokens) for level, tokens in options if tokens <= left), None)
+        if taken is None and chunk.index == newest:
+            taken = options[-1]
+        if taken is not None:
+            kept.append(replace(chunk, level=taken[0]))
+            left -= taken[1]
+    return RecallPlan(tuple(sorted(kept, key=lambda chunk: chunk.index)))
+
+
+def _importance(chunk: PlannedChunk) -> tuple[int, float, int]:
+    """The most important first: by reason, then by score (the window: the newest first)."""
+    score = 0.0 if chunk.why == "recent" else chunk.score
+    return IMPORTANCE.index(chunk.why), -score, -chunk.index
 
 
 def _why(index: int, named: set[int], window_start: int) -> Why:

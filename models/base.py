@@ -88,6 +88,10 @@ class VideoLLM(Protocol):
         """The same of every head, float32 [layers, heads, n, head_dim]."""
         ...
 
+    def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
+        """How unsure the model is of an answer's first token, from 0 (sure) to 1."""
+        ...
+
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[str]:

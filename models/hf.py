@@ -13,6 +13,7 @@ Knows nothing of vision, prompts or questions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from transformers.masking_utils import sdpa_mask
 from memory.chunk import KVChunk, PositionLayout
 
 ATTENTION = "longlook"
+LENS_LAYERS, LENS_TOKENS = 4, 10  # layers and likeliest tokens that tell how sure the model is
 FIXED_ROPE = ("default", "linear", "yarn", "llama3")  # kinds whose frequencies do not depend on the length so far
 
 
@@ -172,6 +174,24 @@ class Decoder:
             use_cache=True,
         )
         return self._head(output.last_hidden_state[0, -1]).float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def doubt(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> float:
+        """Mean entropy, to base 10, of the last layers' ten likeliest next tokens behind `tokens`, read through the
+        output head (logit lens). 0: all layers are sure of one token; 1: ten are equally likely to each."""
+        places = torch.arange(position, position + len(tokens), device=self.device)
+        output = self._model(
+            inputs_embeds=self.embed(tokens)[None],
+            position_ids=places.expand(3, 1, -1),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        layers = output.hidden_states[1:]  # behind the embeddings
+        earlier = [self._model.norm(hidden[0, -1]) for hidden in layers[-LENS_LAYERS:-1]]
+        states = torch.stack([*earlier, output.last_hidden_state[0, -1]])  # the last one comes normalised
+        chances = self._head(states).float().topk(LENS_TOKENS).values.log_softmax(-1)
+        return float(-(chances.exp() * chances).sum(-1).mean() / math.log(LENS_TOKENS))
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [n, head_dim] for positions [3, n].

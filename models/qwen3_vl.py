@@ -142,6 +142,10 @@ class Qwen3VL:
                 return
             yield tokens[0]
 
+    def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
+        cache, position = self._decoder.open(context)
+        return self._decoder.doubt(self._prompt.question(question, dialogue), position, cache)
+
     def first_logits(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
         """Float32 logits [vocabulary] of an answer's first token: how sure the model is before it says anything."""
         cache, position = self._decoder.open(context)

@@ -78,7 +78,7 @@ class Engine:
     """A loaded model with its retrieval profile, shared by the sessions it opens."""
 
     def __init__(self, model: VideoLLM, profile: Profile | None, config: Config | None = None) -> None:
-        """profile: which heads retrieve, from `models.calibration`; without one, old chunks are sampled evenly."""
+        """profile: which heads retrieve, from `models.calibration`; without one, attention over all heads chooses."""
         self.model = model
         self.profile = profile
         self.config = config or Config()
@@ -110,7 +110,8 @@ class Engine:
 
 def kept_settings(config: Config) -> dict[str, dict[str, Any]]:
     """What a session that goes on keeps, so that it becomes what it would have been without the break."""
-    memory = {knob: getattr(config.memory, knob) for knob in ("chunk_frames", "prefill_chunks", "window_chunks")}
+    knobs = ("chunk_frames", "prefill_chunks", "window_chunks", "carrier_tokens")
+    memory = {knob: getattr(config.memory, knob) for knob in knobs}
     return {"read": {"fps": config.read.fps}, "memory": memory}
 
 

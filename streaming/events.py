@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock, those to the first token
-    are of the last answer. `forgotten_chunks` had to make room on the disk: they are no longer recalled."""
+    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock. The seconds to the first
+    token and the tokens of the context are those of the last answer. `forgotten_chunks` had to make room on the disk:
+    they are no longer recalled."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -23,6 +24,7 @@ class Stats:
     first_token_seconds: float = 0.0
     device_bytes: int = 0
     host_bytes: int = 0
+    context_tokens: int = 0
     disk_bytes: int = 0
     forgotten_chunks: int = 0
 

@@ -19,9 +19,11 @@ from torch import Tensor
 from config import Config
 from memory.address import chunk_ranges, in_seconds, named_spans
 from memory.bank import KVMemory, MemoryFullError
+from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
-from memory.recall import RecallPlan, evidence, plan_recall
+from memory.mass import as_scores, attention_mass, candidates
+from memory.recall import RecallPlan, evidence, fit, plan_recall
 from memory.store import ChunkLostError, SessionError, SessionStore
 from models.base import Turn, VideoLLM
 from models.calibration import Profile
@@ -47,6 +49,7 @@ class Session:
         self._model, self._profile, self._config, self._take_turn = model, profile, config, take_turn
         self._store = store
         self._memory = KVMemory(config.memory, model.device, store)
+        self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
@@ -92,8 +95,7 @@ class Session:
         started = time.perf_counter()
         with self._take_turn(True):
             self._check_askable()
-            plan, chunks = self._bring(question)
-            context = [self._model.prefix(), *chunks]
+            plan, context = self._bring(question)
             shown = evidence_of(plan, self._memory.spans(), 1 / self._config.read.fps)
         yield from self._losses()
         text = ""
@@ -106,6 +108,11 @@ class Session:
     @property
     def stats(self) -> Stats:
         return self._stats
+
+    @property
+    def memory(self) -> KVMemory:
+        """What is remembered; to be read, and not while `watch` or `ask` is running."""
+        return self._memory
 
     @property
     def config(self) -> Config:
@@ -132,6 +139,7 @@ class Session:
         with self._take_turn(True):
             self._closed = True
             self._index = None
+            self._carriers.close()
             self._memory.close()
             if self._store is not None:
                 self._store.close()
@@ -155,7 +163,8 @@ class Session:
         """One chunk: through the vision tower, through the LLM in view of its predecessors, to disk and into memory."""
         started = time.perf_counter()
         reach = self._config.memory.prefill_chunks
-        context = [self._model.prefix(), *(self._memory.window()[-reach:] if reach else [])]
+        near = self._memory.window()[-reach:] if reach else []
+        context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
         groups = self._model.encode(frames)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
@@ -165,12 +174,19 @@ class Session:
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
 
+    def _still_there(self, index: int) -> KVChunk | None:
+        """A chunk, or None where it has gone from the disk."""
+        with suppress(ChunkLostError):
+            if index not in self._memory.gone:
+                return self._memory.get([index])[0]
+        return None
+
     def _bring(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
-        """The plan and its chunks; one that turns out to be lost on the disk is planned without."""
+        """The plan and its context; a chunk that turns out to be lost on the disk is planned without."""
         while True:
-            plan = self._recall(question)
             try:
-                return plan, self._memory.get(plan.indices)
+                plan = self._recall(question)
+                return plan, self._context(plan)
             except ChunkLostError:
                 continue
 
@@ -178,23 +194,59 @@ class Session:
         """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
         memory, spans = self._config.memory, self._memory.spans()
         named = chunk_ranges(named_spans(question, spans[-1][1]), spans)
-        scores = None
+        if self._answers_from_window(question, named):
+            plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
+        else:
+            budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
+            scores = self._scores(in_seconds(question))
+            plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
+        return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
+
+    def _scores(self, question: str) -> list[float] | None:
+        """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
+        memory, num_chunks = self._config.memory, self._memory.num_chunks
         if self._index is not None and self._profile is not None:
-            queries = self._profile.queries_of(self._model, in_seconds(question))
+            queries = self._profile.queries_of(self._model, question)
             found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
-            scores = evidence(found.scores, self._profile.norms)
-        return plan_recall(scores, named, len(spans), memory.window_chunks, memory.recall_chunks, self._memory.gone)
+            return evidence(found.scores, self._profile.norms)
+        looked_at = [i for i in candidates(num_chunks - memory.window_chunks) if i not in self._memory.gone]
+        if len(looked_at) <= memory.recall_chunks:
+            return None  # all of them come back anyway
+        levels = (self._memory.get([index])[0].pooled() for index in looked_at)
+        return as_scores(attention_mass(self._model.all_question_queries(question), levels), looked_at, num_chunks)
+
+    def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
+        """Whether recall is left out: recent first, as long as no time is named and the model is sure."""
+        memory = self._config.memory
+        if memory.recall != "auto" or named:
+            return memory.recall == "never"
+        context = [self._model.prefix(), *self._memory.window()]
+        return self._model.doubt(in_seconds(question), context, self._earlier()) < memory.sure_below
+
+    def _context(self, plan: RecallPlan) -> list[KVChunk]:
+        """The prefix and the plan's chunks at their levels, in time order."""
+        chunks = self._memory.get(plan.indices)
+        pooled = self._config.memory.sparse == "pooled"
+        levels = [
+            chunk if planned.level == "dense" else chunk.pooled() if pooled else chunk.salient()
+            for chunk, planned in zip(chunks, plan.chunks, strict=True)
+        ]
+        return [self._model.prefix(), *levels]
+
+    def _earlier(self) -> list[Turn]:
+        turns = self._config.answer.dialogue_turns
+        return self._dialogue[-turns:] if turns else []
 
     def _answer(self, question: str, context: Sequence[KVChunk], started: float) -> Iterator[str]:
-        options = self._config.answer
-        earlier = self._dialogue[-options.dialogue_turns :] if options.dialogue_turns else []
-        pieces = self._model.answer(in_seconds(question), context, earlier, options)
+        pieces = self._model.answer(in_seconds(question), context, self._earlier(), self._config.answer)
         first = True
         while True:
             with self._take_turn(True):
                 piece = next(pieces, None)
                 if first:
-                    self._stats = replace(self._stats, first_token_seconds=time.perf_counter() - started)
+                    tokens = sum(chunk.num_tokens for chunk in context)
+                    seconds = time.perf_counter() - started
+                    self._stats = replace(self._stats, first_token_seconds=seconds, context_tokens=tokens)
                     first = False
             if piece is None:
                 return
@@ -226,7 +278,7 @@ class Session:
     def _restore(self, store: SessionStore) -> None:
         """Index, dialogue and counters as they were; nothing is encoded again."""
         if self._index is not None and self._profile is not None:
-            for number, keys in enumerate(stored_keys(store, self._memory, self._profile)):
+            for number, keys in enumerate(stored_keys(store, self._profile, self._still_there)):
                 self._index.add(number, keys)
         elif store.heads and not store.read_only:
             store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
@@ -242,18 +294,20 @@ class Session:
             chunks=memory.num_chunks,
             tokens=memory.num_tokens,
             watch_seconds=self._stats.watch_seconds + seconds,
-            device_bytes=memory.device_bytes + prefix.memory_bytes,
+            device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
             host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
             disk_bytes=self._store.disk_bytes if self._store else 0,
             forgotten_chunks=self._store.num_forgotten if self._store else 0,
         )
 
 
-def stored_keys(store: SessionStore, memory: KVMemory, profile: Profile) -> Iterator[Tensor]:
+def stored_keys(
+    store: SessionStore, profile: Profile, still_there: Callable[[int], KVChunk | None]
+) -> Iterator[Tensor]:
     """The index keys of every chunk for the heads of this profile; those of other heads are made anew from the KV."""
     heads = repr([(head.layer, head.head) for head in profile.heads])
     if store.heads != heads:
-        remade = (keys_again(index, memory, profile, store.kind.head_dim) for index in range(store.num_chunks))
+        remade = (keys_again(still_there(index), profile, store.kind.head_dim) for index in range(store.num_chunks))
         if store.read_only:
             yield from remade
             return
@@ -261,12 +315,9 @@ def stored_keys(store: SessionStore, memory: KVMemory, profile: Profile) -> Iter
     yield from store.index_keys(len(profile.heads))
 
 
-def keys_again(index: int, memory: KVMemory, profile: Profile, head_dim: int) -> Tensor:
-    """Of one chunk; none for a chunk that cannot be had any more."""
-    with suppress(ChunkLostError):
-        if index not in memory.gone:
-            return profile.keys_of(memory.get([index])[0])
-    return torch.empty(len(profile.heads), 0, head_dim)
+def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor:
+    """Of one chunk; none where it cannot be had any more."""
+    return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
 
 
 def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
@@ -289,7 +340,7 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_sec
     """
     stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
     found: list[Evidence] = []
-    for chunk in plan.chunks:
+    for chunk in (chunk for chunk in plan.chunks if chunk.level == "dense"):
         new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why)
         if found and _are_one(found[-1], new):
             last = found.pop()

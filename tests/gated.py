@@ -73,6 +73,9 @@ class GatedModel:
     def all_question_queries(self, question: str) -> Tensor:
         return torch.zeros(1, 1, 1, self.head_dim)
 
+    def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
+        return 1.0
+
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[str]:

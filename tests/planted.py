@@ -73,6 +73,9 @@ class PlantedModel:
             asking[-1] = code_of(named[1] or named[2])
         return queries
 
+    def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
+        return 1.0
+
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[str]:

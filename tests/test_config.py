@@ -61,11 +61,19 @@ def test_what_makes_no_sense_is_told_with_the_offending_value(changes: dict[str,
 
 
 @pytest.mark.parametrize("section", [ReadConfig, MemoryConfig, AnswerConfig])
-def test_every_knob_is_a_number_that_can_be_given_as_its_default(section: Any) -> None:
+def test_every_knob_is_a_number_or_a_word_that_can_be_given_as_its_default(section: Any) -> None:
     name = section.__name__.removesuffix("Config").lower()
     defaults = {knob.name: knob.default for knob in fields(section)}
-    assert defaults and all(isinstance(value, int | float) for value in defaults.values())
+    assert defaults and all(isinstance(value, int | float | str) for value in defaults.values())
     assert Config().overridden({name: defaults}) == Config()
+
+
+@pytest.mark.parametrize("knob", ["recall", "sparse"])
+def test_a_word_is_one_of_those_that_are_known(knob: str) -> None:
+    with pytest.raises(ValueError, match=f"{knob} must be one of"):
+        Config().overridden({"memory": {knob: "sometimes"}})
+    with pytest.raises(ValueError, match=f"memory.{knob} must be a word"):
+        Config().overridden({"memory": {knob: 3}})
 
 
 @pytest.mark.parametrize("temperature", [NAN, INF])

@@ -88,7 +88,7 @@ def test_a_clip_is_the_same_each_time_and_no_two_are_alike() -> None:
     one, same, other, elsewhere = make_clip(1, 4), make_clip(1, 4), make_clip(1, 7), make_clip(2, 4)
     assert one.chunks == same.chunks and one.questions == same.questions
     pictures = [[frame.image for part in clip.frames for frame in part] for clip in (one, same)]
-    assert np.array_equal(*pictures)
+    assert all(np.array_equal(a, b) for a, b in zip(*pictures, strict=True))
     assert one.chunks != other.chunks and one.chunks != elsewhere.chunks
 
 

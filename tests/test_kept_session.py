@@ -51,7 +51,11 @@ def answered(session: Session, question: str = QUESTION) -> Answer:
     return next(event for event in session.ask(question) if isinstance(event, Answer))
 
 
-def test_a_session_that_was_closed_answers_and_goes_on_as_one_that_was_not(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("carrier_tokens", [0, 100])
+def test_a_session_that_was_closed_answers_and_goes_on_as_one_that_was_not(
+    checkpoint: Path, tmp_path: Path, carrier_tokens: int
+) -> None:
+    engine = tiny_engine(checkpoint, carrier_tokens=carrier_tokens)
     whole = engine.open()
     watched(whole)
     first = engine.open(tmp_path / "s")
@@ -134,6 +138,20 @@ def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path)
     kept_from = 2.0 * session.stats.forgotten_chunks
     assert session.stats.forgotten_chunks > 0
     assert min(item.start_seconds for item in answered(session, "What was at 0:00?").evidence) >= kept_from
+    session.close()
+
+
+def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = tiny_engine(checkpoint, disk_bytes=210_000, host_bytes=0, carrier_tokens=200)
+    session = engine.open(tmp_path / "s")
+    watched(session, 0, 24)
+    assert session.stats.forgotten_chunks > 0
+    session.close()
+    session = engine.open(tmp_path / "s")
+    assert not any("ended" in text for text in watched(session, 24))
+    assert session.stats.frames_read == len(FRAMES)
     session.close()
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from memory.recall import HeadNorm, PlannedChunk, RecallPlan, evidence, head_norms, plan_recall
+from memory.recall import HeadNorm, PlannedChunk, RecallPlan, evidence, fit, head_norms, plan_recall
 
 
 def plan(scores: list[float] | None, named: list[range] | None = None, num_chunks: int | None = None) -> RecallPlan:
@@ -40,14 +40,16 @@ def test_a_short_history_comes_back_whole(num_chunks: int, known: bool) -> None:
     assert plan([0.0] * 6).indices != list(range(6))
 
 
-def test_a_named_time_comes_before_better_scores() -> None:
-    got = plan([9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 0.0], named=[range(3, 4)])
-    assert reasons(got) == {0: "recalled", 1: "recalled", 3: "named time", 5: "recent", 6: "recent"}
+def test_where_a_time_is_named_only_it_and_what_lies_beside_it_come_back_however_well_others_score() -> None:
+    scores = [9.0, 8.0, 7.0, 0.0, 0.0, 0.0, 0.0]
+    got = plan(scores, named=[range(3, 4)])
+    assert reasons(got) == {2: "recalled", 3: "named time", 4: "recalled", 5: "recent", 6: "recent"}
+    assert reasons(plan(scores)) == {0: "recalled", 1: "recalled", 2: "recalled", 5: "recent", 6: "recent"}
 
 
 def test_a_named_time_inside_the_window_takes_no_room() -> None:
     got = plan([9.0, 8.0, 7.0, 0.0, 0.0], named=[range(4, 5)])
-    assert reasons(got) == {0: "recalled", 1: "recalled", 2: "recalled", 3: "recent", 4: "named time"}
+    assert reasons(got) == {3: "recent", 4: "named time"}
 
 
 def test_a_long_named_time_is_spread_over_and_the_best_of_each_stretch_is_taken() -> None:
@@ -137,6 +139,46 @@ def test_scores_for_another_history_are_refused() -> None:
         plan([1.0, 2.0], num_chunks=3)
 
 
+def levels(of: RecallPlan) -> dict[int, str]:
+    return {chunk.index: chunk.why for chunk in of.chunks if chunk.level == "sparse"}
+
+
+def test_neighbours_come_sparse_and_after_them_an_even_sample_of_the_rest() -> None:
+    scores = [0.0] * 40
+    scores[10], scores[30] = 9.0, 5.0
+    got = plan_recall(scores, [], 40, window_chunks=1, recall_chunks=2, sparse_chunks=7)
+    assert [c.index for c in got.chunks if c.level == "dense"] == [10, 30, 39]
+    assert {i: why for i, why in levels(got).items() if why == "beside"} == dict.fromkeys((9, 11, 29, 31), "beside")
+    assert [i for i, why in levels(got).items() if why == "sample"] == [5, 19, 33]
+    assert got.indices == sorted(set(got.indices))
+    few = plan_recall(scores, [], 40, window_chunks=1, recall_chunks=2, sparse_chunks=2)
+    assert levels(few) == {9: "beside", 11: "beside"}
+
+
+def test_no_chunk_comes_at_both_levels_and_the_window_is_never_sparse() -> None:
+    for num_chunks in range(14):
+        got = plan_recall([1.0] * num_chunks, [], num_chunks, window_chunks=2, recall_chunks=3, sparse_chunks=4)
+        assert got.indices == sorted(set(got.indices))
+        assert len(got.indices) == min(num_chunks, 9)
+        assert not set(levels(got)) & {num_chunks - 1, num_chunks - 2}
+
+
+def test_a_plan_is_cut_to_its_tokens_by_importance() -> None:
+    scores = [0.0, 9.0, 0.0, 5.0, 0.0, 7.0, 0.0, 0.0, 0.0]
+    wanted = plan_recall(scores, [], 9, window_chunks=2, recall_chunks=3, sparse_chunks=2)
+    assert levels(wanted) == {0: "beside", 2: "beside"}
+
+    def cut(most_tokens: int) -> dict[int, str]:
+        return {c.index: c.level for c in fit(wanted, lambda index: (100, 30), most_tokens).chunks}
+
+    assert cut(560) == {0: "sparse", 1: "dense", 2: "sparse", 3: "dense", 5: "dense", 7: "dense", 8: "dense"}
+    assert cut(530) == {1: "dense", 2: "sparse", 3: "dense", 5: "dense", 7: "dense", 8: "dense"}
+    assert cut(430) == {1: "dense", 3: "sparse", 5: "dense", 7: "dense", 8: "dense"}
+    assert cut(200) == {7: "dense", 8: "dense"}
+    assert cut(140) == {7: "sparse", 8: "dense"}
+    assert cut(10) == {8: "sparse"}
+
+
 def test_chunks_that_are_gone_are_passed_over_even_where_their_time_is_named() -> None:
     gone = {0, 1, 5, 19}
     scores = [20.0 - index for index in range(20)]
@@ -144,5 +186,7 @@ def test_chunks_that_are_gone_are_passed_over_even_where_their_time_is_named() -
         plan = plan_recall(given, [range(4, 7)], 20, window_chunks=2, recall_chunks=6, gone=gone)
         assert not gone.intersection(plan.indices)
         assert {4, 6, 18} <= set(plan.indices)
-        assert len(plan.indices) == 7, "what is gone leaves its place to others"
+        assert plan.indices == [3, 4, 6, 7, 18]
+    others = plan_recall(scores, [], 20, window_chunks=2, recall_chunks=6, gone=gone)
+    assert len(others.indices) == 7, "what is gone leaves its place to others"
     assert {0, 1, 5} & set(plan_recall(scores, [], 20, 2, 6).indices), "they would have come otherwise"

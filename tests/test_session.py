@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from config import AnswerConfig, Config, MemoryConfig
+from config import AnswerConfig, Config
 from memory.chunk import KVChunk
 from memory.recall import PlannedChunk, RecallPlan
 from models.base import Turn, VideoLLM
@@ -50,7 +50,7 @@ def profile(tiny: Qwen3VL) -> Profile:
 
 def settings(**memory: int) -> Config:
     answer = AnswerConfig(max_new_tokens=NEW_TOKENS)
-    return Config(memory=MemoryConfig(**{"chunk_frames": 4, **memory}), answer=answer)
+    return Config(answer=answer).overridden({"memory": {"chunk_frames": 4, **memory}})
 
 
 def opened(model: VideoLLM, config: Config, profile: Profile | None = None) -> Session:

@@ -32,7 +32,7 @@ STORE_FILES = ("store.py", "segments.py", "records.py")
 NUM_FRAMES = 38  # the last chunk is shorter
 
 
-def tiny_engine(checkpoint: Path, **memory: int) -> Engine:
+def tiny_engine(checkpoint: Path, **memory: Any) -> Engine:
     """Chunks of four frames; two heads taken for retrieval heads, so that there is something to index."""
     model = load(checkpoint)
     heads = tuple(RetrievalHead(layer, 1, 0, 0.0, 1.0, 1.0, 1.0, 1.0) for layer in (0, 2))

@@ -1,0 +1,1 @@
+"""Measurements: recall over long streams, and what watching costs."""

@@ -1,0 +1,62 @@
+"""A line chart as SVG text, x on a logarithmic scale. Knows nothing of what is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 720, 360
+LEFT, RIGHT, TOP, BOTTOM = 64, 200, 40, 48  # margins; the names of the lines stand at the right
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#e45756", "#767676")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named row of (x, y) points, x > 0."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], top: float | None = None) -> str:
+    """`top`: the highest y shown; by default a little above all points. Lowest is 0."""
+    xs = sorted({x for line in lines for x, _ in line.points}) or [1.0]
+    highest = top or 1.1 * max((y for line in lines for _, y in line.points), default=1.0) or 1.0
+    low, high = math.log(xs[0]), math.log(xs[-1])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = (math.log(x) - low) / (high - low) if high > low else 0.5
+        return LEFT + share * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / highest * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<text x="{LEFT}" y="22" font-weight="bold">{escape(title)}</text>']
+    for k in range(5):
+        value = highest * k / 4
+        _, y = place(xs[0], value)
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for x in xs:
+        across, _ = place(x, 0)
+        parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.2g}</text>')
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>'
+    )
+    parts.append(f'<text x="8" y="{TOP - 6}">{escape(y_name)}</text>')
+    for k, line in enumerate(lines):
+        parts += _drawn(line, COLOURS[k % len(COLOURS)], TOP + 18 * k, place)
+    inside = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n{inside}\n</svg>\n'
+    )
+
+
+def _drawn(line: Line, colour: str, name_y: float, place: Callable[[float, float], tuple[float, float]]) -> list[str]:
+    where = [place(x, y) for x, y in line.points]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
+    dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in where]
+    beside = WIDTH - RIGHT + 16
+    name = f'<text x="{beside + 14}" y="{name_y + 4}">{escape(line.name)}</text>'
+    key = f'<circle cx="{beside + 4}" cy="{name_y}" r="4" fill="{colour}"/>'
+    return [f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', *dots, key, name]

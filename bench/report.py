@@ -1,0 +1,118 @@
+"""Results of the recall bench as JSON, Markdown and plots. Knows nothing of how they were measured."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from bench.plot import Line, line_chart
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """One question answered in one way. `rank` counts the stretches of evidence before the true one; None: unranked."""
+
+    minutes: float
+    seed: int
+    arm: str
+    kind: str
+    family: str
+    question: str
+    wanted: str
+    said: str
+    right: bool
+    rank: int | None
+    asked_at_seconds: float
+    true_spans: tuple[tuple[float, float], ...]
+    context_tokens: int
+    first_token_seconds: float
+    device_bytes: int
+    host_bytes: int
+
+
+def write(out: Path, results: Sequence[Result], about: dict[str, Any]) -> None:
+    """`out`.json, .md, and -accuracy.svg, -bytes.svg beside them."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = {"about": about, "results": [asdict(result) for result in results]}
+    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    told = [f"- {name}: {value}" for name, value in about.items()]
+    plots = [f"![{what}]({out.name}-{what}.svg)" for what in ("accuracy", "bytes")]
+    text = ["# Right answers at length", "", *told, "", *summarise(results), "", *by_family(results), "", *plots, ""]
+    out.with_suffix(".md").write_text("\n".join(text))
+    plot(out, results)
+
+
+def summarise(results: Sequence[Result]) -> list[str]:
+    """A Markdown table: a row for each length and way."""
+    kinds = list(dict.fromkeys(r.kind for r in results))
+    head = ["minutes", "way", *kinds, "hit@1", "hit@4", "tokens", "first token ms", "device MiB", "host MiB"]
+    rows = [
+        [
+            f"{minutes:g}",
+            arm,
+            *(share([r.right for r in group if r.kind == kind]) for kind in kinds),
+            share([r.rank < 1 for r in group if r.kind == "past" and r.rank is not None]),
+            share([r.rank < 4 for r in group if r.kind == "past" and r.rank is not None]),
+            f"{mean(r.context_tokens for r in group):.0f}",
+            f"{1000 * median(r.first_token_seconds for r in group):.0f}",
+            f"{max(r.device_bytes for r in group) / MIB:.2f}",
+            f"{max(r.host_bytes for r in group) / MIB:.1f}",
+        ]
+        for (minutes, arm), group in grouped(results).items()
+    ]
+    note = "Accuracy with the number of questions; hits are of past questions; bytes are those of ours."
+    return [*table(head, rows), "", note]
+
+
+def by_family(results: Sequence[Result]) -> list[str]:
+    """Accuracy by family, a row for each length, way and kind that has it."""
+    families = list(dict.fromkeys((r.kind, r.family) for r in results))
+    head = ["minutes", "way", *(f"{family} ({kind})" for kind, family in families)]
+    rows = [
+        [f"{minutes:g}", arm, *(share([r.right for r in group if (r.kind, r.family) == f]) for f in families)]
+        for (minutes, arm), group in grouped(results).items()
+    ]
+    return table(head, rows)
+
+
+def grouped(results: Iterable[Result]) -> dict[tuple[float, str], list[Result]]:
+    groups: dict[tuple[float, str], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result.minutes, result.arm].append(result)
+    return groups
+
+
+def share(marks: Sequence[bool]) -> str:
+    return f"{mean(marks):.2f} ({len(marks)})" if marks else ""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def plot(out: Path, results: Sequence[Result]) -> None:
+    accuracy, used = defaultdict(list), defaultdict(list)
+    for (minutes, arm), group in grouped(results).items():
+        past = [r.right for r in group if r.kind == "past"]
+        if past:
+            accuracy[arm].append((minutes / 60, mean(past)))
+        if arm == "ours":
+            used["device"].append((minutes / 60, max(r.device_bytes for r in group) / MIB))
+            used["host"].append((minutes / 60, max(r.host_bytes for r in group) / MIB))
+    charts = {
+        "accuracy": line_chart("Questions about the past answered right", "hours", "", lines(accuracy), top=1.0),
+        "bytes": line_chart("Memory of one stream", "hours", "MiB", lines(used)),
+    }
+    for name, svg in charts.items():
+        out.with_name(f"{out.name}-{name}.svg").write_text(svg)
+
+
+def lines(points: dict[str, list[tuple[float, float]]]) -> list[Line]:
+    return [Line(name, tuple(where)) for name, where in points.items()]

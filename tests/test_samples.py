@@ -1,0 +1,92 @@
+"""The bundled samples, watched and questioned as a person would: the embedded model answers, from the right place.
+
+Questions of order and captions are left out: the model card says how often they are right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.demo.streams import make_stream
+from streaming.engine import Engine, load_engine
+from streaming.events import Answer
+from streaming.file_source import FileSource
+from streaming.frames import Frame
+from streaming.session import Session
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+UNSURE = {"after", "before", "first_of", "last_of", "caption"}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return load_engine("demo", device="cpu")
+
+
+def watched(engine: Engine, name: str) -> Session:
+    session = engine.open()
+    for _ in session.watch(FileSource(SAMPLES / f"{name}.mp4", engine.config.read.fps).frames()):
+        pass
+    return session
+
+
+def answer(session: Session, question: str) -> Answer:
+    return next(event for event in session.ask(question) if isinstance(event, Answer))
+
+
+def covers(found: Answer, spans: list[list[float]]) -> bool:
+    """Whether a true stretch, where there is one, lies in the evidence at least in part."""
+    pairs = [(item, span) for item in found.evidence for span in spans]
+    return not spans or any(item.start_seconds < stop and item.stop_seconds > start for item, (start, stop) in pairs)
+
+
+@pytest.mark.parametrize("name", ["one_minute", "ten_minutes"])
+def test_nine_in_ten_questions_about_a_sample_are_answered_right_from_the_right_place(
+    engine: Engine, name: str
+) -> None:
+    asked: list[dict[str, Any]] = json.loads((SAMPLES / f"{name}.json").read_text())["questions"]
+    asked = [question for question in asked if question["family"] not in UNSURE]
+    session = watched(engine, name)
+    found = [answer(session, question["question"]) for question in asked]
+    right = [got.text == question["answer"] for got, question in zip(found, asked, strict=True)]
+    covered = [covers(got, question["spans"]) for got, question in zip(found, asked, strict=True)]
+    assert len(asked) > 30
+    assert sum(right) >= 0.9 * len(right), [
+        (q["question"], g.text) for q, g, r in zip(asked, found, right, strict=True) if not r
+    ]
+    assert sum(covered) >= 0.9 * len(covered)
+
+
+def test_without_recall_the_past_of_a_long_sample_is_lost() -> None:
+    """The control: the same questions from the newest chunks alone."""
+    engine = load_engine("demo", device="cpu", settings={"memory": {"recall_chunks": 0}})
+    session = watched(engine, "ten_minutes")
+    asked = json.loads((SAMPLES / "ten_minutes.json").read_text())["questions"]
+    asked = [question for question in asked if question["family"] in ("when", "what_at", "direction", "describe")]
+    assert sum(answer(session, question["question"]).text == question["answer"] for question in asked) < len(asked) / 3
+
+
+def looped(frames: list[Frame], times: int) -> Iterator[Frame]:
+    """The frames again and again, the time going on."""
+    length = frames[-1].pts_seconds + 0.5
+    for turn in range(times):
+        for frame in frames:
+            yield Frame(frame.image, frame.pts_seconds + turn * length, frame.index + turn * len(frames))
+
+
+def test_an_hour_takes_the_same_device_bytes_as_ten_minutes(engine: Engine) -> None:
+    frames = list(make_stream(5, 120.0).frames(side=64))
+    device_bytes = []
+    for minutes in (10, 60):
+        session = engine.open()
+        for _ in session.watch(looped(frames, minutes // 2)):
+            pass
+        assert session.stats.frames_read == minutes * 120
+        device_bytes.append(session.stats.device_bytes)
+        session.close()
+    assert device_bytes[0] == device_bytes[1]
