@@ -151,8 +151,8 @@ def ask(
                     show_answer(opened, question)
 
 
-@app.command("watch")
-def watch_video(
+@app.command()
+def watch(
     video: Annotated[Path, typer.Argument(help="The video file.", metavar="SOURCE")],
     session: Annotated[str, typer.Option("--session", "-s", help=SESSION_HELP)],
     as_json: Annotated[bool, typer.Option("--json", help="At the end, one line of JSON with counters.")] = False,
@@ -290,7 +290,13 @@ def list_sessions(
     root: Annotated[Path | None, typer.Argument(help="The folder they are in. \\[default: the user's data]")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is kept: every session below a folder."""
+    """What is kept: every session below a folder.
+
+    \b
+    Examples:
+      app.py sessions list
+      app.py sessions list /data/trips --json
+    """
     from memory.folders import sessions_in, sessions_root, summary
 
     root = root or sessions_root()
@@ -313,7 +319,13 @@ def list_sessions(
 
 @sessions.command("info")
 def show_session(session: SessionName, as_json: AsJson = False) -> None:
-    """What one session holds."""
+    """What one session holds.
+
+    \b
+    Examples:
+      app.py sessions info trip
+      app.py sessions info /data/trip --json
+    """
     from memory.folders import session_folder, summary
 
     with told_plainly():
@@ -329,7 +341,13 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
 def delete_session(
     session: SessionName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Without asking back.")] = False
 ) -> None:
-    """Delete a session for good."""
+    """Delete a session for good.
+
+    \b
+    Examples:
+      app.py sessions delete trip
+      app.py sessions delete /data/trip --yes
+    """
     from memory.folders import delete, session_folder, summary
 
     with told_plainly():
@@ -435,7 +453,7 @@ def watch_on(session: Session, video: Path, stop_seconds: float | None = None) -
     source = FileSource(video, read.fps, start_seconds, stop_seconds)
     try:
         with Reader(source, read.queue_frames, read.stall_seconds) as reader:
-            return watch(session, reader, source, stop_seconds)
+            return drained(session, reader, source, stop_seconds)
     except EmptyStretchError:
         if seen_seconds is None:
             raise
@@ -455,7 +473,7 @@ def until(stopped: Event, frames: Iterable[Frame]) -> Iterator[Frame]:
         yield frame
 
 
-def watch(session: Session, reader: Reader, source: FileSource, stop_seconds: float | None) -> bool:
+def drained(session: Session, reader: Reader, source: FileSource, stop_seconds: float | None) -> bool:
     """Drains `session.watch` behind a progress bar, to the end, `stop_seconds` or Ctrl-C, which gives true."""
     known = [seconds for seconds in (source.info.duration_seconds, stop_seconds) if seconds is not None]
     stopped = Event()
