@@ -170,7 +170,7 @@ def _shifted(pts: list[int], by: int) -> list[int]:
     return [tick + by for tick in pts]
 
 
-_VP9 = {"deadline": "realtime", "cpu-used": "8"}
+_VP9 = {"deadline": "realtime", "cpu-used": "8", "threads": "1"}  # more of them spin where cores are few
 _X265 = {"preset": "ultrafast", "x265-params": "log-level=none:scenecut=0:bframes=3"}
 
 CLIPS: dict[str, tuple[str, list[int], Recipe]] = {

@@ -15,7 +15,7 @@ from models import calibration
 from models.base import Head
 from models.calibration import Profile, RetrievalHead, calibrate, find_profile, hits, make_needles, profile_path
 from models.loading import load
-from tests.planted import QUESTION_TOKENS, PlantedModel
+from tests.planted import QUESTION_TOKENS, PlantedModel, code_of
 from tests.tiny import noise_frames, save_tiny
 
 COUNT = 12
@@ -81,7 +81,8 @@ def test_keys_are_those_of_visual_tokens_and_queries_line_up_with_them(planted: 
     assert torch.equal(keys[0], chunk.keys[1, 1, 1:]) and torch.equal(keys[1], chunk.keys[0, 1, 1:])
     queries = PROFILE.queries_of(planted, "Was there a red star?")
     assert queries.shape == (2, QUESTION_TOKENS, 32)
-    assert torch.equal(queries[0], queries[0, -1:].expand(QUESTION_TOKENS, -1)), "asked with the newest token alone"
+    assert torch.equal(queries[0], queries[0, -1:].expand(QUESTION_TOKENS, -1)), "asked with one token alone"
+    assert torch.equal(queries[0, -1], code_of("red star")), "the newest"
     assert not torch.equal(queries[1, 0], queries[1, -1])
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
+import struct
 import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,7 +18,7 @@ import pytest
 
 from streaming.file_source import FileSource, SourceError
 from streaming.frames import ROUNDING_SECONDS, Frame, Sampler
-from streaming.pictures import Clock, upright
+from streaming.pictures import Clock, VideoFile, upright
 from tests.golden import (
     ALL_CLIPS,
     ORDERED,
@@ -222,6 +224,43 @@ def test_damage_in_the_middle_is_passed_with_a_warning_that_says_where(tmp_path:
     assert numbers(whole) == [*range(103), *range(125, 250)]
 
 
+@pytest.mark.parametrize("name", ["variable mp4", "variable mkv", "variable vp9", "long-gop ts", "mpeg4 avi"])
+def test_whatever_bytes_are_wrong_the_file_is_read_or_refused(tmp_path: Path, clips: GoldenSet, name: str) -> None:
+    whole = clips[name].path.read_bytes()
+    path = tmp_path / clips[name].path.name
+    outcomes = set()
+    for seed in range(12):
+        dice = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(dice.choice([3, 30, 300])):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        path.write_bytes(data)
+        try:
+            source = FileSource(path, fps=3.0)
+            times = [frame.pts_seconds for frame in source.frames()]
+            assert times == sorted(set(times))
+            outcomes.add("read with a warning" if source.warnings else "read")
+        except SourceError:
+            outcomes.add("refused")
+    assert len(outcomes) > 1, "the dice hit harmless bytes only"
+
+
+def test_an_index_that_promises_too_much_ends_as_damage(clips: GoldenSet) -> None:
+    places: list[float] = []
+    with VideoFile(clips["constant mp4"].path, on_damage=places.append) as video:
+        video._file_bytes = 10
+        assert len(list(video.pictures())) <= 10
+    assert len(places) == 1
+
+
+def test_a_title_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
+    clip = make(tmp_path / "titled.mkv", steady(10, 25), Recipe())
+    data = clip.path.read_bytes()
+    assert b"Lavf" in data
+    clip.path.write_bytes(data.replace(b"Lavf", b"L\xe9vf"))
+    assert len(list(FileSource(clip.path, EVERY_PICTURE).frames())) == 10
+
+
 # Bad input
 
 
@@ -243,6 +282,15 @@ def no_size(path: Path) -> None:
     path.write_bytes(data)
 
 
+def giant(path: Path) -> None:
+    """Raw pictures whose header says 16,000 x 16,000."""
+    recipe = Recipe("rawvideo", "bgr24", time_base=Fraction(1, 25))
+    data = bytearray(make(path, steady(3, 25, recipe.time_base), recipe).path.read_bytes())
+    header = data.index(b"strf") + 8
+    data[header + 4 : header + 12] = struct.pack("<2i", 16_000, 16_000)
+    path.write_bytes(data)
+
+
 def no_pictures(path: Path) -> None:
     """A clip whose picture data is wiped out."""
     data = bytearray(make(path, steady(25, 25), Recipe()).path.read_bytes())
@@ -261,6 +309,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "noise.mp4": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(50_000)), "noise.mp4 "),
     "sound.mp4": (sound_only, "sound.mp4 has sound but no video."),
     "flat.avi": (no_size, "flat.avi"),
+    "giant.avi": (giant, "The pictures of giant.avi are too large (16000x16000)."),
     "wiped.mp4": (no_pictures, "No picture of wiped.mp4 could be decoded."),
 }
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import struct
+from pathlib import Path
 
 import decord
 import numpy as np
 import pytest
 
-from streaming.file_source import FileSource
+from streaming.file_source import FileSource, SourceError
 from streaming.frames import Frame
 from streaming.moments import BackendName, Moments
-from tests.golden import ALL_CLIPS, Golden, GoldenSet, read_paint
+from tests.golden import ALL_CLIPS, TICK, Golden, GoldenSet, Recipe, make, read_paint, steady
 
 NOT_FOR_DECORD = {
     "edit list",
@@ -84,3 +86,39 @@ def test_both_readers_give_the_same_pixels(clips: GoldenSet, name: str) -> None:
         assert one.pts_seconds == pytest.approx(other.pts_seconds, abs=1e-9)
         assert difference(one, other) < 1.0
     assert difference(frames[0], again[1]) > 5.0, "the measure can tell neighbours apart"
+
+
+def test_decord_gets_no_file_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    clip = make(tmp_path / "boast.mp4", steady(75, 25), Recipe())
+    with Moments(clip.path) as moments:
+        assert moments.backend == "decord"
+    data = bytearray(clip.path.read_bytes())
+    struct.pack_into(">I", data, data.index(b"stts") + 12, 3_000_000_000)
+    clip.path.write_bytes(data)
+    with Moments(clip.path) as moments:
+        assert moments.backend == "seek"
+        assert [read_paint(frame.image) for frame in moments.at([2.0, 0.4])] == [50, 10]
+
+
+def test_two_recordings_in_one_file_are_read_in_order(tmp_path: Path) -> None:
+    recipe = Recipe(time_base=TICK)
+    first = make(tmp_path / "first.ts", [tick + 900_000 for tick in steady(75, 25, TICK)], recipe)
+    second = make(tmp_path / "second.ts", steady(75, 25, TICK), recipe)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.path.read_bytes() + second.path.read_bytes())
+    with Moments(joined) as moments:
+        assert moments.backend == "in order"
+        assert [read_paint(frame.image) for frame in moments.at([4.0, 1.0, 5.96])] == [25, 25, 74]
+
+
+def test_a_stream_without_times_is_read_in_order(tmp_path: Path) -> None:
+    clip = make(tmp_path / "raw.h264", steady(50, 25), Recipe())
+    with Moments(clip.path) as moments:
+        assert moments.backend == "in order"
+        assert [read_paint(frame.image) for frame in moments.at([1.0, 0.2, 1.5])] == [25, 5, 37]
+
+
+def test_moments_of_what_is_no_video_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(SourceError, match=r"^text.mp4 is not a video file"):
+        Moments(tmp_path / "text.mp4")

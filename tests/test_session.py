@@ -325,11 +325,29 @@ def test_a_question_waits_for_the_chunk_under_way_and_goes_before_the_next() -> 
     assert model.log[-2:] == ["chunk 3", "chunk 4"] and answers[0].stats.chunks == 3
 
 
+def test_a_piece_of_an_answer_waits_for_the_chunk_under_way() -> None:
+    model = GatedModel()
+    turns = PatientTurns(patience_seconds=0)
+    session = Session(model, None, settings(), turns.take)
+    watched(session, noise_frames(4, 2, 2))
+    answer = session.ask("q")
+    next(answer)
+    model.gates[1] = under_way = Gate()
+    later = [replace(frame, pts_seconds=frame.pts_seconds + 9) for frame in noise_frames(4, 2, 2)]
+    watching = in_thread(lambda: watched(session, later))
+    assert under_way.reached.wait(60)
+    asking = in_thread(lambda: list(answer))
+    assert turns.urgent_waiting.wait(60), "two are on the device"
+    under_way.open()
+    joined(watching, asking)
+    assert model.log == ["chunk 0", "q: one", "chunk 1", "q: two", "q: three"]
+
+
 class PatientTurns(Turns):
     """Turns whose patience with an answer ends when the test says so, and which tell when a question is waiting."""
 
-    def __init__(self) -> None:
-        super().__init__(patience_seconds=1e6)
+    def __init__(self, patience_seconds: float = 1e6) -> None:
+        super().__init__(patience_seconds)
         self.urgent_waiting = threading.Event()
 
     def run_out_of_patience(self) -> None:

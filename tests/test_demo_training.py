@@ -1,0 +1,358 @@
+"""What the demo model is trained on is what the driver will give it: pictures, tower, tokens, positions and views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from config import AnswerConfig, Config
+from memory.chunk import KVChunk
+from models.base import VisualGroup
+from models.demo import bank as bank_file
+from models.demo import bind, see, train
+from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
+from models.demo.bank import LABELS, Bank, scene_frames, scene_labels
+from models.demo.bind import CLIP, PREFIX_CHUNK, ClipMaker, Stage, StoredChunk, TokenRow
+from models.demo.questions import Question
+from models.demo.scenes import GROUPS_PER_CHUNK, group_times, moments, random_scene
+from models.demo.see import BatchedTower, patchify
+from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
+from models.demo.world import Scene
+from models.hf import lay_out
+from models.loading import load, recommended_settings
+from models.pixels import PixelSpec, fit_size, normalise
+from models.pixels import patchify as stock_patchify
+from models.qwen3_vl import Prompt, Qwen3VL
+from streaming.frames import Frame
+
+TOKENIZER = build_tokenizer()
+SPEC = PixelSpec(PATCH, 2, 2, min_pixels=2 * SIDE * SIDE, max_pixels=2 * SIDE * SIDE, budget_frames=2)
+QUESTIONS = [
+    Question("colour", "What color is the ring?", "cyan"),
+    Question("when", "When does the red star appear?", "at 4021 seconds"),
+    Question("other", "How are you?", "no"),
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Small:
+    """A seeded network of the demo's shape, as rounded by its checkpoint, and the same through the driver."""
+
+    network: Any
+    driver: Qwen3VL
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("demo") / "weights"
+    saved = train.new_model(TOKENIZER, 3)
+    train.save(saved, TOKENIZER, folder)
+    network = train.new_model(TOKENIZER, 0)  # afresh, since rounding a network rounds its rotary frequencies too
+    network.load_state_dict(saved.state_dict())
+    driver = load(folder, device="cpu")
+    assert isinstance(driver, Qwen3VL)
+    return Small(network.eval().requires_grad_(False), driver, folder)
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    rng = np.random.default_rng(1)
+    scenes = [random_scene(rng, length) for length in (1, 2, 1, 3)]
+    first = np.cumsum([0, *(len(group_times(scene)) for scene in scenes[:-1])]).tolist()
+    frames = np.concatenate([scene_frames(scene, rng) for scene in scenes])
+    return Bank(frames, np.concatenate([scene_labels(scene) for scene in scenes]), scenes, first)
+
+
+@pytest.fixture(scope="module")
+def maker(bank: Bank) -> ClipMaker:
+    return ClipMaker(bank.scenes, bank.first_group, TOKENIZER)
+
+
+def stored(scene: Scene, first: int, start: float, hidden: Sequence[int] = ()) -> list[StoredChunk]:
+    """A scene's chunks, starting at a time."""
+    truth = moments(scene, start)
+    cuts = range(0, len(truth), GROUPS_PER_CHUNK)
+    return [
+        StoredChunk(tuple(range(first + c, first + c + 4)), tuple(truth[c : c + 4]), number in hidden)
+        for number, c in enumerate(cuts)
+    ]
+
+
+def clip_of(bank: Bank, hidden: Sequence[int] = ()) -> list[StoredChunk]:
+    """Three chunks far apart in one day."""
+    return stored(bank.scenes[3], bank.first_group[3], 45_321.3, hidden)
+
+
+def features_of(network: Any, bank: Bank) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        embeddings, deepstack = BatchedTower(network.model.visual)(patchify(torch.from_numpy(bank.frames)))
+    return embeddings, deepstack
+
+
+def gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+# --- seeing -----------------------------------------------------------------------------------------------------------
+
+
+def test_patches_are_those_of_the_models_preprocessing(bank: Bank) -> None:
+    ours = patchify(torch.from_numpy(bank.frames[:5]))
+    for group, patches in zip(bank.frames[:5], ours, strict=True):
+        pictures = torch.from_numpy(group).permute(0, 3, 1, 2)
+        assert gap(stock_patchify(normalise(pictures, SPEC), SPEC), patches) < 1e-6
+    moved = next(k for k in range(len(bank.frames)) if not np.array_equal(bank.frames[k, 0], bank.frames[k, 1]))
+    swapped = torch.from_numpy(bank.frames[moved : moved + 1, ::-1].copy())
+    assert gap(patchify(swapped), patchify(torch.from_numpy(bank.frames[moved : moved + 1]))) > 0.01
+
+
+def test_a_square_picture_of_any_size_comes_to_the_size_of_training() -> None:
+    assert all(fit_size(side, side, SPEC) == (SIDE, SIDE) for side in range(16, 1100))
+
+
+def test_the_batched_tower_is_the_stock_tower(small: Small, bank: Bank) -> None:
+    tower = small.network.model.visual
+    patches = patchify(torch.from_numpy(bank.frames[:6]))
+    with torch.no_grad():
+        embeddings, deepstack = BatchedTower(tower)(patches)
+        grids = torch.tensor([[1, SIDE // PATCH, SIDE // PATCH]] * 6)
+        stock = tower(patches.flatten(0, 1), grid_thw=grids)
+        patches[4, 9] += 1
+        touched, _ = BatchedTower(tower)(patches)
+    assert embeddings.shape == deepstack.shape == (6, TOKENS_PER_GROUP, HIDDEN)
+    assert gap(embeddings.flatten(0, 1), stock.pooler_output) < 1e-5
+    assert gap(deepstack.flatten(0, 1), stock.deepstack_features[0]) < 1e-5
+    differs = (touched - embeddings).abs().amax(dim=(1, 2)) > 1e-5
+    assert differs.tolist() == [False, False, False, False, True, False]
+
+
+def test_the_seeing_stage_learns_and_is_done_once_done(small: Small, bank: Bank, tmp_path: Path) -> None:
+    repeats = 560 // len(bank.frames) + 1
+    large = Bank(np.concatenate([bank.frames] * repeats), np.concatenate([bank.labels] * repeats), [], [])
+    tower = train.new_model(TOKENIZER, 0).model.visual
+    (last,) = see.train_tower(tower, large, tmp_path / "see.pt", steps=14, batch=8)
+    chance = sum(np.log(classes) for classes in LABELS.values())
+    assert last[0] == 14 and last[1] < 0.85 * chance
+    assert set(last[2]) == set(LABELS)
+    assert list(see.train_tower(tower, large, tmp_path / "see.pt", steps=14, batch=8)) == []
+
+
+def test_a_banks_missing_shards_are_made_and_the_others_kept(tmp_path: Path) -> None:
+    whole = bank_file.build(tmp_path, 4, seed=6, workers=1, shards=2)
+    assert len(whole.frames) == len(whole.labels) == sum(len(group_times(scene)) for scene in whole.scenes)
+    kept, lost = sorted(tmp_path.glob("*.pkl"))
+    lost.unlink()
+    written = kept.stat().st_mtime_ns
+    again = bank_file.build(tmp_path, 4, seed=6, workers=1, shards=2)
+    assert kept.stat().st_mtime_ns == written
+    assert np.array_equal(whole.frames, again.frames) and whole.scenes == again.scenes
+    for scene, first in zip(again.scenes, again.first_group, strict=True):
+        count = len(group_times(scene))
+        assert np.array_equal(again.labels[first : first + count], scene_labels(scene))
+
+
+# --- tokens, positions and views --------------------------------------------------------------------------------------
+
+
+def groups_of(chunk: StoredChunk) -> list[VisualGroup]:
+    none = torch.zeros(TOKENS_PER_GROUP, HIDDEN)
+    return [VisualGroup(none, (none,), (GRID, GRID), m.pts_seconds, 0.0, 0.0) for m in chunk.truth]
+
+
+@pytest.mark.parametrize("hidden", [(), (1,), (0,), (0, 2)])
+def test_a_sequence_is_what_the_driver_writes_for_what_the_question_sees(
+    maker: ClipMaker, bank: Bank, hidden: tuple[int, ...]
+) -> None:
+    chunks = clip_of(bank, hidden)
+    row, prompt = maker.sequence(chunks, QUESTIONS), Prompt(TOKENIZER, CHAT_TEMPLATE)
+    scripts = [prompt.write(groups_of(chunk)) for chunk in chunks if not chunk.hidden]
+    prefix = prompt.prefix()
+    positions, extent = lay_out([script.layout for script in scripts])
+    seen = [n for n in range(len(row.ids)) if row.owner[n] == CLIP and row.seen[n]]
+    assert [row.ids[n] for n in seen] == prefix + [token for script in scripts for token in script.tokens]
+    places = torch.tensor([row.positions[n] for n in seen]).T
+    assert torch.equal(places[:, : len(prefix)], torch.arange(len(prefix)).expand(3, -1))
+    assert torch.equal(places[:, len(prefix) :], positions + len(prefix))
+    for number, question in enumerate(QUESTIONS):
+        mine = [n for n in range(len(row.ids)) if row.owner[n] == number]
+        asked = prompt.question(question.text, ())
+        answer = [*TOKENIZER(question.answer).input_ids, TOKENIZER.eos_token_id]
+        assert [row.ids[n] for n in mine] == asked + answer[:-1]
+        assert [row.positions[n] for n in mine] == [(len(prefix) + extent + k,) * 3 for k in range(len(mine))]
+        targets = [row.targets[n] for n in mine]
+        assert targets == [-100] * (len(asked) - 1) + answer
+
+
+def test_a_hidden_chunk_stood_right_before_its_successor(maker: ClipMaker, bank: Bank) -> None:
+    row = maker.sequence(clip_of(bank, (1,)), QUESTIONS)
+    ends, starts = (
+        [edge(row.positions[n][0] for n in range(len(row.ids)) if row.chunk[n] == c and row.owner[n] == CLIP)
+         for c in range(3)]
+        for edge in (max, min)
+    )  # fmt: skip
+    assert ends[1] + 1 == starts[2] == ends[0] + 1
+
+
+def test_who_sees_whom(maker: ClipMaker, bank: Bank) -> None:
+    row = maker.sequence(clip_of(bank, (1,)), QUESTIONS)
+    for reach in (0, 1, 99):
+        view = bind.view(row, reach)
+        rng = np.random.default_rng(reach)
+        pairs = rng.integers(len(row.ids), size=(4000, 2)).tolist()
+        assert all(bool(view[n, m]) == sees(row, n, m, reach) for n, m in pairs)
+        assert view.diagonal().all()
+    question = row.owner.index(1)
+    for m in range(question):
+        if row.owner[m] == 0 or row.chunk[m] == 1:
+            assert not view[question, m], "a question saw another one, or what is hidden"
+    assert view[question, row.chunk.index(0)] and view[question, row.chunk.index(2)] and view[question, 0]
+
+
+def sees(row: TokenRow, n: int, m: int, reach: int) -> bool:
+    """The rule in words: never ahead; clip sees prefix and the `reach` chunks before; questions see what is shown, and
+    themselves."""
+    if m > n:
+        return False
+    if row.owner[n] != CLIP:
+        return row.owner[m] == row.owner[n] or (row.owner[m] == CLIP and row.seen[m])
+    return row.owner[m] == CLIP and (row.chunk[m] == PREFIX_CHUNK or row.chunk[n] - row.chunk[m] <= reach)
+
+
+def test_padding_changes_nothing(small: Small, maker: ClipMaker, bank: Bank) -> None:
+    short = (maker.sequence(clip_of(bank)[:1], QUESTIONS[:1]), QUESTIONS[:1], 99)
+    long = (maker.sequence(clip_of(bank), QUESTIONS), QUESTIONS, 99)
+    features = features_of(small.network, bank)
+    with torch.no_grad():
+        alone, targets = bind.answer_logits(small.network, *features, bind.collate([short]))
+        padded, _ = bind.answer_logits(small.network, *features, bind.collate([short, long]))
+    assert gap(alone, padded[: len(targets)]) < 1e-4
+
+
+def stream(driver: Qwen3VL, bank: Bank, chunks: Sequence[StoredChunk]) -> list[KVChunk]:
+    """The clip through the driver, everything in view."""
+    context = [driver.prefix()]
+    for number, chunk in enumerate(chunks):
+        frames = []
+        for group, moment in zip(chunk.groups, chunk.truth, strict=True):
+            pair = bank.frames[group]
+            frames += [Frame(image, moment.pts_seconds + d, 0) for image, d in zip(pair, (-0.25, 0.25), strict=True)]
+        context.append(driver.prefill(driver.encode(frames), context, number))
+    return context
+
+
+def test_training_sees_the_numbers_that_the_driver_answers_from(small: Small, maker: ClipMaker, bank: Bank) -> None:
+    chunks = clip_of(bank)
+    batch = bind.collate([(maker.sequence(chunks, QUESTIONS), QUESTIONS, 99)])
+    with torch.no_grad():
+        logits, _ = bind.answer_logits(small.network, *features_of(small.network, bank), batch)
+    asked = batch.owner[batch.targets != -100]
+    context = stream(small.driver, bank, chunks)
+    for number, question in enumerate(QUESTIONS):
+        trained = logits[asked == number][0]
+        assert gap(small.driver.first_logits(question.text, context), trained) < 1e-4
+        assert gap(small.driver.first_logits(question.text, [*context[:2], *context[3:]]), trained) > 1e-3
+        assert gap(small.driver.first_logits(question.text.replace("?", " red"), context), trained) > 1e-3
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+TINY = Stage("tiny", groups=(1, 2), chunks=(1, 1), batch=4, questions=4)
+
+
+@pytest.fixture
+def tiny_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CURRICULUM", ((1.0, ((TINY, 1.0),)),))
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+
+
+def loss_of(model: Any, maker: ClipMaker, features: tuple[Tensor, Tensor]) -> float:
+    batch = next(bind.batches(maker, [(TINY, 1.0)], seed=5))
+    with torch.no_grad():
+        return float(bind.answer_loss(*bind.answer_logits(model, *features, batch)))
+
+
+@pytest.mark.usefixtures("tiny_curriculum")
+def test_a_few_steps_of_binding_lower_the_loss(maker: ClipMaker, bank: Bank, tmp_path: Path) -> None:
+    model = train.new_model(TOKENIZER, 0)
+    features = features_of(model, bank)
+    before = loss_of(model, maker, features)
+    train.train_bind(model, maker, features, tmp_path, steps=12, seed=0)
+    assert loss_of(model, maker, features) < before - 0.3
+
+
+@pytest.mark.usefixtures("tiny_curriculum")
+def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not(
+    maker: ClipMaker, bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(folder: Path) -> dict[str, Tensor]:
+        folder.mkdir(exist_ok=True)
+        model = train.new_model(TOKENIZER, 0)
+        train.train_bind(model, maker, features, folder, steps=4, seed=0)
+        return dict(model.state_dict())
+
+    features = features_of(train.new_model(TOKENIZER, 0), bank)
+    whole = trained(tmp_path / "whole")
+    draw, drawn = bind.batches, []
+
+    def cut_off(*given: Any, **named: Any) -> Any:
+        drawn.append(named)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bind, "batches", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "parts")
+    torch.manual_seed(99)
+    resumed = trained(tmp_path / "parts")
+    assert whole.keys() == resumed.keys()
+    assert max(gap(whole[name].float(), resumed[name].float()) for name in whole) < 1e-6
+    started = train.new_model(TOKENIZER, 0).state_dict()
+    assert max(gap(whole[name].float(), started[name].float()) for name in whole) > 1e-4
+
+
+def test_the_curriculum_covers_the_whole_training_and_ends_at_full_length() -> None:
+    assert sum(share for share, _ in train.CURRICULUM) == pytest.approx(1)
+    names = [[stage.name for stage, _ in train.stages_at(p / 100)] for p in range(100)]
+    assert names[0] == ["glance"] and "long" in names[-1] and train.stages_at(1.0) == train.stages_at(0.99)
+
+
+# --- the checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_comes_back_through_the_loader_as_it_was(small: Small) -> None:
+    tensors = small.network.state_dict()
+    again = load(small.folder, device="cpu")
+    assert isinstance(again, Qwen3VL)
+    assert again.model_id == small.driver.model_id and again.dtype == torch.float32
+    assert gap(again._decoder._model.embed_tokens.weight, tensors["model.language_model.embed_tokens.weight"]) == 0
+    assert (
+        gap(again._visual.blocks[3].mlp.linear_fc1.weight, tensors["model.visual.blocks.3.mlp.linear_fc1.weight"]) == 0
+    )
+    assert again._prompt.tokenizer.get_vocab() == TOKENIZER.get_vocab()
+    assert (again.num_layers, again.num_heads, again.num_kv_heads, again.frames_per_group) == (6, 6, 3, 2)
+    assert again._pixels == SPEC
+    size = sum(path.stat().st_size for path in small.folder.iterdir())
+    assert size < 16 << 20
+
+
+def test_a_saved_model_says_how_it_wants_to_be_used_and_can_be_asked(small: Small) -> None:
+    config = Config().overridden(recommended_settings(str(small.folder)))
+    assert (config.read.fps, config.memory.chunk_frames, config.answer.dialogue_turns) == (2.0, 8, 0)
+    picture = np.full((256, 256, 3), 90, np.uint8)
+    groups = small.driver.encode([Frame(picture, k / 2, k) for k in range(8)])
+    assert [group.grid for group in groups] == [(GRID, GRID)] * 4
+    prefix = small.driver.prefix()
+    context = [prefix, small.driver.prefill(groups, [prefix], 0)]
+    said = "".join(small.driver.answer("What is shown?", context, (), AnswerConfig(max_new_tokens=5)))
+    assert set(TOKENIZER(said).input_ids) <= set(range(len(TOKENIZER)))
+    assert said == "".join(small.driver.answer("what is SHOWN", context, (), AnswerConfig(max_new_tokens=5)))
