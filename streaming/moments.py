@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 
 from streaming.frames import Frame
 from streaming.opening import SourceError
-from streaming.pictures import Picture, VideoFile, stamp_of
+from streaming.packets import PacketScan, scan
+from streaming.pictures import Picture, VideoFile
 from streaming.source_info import SourceInfo, probe
 
 BackendName = Literal["decord", "seek", "in order"]
@@ -27,27 +27,24 @@ Shown = tuple[NDArray[np.uint8], float]  # a picture, uint8 [H, W, 3] upright, a
 
 _SAME_SECONDS = 0.0005  # times this near are one: no container counts more coarsely than in milliseconds
 _SAME_LEVELS = 2.0  # mean difference allowed between two decoders' pictures of one moment, of 255
-_JUMP_SECONDS = 1.0  # decoding times that fall back further begin anew
 _DECODE_ON_SECONDS = 3.0  # to a moment nearer than that, decoding on is no dearer than winding
 _DECORD_BATCH = 8  # pictures at a time
 _DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # decord2 3.4 fails on HEVC and is off by pictures on MPEG-2 and -4
 _DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}  # bytes that leave its guessing no choice
-_MOST_CLAIMED_PER_PICTURE = (
-    100  # decord believes the header, reserves room for all it claims, and may abort the process
-)
 _DECORD_THREADS = 4  # each holds pictures
 
 
 class Moments:
     """Random access to one file. Close it, or use it in a `with`: decord holds hundreds of megabytes.
 
-    backend: None probes; a name forces, for tests and measurements. Opening reads the file's packets once, undecoded.
+    backend: None probes, as does "decord"; "seek" and "in order" force, for tests and measurements. Opening reads the
+    file's packets once, undecoded.
     Raises SourceError where the file cannot be watched.
     """
 
     def __init__(self, path: Path | str, backend: BackendName | None = None) -> None:
         self.info = probe(path)
-        packets = _scan(self.info)
+        packets = scan(self.info)
         if not packets.are_timed or backend == "in order":
             self._backend: _Backend = _PyAV(self.info, winds=False)
         elif backend == "seek":
@@ -187,51 +184,11 @@ class _Decord:
             raise _GaveUpError(str(error)) from error
 
 
-@dataclass(frozen=True, eq=False)
-class _Packets:
-    """What the packets of a file tell undecoded.
+def _exact_decord(info: SourceInfo, packets: PacketScan) -> _Decord | None:
+    """decord on this file, if it counts, times and decodes as PyAV does.
 
-    times: float64 [n], when each picture is shown, ascending, in seconds; hidden ones are left out.
-    are_timed: every packet has its time, and none begins anew.
-    lean_back: some pictures are shown before the keyframe they follow, and lean on the pictures before it (open GOP).
-    are_as_claimed: the header's count, duration and rate fit what is there.
+    It reserves room for all that a header claims and may abort the process, so a header that boasts keeps it out.
     """
-
-    times: NDArray[np.float64]
-    are_timed: bool
-    lean_back: bool
-    are_as_claimed: bool
-
-
-def _scan(info: SourceInfo) -> _Packets:
-    """Read all packets of the file, undecoded."""
-    times: list[float] = []
-    num_hidden = 0
-    decoding_seconds = keyframe_seconds = float("-inf")
-    are_timed, lean_back = True, False
-    with VideoFile(info.path, info.first_stamp) as file:
-        for packet in file.packets():
-            stamp = stamp_of(packet)
-            if stamp is None:
-                return _Packets(np.zeros(0), are_timed=False, lean_back=False, are_as_claimed=False)
-            seconds = file.clock.at(stamp)
-            if packet.dts is not None:
-                are_timed &= file.clock.at(packet.dts) >= decoding_seconds - _JUMP_SECONDS
-                decoding_seconds = file.clock.at(packet.dts)
-            if packet.is_keyframe:
-                keyframe_seconds = seconds
-            lean_back |= seconds < keyframe_seconds
-            num_hidden += packet.is_discard
-            if not packet.is_discard:
-                times.append(seconds)
-        claimed = file.stream.frames
-    num_by_duration = (info.duration_seconds or 0.0) * info.rate
-    fits = claimed in (0, len(times) + num_hidden) and 0 <= num_by_duration < _MOST_CLAIMED_PER_PICTURE * len(times)
-    return _Packets(np.sort(np.array(times, np.float64)), are_timed, lean_back, fits)
-
-
-def _exact_decord(info: SourceInfo, packets: _Packets) -> _Decord | None:
-    """decord on this file, if it counts, times and decodes as PyAV does."""
     is_plain = packets.are_as_claimed and not packets.lean_back and info.codec in _DECORD_CODECS
     if not is_plain or not _starts_for_decord(info):
         return None
