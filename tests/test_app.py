@@ -29,7 +29,7 @@ from tests.tiny import save_tiny
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATS = {
     "frames_read", "chunks", "tokens", "watch_seconds", "first_token_seconds", "device_bytes", "host_bytes",
-    "disk_bytes", "forgotten_chunks",
+    "disk_bytes", "forgotten_chunks", "context_tokens",
 }  # fmt: skip
 START_SECONDS = 900  # of a process on a busy machine; a limit, not an expectation
 
