@@ -30,6 +30,8 @@ class Carriers:
             return []
         newest = self._text(num_chunks - 1)
         self._most = max(self._most, newest.num_tokens if newest else 0)
+        if self._most == 0:
+            return []
         found = ((index, self._text(index)) for index in carrier_indices(num_chunks, self._max_tokens // self._most))
         self._kept = {index: chunk for index, chunk in found if chunk is not None}
         return list(self._kept.values())
