@@ -166,32 +166,30 @@ class Decoder:
     @torch.no_grad()
     def step(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> Tensor:
         """Append text tokens at `position` and on to the cache; float32 logits [vocabulary] of what comes next."""
-        places = torch.arange(position, position + len(tokens), device=self.device)
-        output = self._model(
-            inputs_embeds=self.embed(tokens)[None],
-            position_ids=places.expand(3, 1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        output = self._append(tokens, position, cache)
         return self._head(output.last_hidden_state[0, -1]).float()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def doubt(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> float:
         """Mean entropy, to base 10, of the last layers' ten likeliest next tokens behind `tokens`, read through the
         output head (logit lens). 0: all layers are sure of one token; 1: ten are equally likely to each."""
-        places = torch.arange(position, position + len(tokens), device=self.device)
-        output = self._model(
-            inputs_embeds=self.embed(tokens)[None],
-            position_ids=places.expand(3, 1, -1),
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        )
+        output = self._append(tokens, position, cache, output_hidden_states=True)
         layers = output.hidden_states[1:]  # behind the embeddings
         earlier = [self._model.norm(hidden[0, -1]) for hidden in layers[-LENS_LAYERS:-1]]
         states = torch.stack([*earlier, output.last_hidden_state[0, -1]])  # the last one comes normalised
         chances = self._head(states).float().topk(LENS_TOKENS).values.log_softmax(-1)
         return float(-(chances.exp() * chances).sum(-1).mean() / math.log(LENS_TOKENS))
+
+    def _append(self, tokens: Sequence[int], position: int, cache: DynamicCache, **options: Any) -> Any:
+        """The stock path over text tokens behind the cache, which grows by them."""
+        places = torch.arange(position, position + len(tokens), device=self.device)
+        return self._model(
+            inputs_embeds=self.embed(tokens)[None],
+            position_ids=places.expand(3, 1, -1),
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [n, head_dim] for positions [3, n].
