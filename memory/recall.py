@@ -171,12 +171,26 @@ def _spread(indices: Sequence[int], scores: Sequence[float], count: int) -> set[
 def _best(indices: Sequence[int], scores: Sequence[float], count: int) -> set[int]:
     """`count` chunks by score: the best few, then those beside the very best, then the others; in a tie the newer.
 
-    The chunk that answers "what came after the star" may be the one after the star's.
+    The chunk that answers "what came after the star" may be the one after the star's, and a star that is there for long
+    has a run of chunks among the best few: those beside the whole run come.
     """
     ranked = sorted(indices, key=lambda index: (scores[index], index), reverse=True)
-    beside = [index for best in ranked[:1] for index in (best + 1, best - 1) if index in indices]
-    order = dict.fromkeys([*ranked[:BEST_CHUNKS], *beside, *ranked[BEST_CHUNKS:]])
-    return set(islice(order, max(0, count)))
+    few = ranked[:BEST_CHUNKS]
+    beside = [index for index in _beside_run(few) if index in indices]
+    return set(islice(dict.fromkeys([*few, *beside, *ranked]), max(0, count)))
+
+
+def _beside_run(few: Sequence[int]) -> list[int]:
+    """What comes right after, and right before, the neighbours among `few` that the first of them belongs to.
+
+    few 7 9 6 2 -> 8 5     few 4 3 2 9 -> 5 1
+    """
+    start = stop = few[0] if few else 0
+    while stop in few:
+        stop += 1
+    while start in few:
+        start -= 1
+    return [stop, start]
 
 
 def _norm(values: Tensor, weight: float) -> HeadNorm:

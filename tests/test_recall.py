@@ -95,6 +95,18 @@ def test_room_beyond_the_best_four_goes_to_the_neighbours_of_the_best_and_then_t
     assert recalled == [[4, 6, 8], [4, 6, 8, 10], [4, 5, 6, 8, 10], [3, 4, 5, 6, 8, 10], [1, 3, 4, 5, 6, 8, 10]]
 
 
+def test_an_event_over_several_chunks_brings_what_lies_before_and_after_all_of_them() -> None:
+    scores = [0.0] * 14
+    scores[1], scores[6], scores[7], scores[10] = 5.0, 8.0, 9.0, 7.0
+    whole = plan_recall(scores, [], 14, window_chunks=1, recall_chunks=6)
+    assert whole.indices == [1, 5, 6, 7, 8, 10, 13]
+    scores[6] = 0.0  # now 7 is alone, and 6 comes as its neighbour
+    scores[11] = 1.0
+    assert plan_recall(scores, [], 14, window_chunks=1, recall_chunks=6).indices == [1, 6, 7, 8, 10, 11, 13]
+    scores[5:10] = [7.5, 8.0, 9.0, 8.5, 0.0]  # the best is in the middle of the run
+    assert plan_recall(scores, [], 14, window_chunks=1, recall_chunks=6).indices == [4, 5, 6, 7, 8, 9, 13]
+
+
 def test_the_best_chunk_at_either_end_has_one_neighbour() -> None:
     first = plan_recall([9.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.0], [], 7, window_chunks=1, recall_chunks=5)
     last = plan_recall([4.0, 3.0, 2.0, 1.0, 0.0, 9.0, 0.0], [], 7, window_chunks=1, recall_chunks=5)
