@@ -6,20 +6,23 @@ Each opponent is fed chunk by chunk and gives the context for a question; ours i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bench.asked import Asked
-from config import AnswerConfig, Config
+from bench.report import LAST_FRAMES, OURS, SHORT_CLIP, WINDOW
+from config import AnswerConfig
 from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM, VisualGroup
 from models.demo.scenes import CHUNK_SECONDS
 from models.demo.streams import Stream
+from streaming.engine import Engine
 from streaming.events import Answer
 from streaming.frames import Frame
 from streaming.session import Session
@@ -39,6 +42,15 @@ class Said:
     ranked: Ranked = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a question is answered from. spared_seconds: what making it took, where an earlier question had it made."""
+
+    chunks: Sequence[KVChunk]
+    ranked: Ranked = ()
+    spared_seconds: float = 0.0
+
+
 class Arm(Protocol):
     name: str
 
@@ -54,7 +66,7 @@ class Arm(Protocol):
 class Ours:
     """`Session.ask`."""
 
-    name = "ours"
+    name = OURS
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -68,6 +80,37 @@ class Ours:
         return Said(answer.text, answer.stats.context_tokens, answer.stats.first_token_seconds, ranked)
 
 
+class OursOtherwise:
+    """Ours with other memory settings, over the same folder: what was watched once is asked once more.
+
+    Its session is opened when the stream has ended, so questions before that get no answer.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, settings: Mapping[str, Any], end_seconds: float) -> None:
+        words = ", ".join(f"{name} {value}" for name, value in settings.items())
+        self.name = f"{OURS}, {words}"
+        config = engine.config.overridden({"memory": settings})
+        self._engine, self._folder, self._end_seconds = (
+            Engine(engine.model, engine.profile, config),
+            folder,
+            end_seconds,
+        )
+        self._session: Session | None = None
+
+    def see(self, frames: Sequence[Frame], session: Session) -> None:
+        pass
+
+    def say(self, asked: Asked) -> Said | None:
+        if asked.at_seconds < self._end_seconds:
+            return None
+        self._session = self._session or self._engine.open(self._folder, read_only=True)
+        return Ours(self._session).say(asked)
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+
 @dataclass(eq=False)
 class Contexts:
     """Answers from contexts that the arms below build; `context` gives None where it cannot."""
@@ -75,11 +118,13 @@ class Contexts:
     model: VideoLLM
     options: AnswerConfig
     name: str = ""
+    _key: object = None
+    _made: Context = field(default_factory=lambda: Context(()))
 
     def see(self, frames: Sequence[Frame], session: Session) -> None:
         pass
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked] | None:
+    def context(self, asked: Asked) -> Context | None:
         raise NotImplementedError
 
     def say(self, asked: Asked) -> Said | None:
@@ -87,41 +132,52 @@ class Contexts:
         made = self.context(asked)
         if made is None:
             return None
-        chunks, ranked = made
-        context = [self.model.prefix(), *chunks]
+        context = [self.model.prefix(), *made.chunks]
         pieces = self.model.answer(in_seconds(asked.question.text), context, (), self.options)
         text = next(pieces, "")
-        first = time.perf_counter() - started
-        return Said("".join([text, *pieces]), sum(c.num_tokens for c in context), first, ranked)
+        first = made.spared_seconds + time.perf_counter() - started
+        return Said("".join([text, *pieces]), sum(c.num_tokens for c in context), first, made.ranked)
+
+    def _once(self, key: object, make: Callable[[], Sequence[KVChunk]]) -> Context:
+        """What `make` gives, kept until another key comes: one context serves all questions at one moment."""
+        if key == self._key:
+            return self._made
+        started = time.perf_counter()
+        chunks = make()
+        self._key, self._made = key, Context(chunks, spared_seconds=time.perf_counter() - started)
+        return Context(chunks)
 
 
 @dataclass(eq=False)
 class LastFrames(Contexts):
     """The last few frames, prefilled anew."""
 
-    name: str = f"last {RECENT_FRAMES} frames"
+    name: str = LAST_FRAMES
     _newest: list[Frame] = field(default_factory=list)
 
     def see(self, frames: Sequence[Frame], session: Session) -> None:
         self._newest = [*self._newest, *frames][-RECENT_FRAMES:]
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked]:
-        return [self.model.prefill(self.model.encode(self._newest), [self.model.prefix()], 0)], ()
+    def context(self, asked: Asked) -> Context:
+        return self._once(asked.at_seconds, self._prefilled)
+
+    def _prefilled(self) -> list[KVChunk]:
+        return [self.model.prefill(self.model.encode(self._newest), [self.model.prefix()], 0)]
 
 
 @dataclass(eq=False)
 class Window(Contexts):
     """The window of the session's memory and nothing else."""
 
-    name: str = "window"
+    name: str = WINDOW
     _session: Session | None = None
 
     def see(self, frames: Sequence[Frame], session: Session) -> None:
         self._session = session
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked]:
+    def context(self, asked: Asked) -> Context:
         assert self._session is not None
-        return self._session.memory.window(), ()
+        return Context(self._session.memory.window())
 
 
 @dataclass(eq=False)
@@ -143,29 +199,32 @@ class Uniform(Contexts):
             if frames[k].pts_seconds >= (len(self._groups) + 0.5) * step - 0.5 * CHUNK_SECONDS / self.chunk_groups:
                 self._groups += self.model.encode(frames[k : k + size])
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked] | None:
-        return (prefilled_whole(self.model, self._groups, self.chunk_groups), ()) if self._groups else None
+    def context(self, asked: Asked) -> Context | None:
+        if not self._groups:
+            return None
+        return self._once(len(self._groups), lambda: prefilled_whole(self.model, self._groups, self.chunk_groups))
 
 
 @dataclass(eq=False)
 class FullAttention(Contexts):
-    """Every chunk sees all before it, and the question sees everything, as long as that stays below `max_tokens`."""
+    """Every chunk sees all before it, and the question everything, where the whole stream has at most `max_tokens`."""
 
     name: str = "full attention"
     max_tokens: int = 0
+    duration_seconds: float = 0.0
     _chunks: list[KVChunk] = field(default_factory=list)
     _fits: bool = True
 
     def see(self, frames: Sequence[Frame], session: Session) -> None:
-        tokens = sum(chunk.num_tokens for chunk in self._chunks)
-        if not self._fits or tokens >= self.max_tokens:
-            self._chunks, self._fits = [], False
-            return
-        groups = self.model.encode(frames)
-        self._chunks.append(self.model.prefill(groups, [self.model.prefix(), *self._chunks], len(self._chunks)))
+        newest = session.memory.newest
+        if newest.index == 0:
+            self._fits = newest.num_tokens * self.duration_seconds / CHUNK_SECONDS <= self.max_tokens
+        if self._fits:
+            context = [self.model.prefix(), *self._chunks]
+            self._chunks.append(self.model.prefill(self.model.encode(frames), context, newest.index))
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked] | None:
-        return (self._chunks, ()) if self._fits else None
+    def context(self, asked: Asked) -> Context | None:
+        return Context(self._chunks) if self._fits else None
 
 
 @dataclass(eq=False)
@@ -186,15 +245,15 @@ class MeanKeys(Contexts):
         newest = session.memory.newest
         self._means.append(newest.keys[:, :, newest.visual.to(newest.keys.device)].float().mean(2).cpu())
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked]:
+    def context(self, asked: Asked) -> Context:
         assert self._session is not None
         memory = self._session.memory
         scores = self._scores(in_seconds(asked.question.text))
         ranked = scores.argsort(descending=True).tolist()
         window = set(memory.window_indices)
         recalled = [index for index in ranked if index not in window][: self.recall_chunks]
-        spans = [chunk_span(memory.spans(), index) for index in ranked[:4]]
-        return memory.get(sorted([*recalled, *window])), spans
+        spans = memory.spans()
+        return Context(memory.get(sorted([*recalled, *window])), [chunk_span(spans, index) for index in ranked[:4]])
 
     def _scores(self, question: str) -> Tensor:
         queries = self.model.all_question_queries(question).mean(2).cpu()  # [layers, heads, head_dim]
@@ -209,18 +268,20 @@ class MeanKeys(Contexts):
 class ShortClip(Contexts):
     """The ceiling, which no stream can have: a short clip around the true event, prefilled alone."""
 
-    name: str = "event on a short clip"
+    name: str = SHORT_CLIP
     stream: Stream | None = None
     side: int = 0
     fps: float = 0.0
     chunk_groups: int = 4
 
-    def context(self, asked: Asked) -> tuple[list[KVChunk], Ranked]:
+    def context(self, asked: Asked) -> Context:
+        return self._once(asked.clip_seconds, lambda: self._prefilled(*asked.clip_seconds))
+
+    def _prefilled(self, start: float, stop: float) -> list[KVChunk]:
         assert self.stream is not None
-        start, stop = asked.clip_seconds
         times = [k / self.fps for k in range(round(start * self.fps), round(stop * self.fps))]
         frames = [Frame(self.stream.at(t, self.side), t, k) for k, t in enumerate(times)]
-        return prefilled_whole(self.model, self.model.encode(frames), self.chunk_groups), ()
+        return prefilled_whole(self.model, self.model.encode(frames), self.chunk_groups)
 
 
 def prefilled_whole(model: VideoLLM, groups: Sequence[VisualGroup], chunk_groups: int) -> list[KVChunk]:
@@ -236,17 +297,16 @@ def chunk_span(spans: Sequence[tuple[float, float]], index: int) -> tuple[float,
     return spans[index][0], spans[index + 1][0] if index + 1 < len(spans) else spans[index][1]
 
 
-def make_arms(
-    session: Session, model: VideoLLM, stream: Stream, config: Config, side: int, full_tokens: int
-) -> list[Arm]:
+def make_arms(engine: Engine, session: Session, stream: Stream, side: int, full_tokens: int) -> list[Arm]:
+    model, config, seconds = engine.model, engine.config, stream.duration_seconds
     options = config.answer
-    chunk_groups = config.memory.chunk_frames // model.frames_per_group
+    groups = config.memory.chunk_frames // model.frames_per_group
     return [
         LastFrames(model, options),
         Window(model, options),
-        Uniform(model, options, chunk_groups=chunk_groups, duration_seconds=stream.duration_seconds),
-        FullAttention(model, options, max_tokens=full_tokens),
+        Uniform(model, options, chunk_groups=groups, duration_seconds=seconds),
+        FullAttention(model, options, max_tokens=full_tokens, duration_seconds=seconds),
         MeanKeys(model, options, recall_chunks=config.memory.recall_chunks),
         Ours(session),
-        ShortClip(model, options, stream=stream, side=side, fps=config.read.fps, chunk_groups=chunk_groups),
+        ShortClip(model, options, stream=stream, side=side, fps=config.read.fps, chunk_groups=groups),
     ]

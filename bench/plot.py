@@ -1,4 +1,4 @@
-"""A line chart as SVG text, x on a logarithmic scale. Knows nothing of what is drawn."""
+"""A line chart as SVG text, x (and y, if wanted) on a logarithmic scale. Knows nothing of what is drawn."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ class Line:
     points: tuple[tuple[float, float], ...]
 
 
-def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], top: float | None = None) -> str:
-    """`top`: the highest y shown; by default a little above all points. Lowest is 0."""
+def line_chart(
+    title: str, x_name: str, y_name: str, lines: Sequence[Line], top: float | None = None, log_y: bool = False
+) -> str:
+    """`top`: the highest y shown; by default a little above all points. Lowest is 0.
+
+    log_y: y is logarithmic as well, in powers of ten that hold all points; every y must be positive.
+    """
     xs = sorted({x for line in lines for x, _ in line.points}) or [1.0]
-    highest = top or 1.1 * max((y for line in lines for _, y in line.points), default=1.0) or 1.0
-    low, high = math.log(xs[0]), math.log(xs[-1])
+    ys = [y for line in lines for _, y in line.points] or [1.0]
+    ticks = _powers(min(ys), max(ys)) if log_y else [(top or 1.1 * max(ys) or 1.0) * k / 4 for k in range(5)]
 
     def place(x: float, y: float) -> tuple[float, float]:
-        share = (math.log(x) - low) / (high - low) if high > low else 0.5
-        return LEFT + share * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / highest * (HEIGHT - TOP - BOTTOM)
+        across = _share(x, xs[0], xs[-1], True)
+        up = _share(y, ticks[0], ticks[-1], log_y)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<text x="{LEFT}" y="22" font-weight="bold">{escape(title)}</text>']
-    for k in range(5):
-        value = highest * k / 4
+    for value in ticks:
         _, y = place(xs[0], value)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:,.10g}</text>')
     for x in xs:
-        across, _ = place(x, 0)
+        across, _ = place(x, ticks[0])
         parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:.2g}</text>')
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>'
@@ -50,6 +55,18 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[Line], top:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n{inside}\n</svg>\n'
     )
+
+
+def _share(value: float, low: float, high: float, is_log: bool) -> float:
+    """How far a value lies from `low` to `high`; the middle where these are one."""
+    if is_log:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _powers(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    return [10.0**k for k in range(first, max(last, first + 1) + 1)]
 
 
 def _drawn(line: Line, colour: str, name_y: float, place: Callable[[float, float], tuple[float, float]]) -> list[str]:

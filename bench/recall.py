@@ -2,7 +2,9 @@
 
     python -m bench.recall --minutes 1,10,60,360
 
-All ways see the same frames through the same model in one run. Frames are painted as they are needed and forgotten.
+All ways see the same frames through the same model in one run. Frames are painted as they are needed and forgotten;
+what is remembered goes through all three tiers, down to a folder that is deleted afterwards. Other memory settings can
+be asked in the same run: `--also recall_chunks=4 --also sparse_chunks=8,sparse=salient`.
 Writes JSON, Markdown and plots into `bench/results/`.
 """
 
@@ -10,55 +12,82 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bench.arms import Arm, Said, make_arms
+from bench.arms import Arm, OursOtherwise, Said, make_arms
 from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
-from bench.report import Result, summarise, write
+from bench.report import Result, judged, summarise, write
+from bench.targets import targets
+from models.demo.streams import Stream
 from streaming.engine import Engine, load_engine
 from streaming.events import Notice, Stats
-from streaming.session import in_parts
+from streaming.session import Session, in_parts
 
 RESULTS = Path(__file__).parent / "results"
+MIB = 1 << 20
 
 
-def run_stream(
-    engine: Engine, seed: int, minutes: float, questions: int, side: int, full_tokens: int, bar: Progress
-) -> list[Result]:
-    """One stream watched once, all questions asked of all arms when the stream stands where they are asked."""
-    stream = long_stream(seed, 60 * minutes)
-    waiting = Asker(stream, seed).all(questions)
-    session = engine.open()
-    arms = make_arms(session, engine.model, stream, engine.config, side, full_tokens)
-    task = bar.add_task(f"{minutes:g} min, seed {seed}", total=round(stream.duration_seconds))
-    results: list[Result] = []
-    fps, size = engine.config.read.fps, engine.config.memory.chunk_frames
-    for part in in_parts(stream.frames(side, fps), size):
-        for event in session.watch(part):
-            if isinstance(event, Notice):
-                raise RuntimeError(event.text)
-        for arm in arms:
-            arm.see(part, session)
-        seen_seconds = part[-1].pts_seconds + 1 / fps
-        while waiting and waiting[0].at_seconds <= seen_seconds:
-            results += ask_all(arms, waiting.pop(0), minutes, seed, session.stats)
-        bar.update(task, completed=round(seen_seconds))
-    session.close()
-    return results
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What is the same for all streams of a run; `also` are other memory settings that ours is asked with."""
+
+    engine: Engine
+    questions: int
+    side: int
+    full_tokens: int
+    also: Sequence[dict[str, Any]] = ()
+
+    def run(self, seed: int, minutes: float, bar: Progress) -> list[Result]:
+        """One stream watched once, all questions asked of all arms when the stream stands where they are asked."""
+        stream = long_stream(seed, 60 * minutes)
+        with TemporaryDirectory(prefix="longlook-bench-") as name:
+            session = self.engine.open(Path(name) / "session")
+            arms = make_arms(self.engine, session, stream, self.side, self.full_tokens)
+            end_seconds, folder = stream.duration_seconds, Path(name) / "session"
+            others = [OursOtherwise(self.engine, folder, settings, end_seconds) for settings in self.also]
+            try:
+                return self._questioned(stream, session, [*arms, *others], seed, minutes, bar)
+            finally:
+                for other in others:
+                    other.close()
+                session.close()
+
+    def _questioned(
+        self, stream: Stream, session: Session, arms: Sequence[Arm], seed: int, minutes: float, bar: Progress
+    ) -> list[Result]:
+        waiting = Asker(stream, seed).all(self.questions)
+        fps, size = self.engine.config.read.fps, self.engine.config.memory.chunk_frames
+        num_steps = -(-round(stream.duration_seconds * fps) // size) + len(waiting)
+        task = bar.add_task(f"{minutes:g} min, seed {seed}", total=num_steps)
+        results: list[Result] = []
+        for part in in_parts(stream.frames(self.side, fps), size):
+            for event in session.watch(part):
+                if isinstance(event, Notice):
+                    raise RuntimeError(event.text)
+            for arm in arms:
+                arm.see(part, session)
+            bar.advance(task)
+            seen_seconds = part[-1].pts_seconds + 1 / fps
+            while waiting and waiting[0].at_seconds <= seen_seconds:
+                results += ask_all(arms, waiting.pop(0), minutes, seed, session.stats)
+                bar.advance(task)
+        return results
 
 
 def ask_all(arms: Sequence[Arm], asked: Asked, minutes: float, seed: int, stats: Stats) -> list[Result]:
     said = [(arm.name, arm.say(asked)) for arm in arms]
-    return [judged(name, asked, s, minutes, seed, stats) for name, s in said if s is not None]
+    return [result(name, asked, s, minutes, seed, stats) for name, s in said if s is not None]
 
 
-def judged(arm: str, asked: Asked, said: Said, minutes: float, seed: int, stats: Stats) -> Result:
+def result(arm: str, asked: Asked, said: Said, minutes: float, seed: int, stats: Stats) -> Result:
     return Result(
         minutes=minutes,
         seed=seed,
@@ -76,6 +105,7 @@ def judged(arm: str, asked: Asked, said: Said, minutes: float, seed: int, stats:
         first_token_seconds=said.first_token_seconds,
         device_bytes=stats.device_bytes,
         host_bytes=stats.host_bytes,
+        disk_bytes=stats.disk_bytes,
     )
 
 
@@ -99,27 +129,42 @@ def rank_of_truth(asked: Asked, said: Said) -> int | None:
 def main(
     minutes: Annotated[str, typer.Option(help="Lengths of the streams, with commas between.")] = "1,10,60,360",
     seed: Annotated[str, typer.Option(help="Seeds of the streams; each length is run with each.")] = "0",
-    questions: Annotated[int, typer.Option(help="Questions of each kind and stream.", min=1)] = 24,
+    questions: Annotated[int, typer.Option(help="Questions of each kind and stream.", min=1)] = 48,
     model: Annotated[str, typer.Option(help="demo, a folder or a hub id.")] = "demo",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     side: Annotated[int, typer.Option(help="Pixels of a painted frame.")] = 128,
     full_tokens: Annotated[int, typer.Option(help="Full attention is tried up to so many tokens.")] = 16_000,
+    host_mib: Annotated[int, typer.Option(help="Budget of the host tier; what is older is on disk.")] = 256,
     memory: Annotated[str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")] = "",
+    also: Annotated[
+        list[str] | None, typer.Option(help="Other memory settings, asked as well; may be repeated.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "recall",
 ) -> None:
     """Ask streams of several lengths about their past and present, by several ways of remembering."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_grad_enabled(False)
-    settings: dict[str, dict[str, Any]] = {"answer": {"dialogue_turns": 0}, "memory": knobs(memory)}
-    engine = load_engine(model, device, settings=settings)
+    settings = {"answer": {"dialogue_turns": 0}, "memory": {"host_bytes": host_mib * MIB, **knobs(memory)}}
+    bench = Bench(
+        load_engine(model, device, settings=settings),
+        questions,
+        side,
+        full_tokens,
+        [knobs(text) for text in also or ()],
+    )
     results: list[Result] = []
-    with Progress() as bar:
+    with progress() as bar:
         for length in sorted(map(float, minutes.split(","))):
             for number in map(int, seed.split(",")):
-                results += run_stream(engine, number, length, questions, side, full_tokens, bar)
-                write(out, results, about(engine, side, questions))
-    for line in summarise(results):
+                results += bench.run(number, length, bar)
+                write(out, results, targets(results), about(bench))
+    for line in [*judged(targets(results)), "", *summarise(results)]:
         print(line)
+
+
+def progress() -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns)
 
 
 def knobs(text: str) -> dict[str, Any]:
@@ -128,17 +173,17 @@ def knobs(text: str) -> dict[str, Any]:
     return {name: value if value.isalpha() else float(value) if "." in value else int(value) for name, value in pairs}
 
 
-def about(engine: Engine, side: int, questions: int) -> dict[str, Any]:
+def about(bench: Bench) -> dict[str, Any]:
     """What was measured, beside the machine."""
-    profile = engine.profile
+    engine, profile = bench.engine, bench.engine.profile
     return {
         **describe(),
         "model": engine.model.model_id,
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "retrieval heads": len(profile.heads) if profile else 0,
         "memory": vars(engine.config.memory).copy(),
-        "frame side": side,
-        "questions per kind": questions,
+        "frame side": bench.side,
+        "questions per kind": bench.questions,
     }
 
 

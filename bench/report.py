@@ -13,6 +13,17 @@ from typing import Any
 from bench.plot import Line, line_chart
 
 MIB = 1 << 20
+OURS, WINDOW, LAST_FRAMES, SHORT_CLIP = "ours", "window", "last 4 frames", "event on a short clip"  # ways to answer
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something ours must reach; `is_met` is None where the run had nothing to judge it by."""
+
+    what: str
+    wanted: str
+    measured: str
+    is_met: bool | None
 
 
 @dataclass(frozen=True)
@@ -35,24 +46,44 @@ class Result:
     first_token_seconds: float
     device_bytes: int
     host_bytes: int
+    disk_bytes: int
 
 
-def write(out: Path, results: Sequence[Result], about: dict[str, Any]) -> None:
+def write(out: Path, results: Sequence[Result], targets: Sequence[Target], about: dict[str, Any]) -> None:
     """`out`.json, .md, and -accuracy.svg, -bytes.svg beside them."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "results": [asdict(result) for result in results]}
+    data = {"about": about, "targets": [asdict(t) for t in targets], "results": [asdict(r) for r in results]}
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     told = [f"- {name}: {value}" for name, value in about.items()]
     plots = [f"![{what}]({out.name}-{what}.svg)" for what in ("accuracy", "bytes")]
-    text = ["# Right answers at length", "", *told, "", *summarise(results), "", *by_family(results), "", *plots, ""]
+    parts = [told, judged(targets), summarise(results), by_family(results), plots]
+    text = ["# Right answers at length", "", *(line for part in parts for line in [*part, ""])]
     out.with_suffix(".md").write_text("\n".join(text))
     plot(out, results)
+
+
+def judged(targets: Sequence[Target]) -> list[str]:
+    """A Markdown table: a row for each target of ours."""
+    words = {True: "yes", False: "no", None: "not measured"}
+    rows = [[t.what, t.wanted, t.measured, words[t.is_met]] for t in targets]
+    return table([f"{OURS}, longest stream", "target", "measured", "met"], rows)
 
 
 def summarise(results: Sequence[Result]) -> list[str]:
     """A Markdown table: a row for each length and way."""
     kinds = list(dict.fromkeys(r.kind for r in results))
-    head = ["minutes", "way", *kinds, "hit@1", "hit@4", "tokens", "first token ms", "device MiB", "host MiB"]
+    head = [
+        "minutes",
+        "way",
+        *kinds,
+        "hit@1",
+        "hit@4",
+        "tokens",
+        "first token ms",
+        "device MiB",
+        "host MiB",
+        "disk MiB",
+    ]
     rows = [
         [
             f"{minutes:g}",
@@ -64,6 +95,7 @@ def summarise(results: Sequence[Result]) -> list[str]:
             f"{1000 * median(r.first_token_seconds for r in group):.0f}",
             f"{max(r.device_bytes for r in group) / MIB:.2f}",
             f"{max(r.host_bytes for r in group) / MIB:.1f}",
+            f"{max(r.disk_bytes for r in group) / MIB:.1f}",
         ]
         for (minutes, arm), group in grouped(results).items()
     ]
@@ -103,12 +135,13 @@ def plot(out: Path, results: Sequence[Result]) -> None:
         past = [r.right for r in group if r.kind == "past"]
         if past:
             accuracy[arm].append((minutes / 60, mean(past)))
-        if arm == "ours":
+        if arm == OURS:
             used["device"].append((minutes / 60, max(r.device_bytes for r in group) / MIB))
             used["host"].append((minutes / 60, max(r.host_bytes for r in group) / MIB))
+            used["disk"].append((minutes / 60, max(r.disk_bytes for r in group) / MIB))
     charts = {
         "accuracy": line_chart("Questions about the past answered right", "hours", "", lines(accuracy), top=1.0),
-        "bytes": line_chart("Memory of one stream", "hours", "MiB", lines(used)),
+        "bytes": line_chart("Memory of one stream", "hours", "MiB", lines(used), log_y=True),
     }
     for name, svg in charts.items():
         out.with_name(f"{out.name}-{name}.svg").write_text(svg)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.progress import Progress
 
 from bench.arms import Said
 from bench.asked import PRESENT_GROUPS, Asked, Asker, long_stream
 from bench.plot import Line, line_chart
-from bench.recall import knobs, rank_of_truth
+from bench.recall import Bench, knobs, rank_of_truth
+from bench.report import LAST_FRAMES, OURS, SHORT_CLIP, WINDOW
+from config import AnswerConfig, Config
+from models.calibration import Profile, RetrievalHead
 from models.demo.questions import Question
 from models.demo.streams import Stream
+from models.loading import load
+from streaming.engine import Engine
+from tests.tiny import save_tiny
 
 SECONDS = 3600.0
 
@@ -76,9 +84,38 @@ def test_memory_settings_are_read_from_one_line() -> None:
     assert knobs("") == {}
 
 
+def test_a_logarithmic_chart_spans_powers_of_ten() -> None:
+    root = ElementTree.fromstring(line_chart("bytes", "x", "y", [Line("a", ((0.1, 0.9), (6.0, 2500.0)))], log_y=True))
+    texts = [element.text for element in root.iter() if element.text]
+    assert {"0.1", "1", "10", "100", "1,000", "10,000"} <= set(texts)
+
+
 def test_a_chart_is_well_formed_whatever_the_names() -> None:
     lines = [Line("a < b & c", ((0.1, 0.5), (6.0, 1.0))), Line("one point", ((1.0, 0.2),))]
     root = ElementTree.fromstring(line_chart("<title>", "hours", "MiB", lines))
     texts = [element.text for element in root.iter() if element.text]
     assert "a < b & c" in texts and "<title>" in texts
     assert ElementTree.fromstring(line_chart("empty", "x", "y", [])) is not None
+
+
+def test_a_run_asks_every_way_and_other_settings_of_the_same_memory(tmp_path: Path) -> None:
+    model = load(save_tiny(tmp_path))
+    head = RetrievalHead(layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0)
+    profile = Profile(model.model_id, "float32", model.num_heads // model.num_kv_heads, (head,), 1, 1.0, 1.0)
+    settings = {"memory": {"chunk_frames": 8, "window_chunks": 1, "recall_chunks": 2, "host_bytes": 1 << 16}}
+    config = Config(answer=AnswerConfig(max_new_tokens=3, dialogue_turns=0)).overridden(settings)
+    also = [{"recall_chunks": 2}, {"recall_chunks": 1}]
+    bench = Bench(Engine(model, profile, config), questions=2, side=32, full_tokens=16_000, also=also)
+    results = bench.run(seed=0, minutes=0.5, bar=Progress(disable=True))
+    by_arm = {arm: [r for r in results if r.arm == arm] for arm in dict.fromkeys(r.arm for r in results)}
+    ours, same, fewer = (by_arm.pop(name) for name in (OURS, "ours, recall_chunks 2", "ours, recall_chunks 1"))
+    assert set(by_arm) == {
+        LAST_FRAMES, WINDOW, SHORT_CLIP, "64 uniform frames", "full attention", "mean keys, all heads",
+    }  # fmt: skip
+    assert all(len(asked) == len(ours) for asked in by_arm.values())
+    at_end = [r for r in ours if r.kind != "present"]
+    told = [(r.question, r.said, r.rank, r.context_tokens) for r in at_end]
+    assert told == [(r.question, r.said, r.rank, r.context_tokens) for r in same]
+    assert told != [(r.question, r.said, r.rank, r.context_tokens) for r in fewer]
+    assert all(0 < r.device_bytes < r.host_bytes + r.disk_bytes for r in ours)
+    assert all(r.disk_bytes > (1 << 16) for r in at_end), "old chunks are on the disk only"
