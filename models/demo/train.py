@@ -33,11 +33,11 @@ from models.demo.tokenizer import build_tokenizer, special_ids
 log = logging.getLogger("longlook.train")
 
 GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
-CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=24)
-SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=12, far=0.8, questions=14)
-LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=6, far=0.6, questions=20)
-RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, batch=6, questions=20, recalled=True)
-RECALLED_FEW = Stage("recalled few", groups=(4, 4), chunks=(2, 4), hidden=0.2, batch=12, questions=14, recalled=True)
+CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=16)
+SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=8, far=0.8, questions=14)
+LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=4, far=0.6, questions=20)
+RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, batch=4, questions=20, recalled=True)
+RECALLED_FEW = Stage("recalled few", groups=(4, 4), chunks=(2, 4), hidden=0.2, batch=8, questions=14, recalled=True)
 # (share of the steps, stages with their weights): see first, then bind, then at length and as recall puts it together.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 CURRICULUM: Curriculum = (
@@ -177,7 +177,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = Path("models/demo/weights"),
     chunks: Annotated[int, typer.Option(help="Chunks of four seconds in the bank.")] = 20_000,
     see_steps: Annotated[int, typer.Option(help="Steps of the seeing stage.")] = 1400,
-    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 3200,
+    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 3300,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
 ) -> None:
     """Train the demo model from nothing, or go on where it stopped."""
