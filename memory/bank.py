@@ -32,8 +32,8 @@ HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer
 BLOCK_STEP_BYTES = 512  # what a GPU's allocator rounds to as well
 
 
-class MemoryFullError(RuntimeError):
-    """The host tier has no room for another chunk; what is remembered stays and can be asked about."""
+class MemoryFullError(ValueError):
+    """Host or device has no room for more; what is remembered stays and can be asked about."""
 
 
 @dataclass(frozen=True)

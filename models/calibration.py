@@ -33,6 +33,7 @@ LEAST_HIT1 = 0.3  # a head that finds less than this does not retrieve
 FRAME_SIDE = 224  # pixels of a needle's frames; the model's preprocessing resizes them as it does with any video
 SHIPPED = Path(__file__).parent / "demo" / "weights"
 QUESTIONS = ("When does the {name} appear?", "Which way does the {name} move?", "Was there a {name}?")
+PAIR_QUESTION = "Which came first, the {name} or the {other}?"  # both must come back
 Progress = Callable[[int, int], None]
 
 
@@ -40,8 +41,8 @@ Progress = Callable[[int, int], None]
 class RetrievalHead:
     """A head that retrieves: asked with the newest `last_tokens` tokens of a question (0: all).
 
-    `mean` and `std` are of its MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4` how often the
-    right chunk came first, or among the first four, on fresh needles.
+    `mean` and `std` are of its MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4` how often a right
+    chunk came first, or all right ones among the first four, on fresh needles.
     """
 
     layer: int
@@ -118,14 +119,18 @@ def _newest(queries: Tensor, last_tokens: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Needles:
-    """A stream of one-thing chunks and questions about them: (text, index of the right chunk)."""
+    """A stream of one-thing chunks and questions about one or two of them: (text, indices of the right chunks)."""
 
     scenes: tuple[Scene, ...]
-    questions: tuple[tuple[str, int], ...]
+    questions: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def truth(self) -> list[tuple[int, ...]]:
+        return [right for _, right in self.questions]
 
 
 def make_needles(seed: int, count: int, chunk_seconds: float) -> Needles:
-    """`count` chunks (at most 64) with a different shape and colour each, and questions that name one of them."""
+    """`count` chunks (at most 64), each showing a thing of its own, and questions that name one or two of them."""
     rng = np.random.default_rng([seed, 11])
     names = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     picked = [names[int(i)] for i in rng.permutation(len(names))[:count]]
@@ -137,8 +142,11 @@ def make_needles(seed: int, count: int, chunk_seconds: float) -> Needles:
         scenes.append(
             Scene(chunk_seconds, _plain_background(rng), (WorldEvent(start, min(stop, start + 4.0), things),))
         )
-    asked = [(q.format(name=f"{c} {s}"), k) for k, (s, c) in enumerate(picked) for q in QUESTIONS]
-    return Needles(tuple(scenes), tuple(asked))
+    called = [f"{colour} {shape}" for shape, colour in picked]
+    asked = [(question.format(name=name), (k,)) for k, name in enumerate(called) for question in QUESTIONS]
+    others = [(k + int(rng.integers(1, count))) % count for k in range(count)]
+    pairs = [(PAIR_QUESTION.format(name=called[k], other=called[m]), (k, m)) for k, m in enumerate(others)]
+    return Needles(tuple(scenes), (*asked, *pairs))
 
 
 def _plain_background(rng: np.random.Generator) -> int:
@@ -180,10 +188,18 @@ def score_needles(
     return {last: torch.stack(columns, dim=-1) for last, columns in scores.items()}
 
 
-def hits(scores: Tensor, truth: Sequence[int], best: int) -> Tensor:
-    """How often the true chunk is surely among the `best`: [questions, ..., chunks] -> [...]; a tie is no hit."""
-    right = torch.stack([row[..., k] for row, k in zip(scores, truth, strict=True)])
-    return ((scores >= right[..., None]).sum(-1) <= best).float().mean(0)  # itself is one of them
+def hits(scores: Tensor, truth: Truth, best: int) -> Tensor:
+    """How often the right chunks are surely among the `best`, as many of them as there is room for:
+    [questions, ..., chunks] -> [...]; a tie is no hit."""
+    found = [
+        (ranks(row, right) <= best).sum(-1) >= min(best, len(right)) for row, right in zip(scores, truth, strict=True)
+    ]
+    return torch.stack(found).float().mean(0)
+
+
+def ranks(row: Tensor, chosen: Sequence[int]) -> Tensor:
+    """The rank of each chosen chunk, from 1, behind all that score as much: [..., chunks] -> [..., chosen]."""
+    return (row[..., None, :] >= row[..., list(chosen)][..., None]).sum(-1)
 
 
 def calibrate(
@@ -201,11 +217,11 @@ def calibrate(
     seconds = memory.chunk_frames / fps
     known, fresh = (make_needles(seed + k, count, seconds) for k in (0, 1))
     scores = score_needles(model, known, memory, fps, lambda k, n: progress(k, 2 * n))
-    chosen = choose_heads(scores, [k for _, k in known.questions])
+    chosen = choose_heads(scores, known.truth)
     if not chosen:
         return None
     check = score_needles(model, fresh, memory, fps, lambda k, n: progress(n + k, 2 * n))
-    return _measured(model, chosen, scores, check, [k for _, k in fresh.questions])
+    return _measured(model, chosen, scores, check, fresh.truth)
 
 
 def profile_path(model: VideoLLM) -> Path:
@@ -234,9 +250,10 @@ def _dtype_name(model: VideoLLM) -> str:
 
 
 Candidate = tuple[int, int, int]  # newest tokens, layer, head
+Truth = Sequence[tuple[int, ...]]  # the right chunks of each question
 
 
-def choose_heads(scores: dict[int, Tensor], truth: Sequence[int]) -> list[Candidate]:
+def choose_heads(scores: dict[int, Tensor], truth: Truth) -> list[Candidate]:
     """Greedy: the head that hits best, then each next one as long as it makes the sum of all better."""
     alone = {
         (last, layer, head): float(found[layer, head]) + _margin(table, truth, layer, head)
@@ -260,10 +277,10 @@ def choose_heads(scores: dict[int, Tensor], truth: Sequence[int]) -> list[Candid
     return chosen
 
 
-def _margin(table: Tensor, truth: Sequence[int], layer: int, head: int) -> float:
-    """A tie-breaker well below one hit: how far the true chunk stands above the mean, in spreads."""
+def _margin(table: Tensor, truth: Truth, layer: int, head: int) -> float:
+    """A tie-breaker well below one hit: how far the right chunks stand above the mean, in spreads."""
     rows = table[:, layer, head]
-    right = torch.stack([row[k] for row, k in zip(rows, truth, strict=True)])
+    right = torch.stack([row[list(k)].mean() for row, k in zip(rows, truth, strict=True)])
     return 1e-4 * float(((right - rows.mean(-1)) / rows.std(-1).clamp(min=1e-6)).mean())
 
 
@@ -278,7 +295,7 @@ def _norms(scores: dict[int, Tensor], chosen: Sequence[Candidate]) -> list[HeadN
     return head_norms(tables, [1.0] * len(chosen))
 
 
-def _quality(scores: dict[int, Tensor], chosen: Sequence[Candidate], truth: Sequence[int]) -> float:
+def _quality(scores: dict[int, Tensor], chosen: Sequence[Candidate], truth: Truth) -> float:
     summed = _together(scores, chosen, _norms(scores, chosen))
     return (
         float(hits(summed, truth, 1))
@@ -292,7 +309,7 @@ def _measured(
     chosen: Sequence[Candidate],
     scores: dict[int, Tensor],
     check: dict[int, Tensor],
-    truth: Sequence[int],
+    truth: Truth,
 ) -> Profile:
     norms = _norms(scores, chosen)
     summed = _together(check, chosen, norms)

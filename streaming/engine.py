@@ -14,7 +14,10 @@ from pathlib import Path
 from threading import Condition
 from typing import Any
 
+import torch
+
 from config import Config
+from memory.bank import MemoryFullError
 from memory.records import Kind
 from memory.store import SessionStore
 from models.base import VideoLLM
@@ -42,10 +45,15 @@ class Turns:
 
     @contextmanager
     def take(self, urgent: bool) -> Iterator[None]:
-        """The device is ours while the block runs."""
+        """The device is ours while the block runs. Raises MemoryFullError where the block wants more than it has."""
         self._wait(urgent)
         try:
             yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryFullError(
+                "The device has no memory left; a smaller --chunk-frames or --recall-chunks, a smaller model or "
+                "--device cpu needs less."
+            ) from error
         finally:
             with self._changed:
                 self._busy = False

@@ -67,10 +67,10 @@ class PlantedModel:
 
     def all_question_queries(self, question: str) -> Tensor:
         queries = self._random(self.num_layers, self.num_heads, QUESTION_TOKENS)
-        if self._planted and (named := re.search(r"the (\w+ \w+)|a (\w+ \w+)", question)):
+        if self._planted and (named := re.findall(r"(?:the|a) (\w+ \w+)", question)):
             asking = queries[self._planted.layer, self._planted.head]
             asking[:-1] *= EARLIER_SCALE
-            asking[-1] = code_of(named[1] or named[2])
+            asking[-1] = torch.stack([code_of(name) for name in named]).sum(0)
         return queries
 
     def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:

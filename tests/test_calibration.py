@@ -36,8 +36,9 @@ def test_the_planted_head_is_found_with_its_newest_token_and_hits_every_fresh_ne
     profile = calibrate(planted, MEMORY, FPS, COUNT, progress=lambda done, total: steps.append((done, total)))
     assert profile is not None
     assert [(head.layer, head.head, head.last_tokens) for head in profile.heads] == [(1, 2, 1)]
-    assert (profile.hit1, profile.hit4, profile.heads[0].hit1) == (1.0, 1.0, 1.0)
-    assert (profile.num_needles, profile.group_size) == (3 * COUNT, 2)
+    assert (profile.hit4, profile.heads[0].hit4) == (1.0, 1.0)
+    assert profile.hit1 > 0.9, "of two things asked for at once, a third may look best"
+    assert (profile.num_needles, profile.group_size) == (4 * COUNT, 2)
     assert profile.fits(planted)
     assert steps == [(k + 1, 2 * COUNT) for k in range(2 * COUNT)]
 
@@ -57,7 +58,8 @@ def test_needles_differ_from_each_other_and_questions_name_the_one_they_are_abou
     needles = make_needles(3, 16, 4.0)
     names = [scene.events[0].things[0].name for scene in needles.scenes]
     assert len(set(names)) == 16
-    assert [names[k] in text for text, k in needles.questions] == [True] * 48
+    assert [all(names[k] in text for k in right) for text, right in needles.questions] == [True] * 64
+    assert sum(len(set(right)) == 2 for right in needles.truth) == 16
     again, other = make_needles(3, 16, 4.0), make_needles(4, 16, 4.0)
     assert again.scenes == needles.scenes != other.scenes
 
@@ -69,9 +71,15 @@ def test_every_needle_is_on_screen_for_some_of_the_sampled_frames() -> None:
 
 def test_hits_count_how_often_the_right_chunk_is_among_the_best() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [1.0, 1.0, 0.0]])
-    assert float(hits(scores, [0, 2, 1], 1)) == pytest.approx(1 / 3), "a tie is no hit"
-    assert float(hits(scores, [0, 2, 1], 2)) == 1.0
-    assert float(hits(scores, [1, 1, 2], 2)) == 0.0
+    assert float(hits(scores, [(0,), (2,), (1,)], 1)) == pytest.approx(1 / 3), "a tie is no hit"
+    assert float(hits(scores, [(0,), (2,), (1,)], 2)) == 1.0
+    assert float(hits(scores, [(1,), (1,), (2,)], 2)) == 0.0
+
+
+def test_a_question_about_two_chunks_is_a_hit_when_both_come_back() -> None:
+    scores = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    assert [float(hits(scores, [(0, 2)], best)) for best in (1, 2)] == [1.0, 1.0], "with room for one, one is enough"
+    assert [float(hits(scores, [(0, 1)], best)) for best in (1, 2, 3)] == [1.0, 0.0, 1.0]
 
 
 def test_keys_are_those_of_visual_tokens_and_queries_line_up_with_them(planted: PlantedModel) -> None:

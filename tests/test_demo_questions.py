@@ -273,6 +273,12 @@ def test_neighbours_are_asked_only_where_they_are_near_and_alone() -> None:
     assert not texts(facts_of("red circle", "blue star+red ring"), "after")
 
 
+def test_neighbours_are_not_asked_across_a_moment_that_is_missing() -> None:
+    known = facts_of("red circle", "", "blue star", "green ring").moments
+    assert texts(Facts([known[0], *known[2:]]), "after") == {("blue star", "a green ring")}
+    assert texts(Facts(known), "after") == {("red circle", "a blue star"), ("blue star", "a green ring")}
+
+
 def test_moments_that_change_within_a_group_are_not_asked_about() -> None:
     one, other = (WorldEvent(0, 2, (thing(name),)) for name in ("red circle", "blue star"))
     facts = Facts([Moment(0.25, (one, other), False)])
@@ -356,6 +362,9 @@ def test_numbers_are_pairs_of_digits_that_know_their_place() -> None:
         assert TOKENIZER.convert_ids_to_tokens(ids(number)) == tokens
     stamp = TOKENIZER.convert_ids_to_tokens(ids("<45321.2 seconds>"))
     assert stamp == ["4:", "53·", "21", ".2", "seconds>"]
+    assert TOKENIZER.convert_ids_to_tokens(ids("<25.2 seconds>")) == ["0:", "0·", "25", ".2", "seconds>"]
+    assert TOKENIZER.convert_ids_to_tokens(ids("at 305 seconds a 7")) == ["at", "0:", "3·", "05", "seconds", "a", "7"]
+    assert all(TOKENIZER.decode(ids(f"at {n} seconds")) == f"at {n} seconds" for n in (0, 7, 25, 305, 40_005, 86_399))
     assert len({tuple(ids(f"<{n / 2:.1f} seconds>")) for n in range(20_000)}) == 20_000
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from torch import Tensor
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk
 from models.base import VisualGroup
+from models.demo import aids, bind, see, train
 from models.demo import bank as bank_file
-from models.demo import bind, see, train
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.bank import LABELS, Bank, scene_frames, scene_labels
 from models.demo.bind import CLIP, PREFIX_CHUNK, ClipMaker, Stage, StoredChunk, TokenRow
 from models.demo.questions import Question
-from models.demo.scenes import GROUPS_PER_CHUNK, group_times, moments, random_scene
+from models.demo.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, random_scene
 from models.demo.see import BatchedTower, patchify
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
-from models.demo.world import Scene
+from models.demo.world import Scene, Thing, WorldEvent
 from models.hf import lay_out
 from models.loading import load, recommended_settings
 from models.pixels import PixelSpec, fit_size, normalise
@@ -260,6 +260,48 @@ def test_training_sees_the_numbers_that_the_driver_answers_from(small: Small, ma
         assert gap(small.driver.first_logits(question.text, context), trained) < 1e-4
         assert gap(small.driver.first_logits(question.text, [*context[:2], *context[3:]]), trained) > 1e-3
         assert gap(small.driver.first_logits(question.text.replace("?", " red"), context), trained) > 1e-3
+
+
+# --- aids -------------------------------------------------------------------------------------------------------------
+
+STAR, RING = Thing("star", "red", 0.3, 0.5, 0.5), Thing("ring", "blue", 0.3, 0.5, 0.5)
+
+
+def test_what_a_word_of_an_answer_is_read_from() -> None:
+    star, ring = (WorldEvent(float(k), float(k + 1), (thing,)) for k, thing in enumerate((STAR, RING)))
+    row = TokenRow(moments=[Moment(0.2, (star,), True), Moment(1.2, (), True), Moment(2.2, (ring,), True)])
+
+    def groups(family: str, answer: str, told: int = 0, second: int | None = None) -> list[int]:
+        asked = Question(family, "?", answer, (star, ring), second)
+        return aids.source(row, asked, told).nonzero()[0].tolist()
+
+    assert groups("after", "a blue ring") == groups("first_of", "the blue ring") == [2]
+    assert groups("first_of", "the red star") == [0] and groups("count_with", "1") == [0, 2]
+    assert [groups("caption", "a red star then a blue ring", told) for told in (0, 1)] == [[0], [2]]
+    assert groups("what_at", "nothing", second=1) == [1]
+
+
+def test_a_read_is_the_attention_that_the_model_pays(maker: ClipMaker, bank: Bank) -> None:
+    model = train.new_model(TOKENIZER, 1)
+    model.set_attn_implementation("eager")
+    llm = model.model.language_model
+    listening = aids.Aids(llm)
+    weights: list[Tensor] = []
+    llm.layers[aids.READ_LAYER].self_attn.register_forward_hook(lambda module, given, out: weights.append(out[1]))
+    stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=2)
+    batch = next(bind.batches(maker, [(stage, 1.0)], seed=1))
+    with torch.no_grad():
+        padding = torch.zeros(batch.allowed.shape).masked_fill(~batch.allowed, float("-inf"))
+        bind.answer_logits(model, *features_of(model, bank), replace(batch, allowed=padding))
+        loss, _ = listening.losses(batch)
+    paid = []
+    for b, row in enumerate(batch.rows):
+        places = (batch.targets[b] != -100).nonzero()[:, 0].tolist()
+        wanted = torch.from_numpy(aids.read_targets(row, batch, b, places))
+        useful = wanted.any(dim=1)
+        paid += [-(weights[0][b, h, places] * wanted).sum(-1)[useful].log() for h in aids.READ_HEADS]
+    assert gap(loss["read"], torch.cat(paid).mean()) < 1e-4
+    assert gap(loss["read"], torch.cat(paid[:1]).mean()) > 1e-4
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from memory.bank import MemoryFullError
 from models.calibration import Profile, RetrievalHead, profile_path
 from models.loading import load
 from streaming.engine import Engine, Turns, load_engine, load_model
@@ -116,6 +118,14 @@ def test_an_error_in_a_turn_gives_the_device_back() -> None:
     with turns.take(True):
         pass
     assert not turns._busy
+
+
+def test_a_device_without_memory_is_told_in_a_sentence_and_given_back() -> None:
+    turns = Turns()
+    with pytest.raises(MemoryFullError, match="no memory left; a smaller --chunk-frames"), turns.take(True):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    with turns.take(True):
+        pass
 
 
 def test_a_chunk_holds_back_while_an_answer_may_go_on_and_no_longer() -> None:

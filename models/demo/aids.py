@@ -2,13 +2,15 @@
 
 *Say*: linear heads on an early layer must read each visual token's time stamp off it. *Tell*: a layer later, what was
 shown just before; and from the token that closes a group, its time and all that it shows. *Look*: in one later layer,
-two heads' raw q . raw k must point from an answer to the groups that hold it, so retrieval heads appear early and stay
-sharp. They speed up by far what the answers alone teach slowly.
+two heads' raw q . raw k must point from a name in the question, and from its answer, to the groups they are about, so
+retrieval heads appear early and stay sharp. *Read*: after that, the attention of two heads must rest on the groups that
+the next word of the answer is read from. They speed up by far what the answers alone teach slowly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,17 @@ from torch import Tensor, nn
 
 from models.demo.architecture import HIDDEN, TOKENS_PER_GROUP
 from models.demo.bind import Batch, TokenRow
-from models.demo.questions import NEXT_SECONDS, Question
+from models.demo.questions import NEXT_SECONDS, Facts, Question
 from models.demo.scenes import Moment
+from models.demo.tokenizer import vocabulary
 from models.demo.world import COLOURS, MOTIONS, SHAPES, WorldEvent
 
 TIME_LAYER = 1  # its output carries the time
 TELL_LAYER = 2  # its output carries what came before
 RETRIEVAL_LAYER = 3
 RETRIEVAL_HEADS = (0, 2)  # of different KV heads
+READ_LAYER = 4
+READ_HEADS = (0, 2)
 PLACES = (1, 100, 10_000)  # what the pairs of digits of a second are worth
 SUMMARY = (  # what a closing token is asked for: things, motions, how many
     *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
@@ -33,6 +38,7 @@ SUMMARY = (  # what a closing token is asked for: things, motions, how many
     *MOTIONS,
     *(str(n) for n in range(5)),
 )
+THEN = vocabulary().index("then")
 TOKENS_ASKED = 4  # visual tokens of each group that must say their time
 
 
@@ -46,19 +52,22 @@ class Aids(nn.Module):
         self.summary_heads = nn.Linear(HIDDEN, len(SUMMARY))
         self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
         self._heard: dict[str, Tensor] = {}
-        attention = text_model.layers[RETRIEVAL_LAYER].self_attn
+        attention, reading = (text_model.layers[layer].self_attn for layer in (RETRIEVAL_LAYER, READ_LAYER))
         self._group_size = attention.num_key_value_groups
         for name, module in (
             ("early", text_model.layers[TIME_LAYER]),
             ("late", text_model.layers[TELL_LAYER]),
             ("queries", attention.q_norm),
             ("keys", attention.k_norm),
+            ("read queries", reading.q_norm),
+            ("read keys", reading.k_norm),
+            ("rotation", text_model.rotary_emb),
         ):
             module.register_forward_hook(self._listener(name))
 
     def _listener(self, name: str) -> Any:
         def hear(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._heard[name] = output[0] if isinstance(output, tuple) else output
+            self._heard[name] = torch.stack(output) if name == "rotation" else output
 
         return hear
 
@@ -75,6 +84,7 @@ class Aids(nn.Module):
             "summary": self._summary(closing, batch),
             "before": self._before(late, truth.repeat_interleave(TOKENS_ASKED, 0)) + self._before(closing, truth),
             "look": looking,
+            "read": self._reading(batch),
         }, hit
 
     def _before(self, tokens: Tensor, truth: Tensor) -> Tensor:
@@ -95,10 +105,9 @@ class Aids(nn.Module):
 
     def _looking(self, batch: Batch) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
-        asked = batch.targets != -100
-        looks, wanted, seen = look_targets(batch)
+        places, wanted, seen = look_targets(batch)
         keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
-        queries = self._heard["queries"][asked][looks].float()  # [looks, heads, head_dim]
+        queries = self._heard["queries"][places[:, 0], places[:, 1]].float()  # [looks, heads, head_dim]
         scores = queries.new_zeros(wanted.shape)
         for head in RETRIEVAL_HEADS:
             match = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
@@ -111,31 +120,94 @@ class Aids(nn.Module):
         loss = -logs.masked_fill(~right, float("-inf")).logsumexp(dim=-1).mean()
         return loss, float(right.gather(1, logs.argmax(-1, keepdim=True)).float().mean())
 
+    def _reading(self, batch: Batch) -> Tensor:
+        """Minus the log of the attention that answer tokens give to the groups they are read from, mean over heads."""
+        cosines, sines = self._heard["rotation"].float()
+        queries, keys = (rotated(self._heard[name].float(), cosines, sines) for name in ("read queries", "read keys"))
+        losses = []
+        for b, row in enumerate(batch.rows):
+            places = (batch.targets[b] != -100).nonzero()[:, 0].tolist()
+            wanted = torch.from_numpy(read_targets(row, batch, b, places))
+            useful = wanted.any(dim=1)
+            hidden = ~batch.allowed[b, 0, places]
+            for head in READ_HEADS:
+                match = queries[b, places, head] @ keys[b, :, head // self._group_size].T / keys.shape[-1] ** 0.5
+                logs = match.masked_fill(hidden, float("-inf")).log_softmax(dim=-1)
+                losses.append(-logs.masked_fill(~wanted, float("-inf"))[useful].logsumexp(dim=-1))
+        return torch.cat(losses).mean()
+
+
+def rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """RoPE on [B, N, heads, head_dim] by angles [B, N, head_dim], halves turned against each other."""
+    first, second = vectors.chunk(2, dim=-1)
+    return vectors * cosines[:, :, None] + torch.cat([-second, first], dim=-1) * sines[:, :, None]
+
+
+def read_targets(row: TokenRow, batch: Batch, b: int, places: Sequence[int]) -> NDArray[np.bool_]:
+    """Which tokens of the row each answer token should be read from, bool [places, N]."""
+    shown = np.zeros((len(places), batch.ids.shape[1]), dtype=bool)
+    moment = np.array(row.moment)
+    told: Counter[int] = Counter()  # events a caption has told so far, by question
+    known: dict[tuple[int, int], NDArray[np.bool_]] = {}
+    for k, n in enumerate(places):
+        number = row.owner[n]
+        told[number] += row.targets[n] == THEN
+        at = (number, told[number])
+        if at not in known:
+            groups = row.moments_seen & source(row, batch.questions[b][number], told[number])
+            known[at] = np.isin(moment, groups.nonzero()[0])
+        shown[k, : len(moment)] = known[at]
+    return shown
+
 
 def look_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Looks that answer tokens should take: the number of the answer token, in row order, [looks]; which groups of the
-    batch it should fall on, and which its question sees, bool [looks, groups] each."""
+    """Looks to be taken: the row and place of the looking token, [looks, 2]; which groups of the batch it should fall
+    on, and which its question sees, bool [looks, groups] each."""
     borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
-    numbers, wanted, seen = [], [], []
-    for number, (b, n) in enumerate((batch.targets != -100).nonzero().tolist()):
-        row, mine = batch.rows[b], slice(borders[b], borders[b + 1])
-        for groups in answering(row, batch.questions[b][int(batch.owner[b, n])]):
-            numbers.append(number)
-            wanted.append(np.zeros(borders[-1], dtype=bool))
-            seen.append(np.zeros(borders[-1], dtype=bool))
-            wanted[-1][mine] = row.moments_seen & groups
-            seen[-1][mine] = row.moments_seen
-    return torch.tensor(numbers), torch.from_numpy(np.stack(wanted)), torch.from_numpy(np.stack(seen))
+    places: list[tuple[int, int]] = []
+    wanted: list[NDArray[np.bool_]] = []
+    seen: list[NDArray[np.bool_]] = []
+    for b, row in enumerate(batch.rows):
+        facts = Facts(row.moments)
+        looks = [(n, showing(row, facts.by_name.get(name, ()))) for n, name in row.names]
+        asked = [answering(row, question) for question in batch.questions[b]]
+        looks += [(n, groups) for n in range(len(row.ids)) if row.targets[n] != -100 for groups in asked[row.owner[n]]]
+        for n, groups in looks:
+            places.append((b, n))
+            for marks, mine in ((wanted, row.moments_seen & groups), (seen, np.array(row.moments_seen))):
+                marks.append(np.zeros(borders[-1], dtype=bool))
+                marks[-1][borders[b] : borders[b + 1]] = mine
+    return torch.tensor(places), torch.from_numpy(np.stack(wanted)), torch.from_numpy(np.stack(seen))
 
 
 def answering(row: TokenRow, question: Question) -> list[NDArray[np.bool_]]:
-    """Which groups of the row hold the answer: the moment asked about, else those that show the true events. What comes
-    after something is looked for by what came before it; of two things to compare, each is looked for."""
+    """Which groups of the row the question is about: the moment asked about, else those that show the true events; of
+    two things to compare, each is looked for."""
     if question.second is not None:
         return [np.array([m.second == question.second for m in row.moments])]
-    events = question.events[1:] if question.family == "after" else question.events
-    looks = [[event] for event in events] if question.family in ("first_of", "last_of") else [events]
-    return [np.array([any(event in look for event in m.events) for m in row.moments]) for look in looks]
+    if question.family in ("first_of", "last_of"):
+        return [showing(row, [event]) for event in question.events]
+    return [showing(row, question.events)]
+
+
+def source(row: TokenRow, question: Question, told: int) -> NDArray[np.bool_]:
+    """Which groups of the row the next word of the answer is read from: of two events, the one that is the answer; of
+    a caption, the one to be told next."""
+    if question.second is not None:
+        return answering(row, question)[0]
+    events: Sequence[WorldEvent] = question.events
+    if question.family == "caption":
+        events = events[told : told + 1]
+    elif question.family in ("after", "before"):
+        events = events[1:]
+    elif question.family in ("first_of", "last_of"):
+        events = [e for e in events if any(f"the {thing.name}" == question.answer for thing in e.things)]
+    return showing(row, events)
+
+
+def showing(row: TokenRow, events: Collection[WorldEvent]) -> NDArray[np.bool_]:
+    """Which groups of the row show one of the events."""
+    return np.array([any(event in events for event in m.events) for m in row.moments])
 
 
 def surroundings(row: TokenRow, reach: int) -> list[list[int]]:

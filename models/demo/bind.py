@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneratio
 from models.demo.architecture import GRID, TOKENS_PER_GROUP
 from models.demo.questions import FAMILIES, Facts, Question, ask
 from models.demo.scenes import CHUNK_SECONDS, GROUPS_PER_CHUNK, Moment, moments
-from models.demo.world import Scene
+from models.demo.world import COLOURS, SHAPES, Scene
 
 DAY_SECONDS = 86_400
 CLIP = -1  # the owner of a token that belongs to the clip rather than to one question
 PREFIX_CHUNK = -1
+LOOK_ALIKES = 0.6  # share of recalled scenes that show a thing of the same shape or colour
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,7 @@ class Stage:
     chunks: tuple[int, int]  # chunks of a clip, inclusive
     hidden: float = 0.0  # share of chunks the questions do not see
     far: float = 1.0  # chance that scenes of one clip lie far apart in time
-    recalled: bool = (
-        False  # scenes at random places of one video, the last at its end, as recall puts a context together
-    )
+    recalled: bool = False  # look-alikes at random places of one video, the last at its end, as recall brings them
     questions: int = 12
     batch: int = 16
 
@@ -65,9 +65,18 @@ class TokenRow:
     moments: list[Moment] = field(default_factory=list)  # truth of every group, one entry per group
     moments_seen: list[bool] = field(default_factory=list)
     moments_chunk: list[int] = field(default_factory=list)
+    moment: list[int] = field(default_factory=list)  # number of the group among `moments`, -1 outside of them
+    names: list[tuple[int, str]] = field(default_factory=list)  # where a question has named a thing, and which
 
     def add(
-        self, token: int, position: tuple[int, int, int], chunk: int, owner: int, seen: bool, group: int = -1
+        self,
+        token: int,
+        position: tuple[int, int, int],
+        chunk: int,
+        owner: int,
+        seen: bool,
+        group: int = -1,
+        moment: int = -1,
     ) -> None:
         self.ids.append(token)
         self.positions.append(position)
@@ -75,6 +84,7 @@ class TokenRow:
         self.owner.append(owner)
         self.seen.append(seen)
         self.group.append(group)
+        self.moment.append(moment)
         self.targets.append(-100)
 
 
@@ -88,13 +98,19 @@ class ClipMaker:
         self.end = int(ids("<|im_end|>"))
         self.prefix = self.tokens("<|im_start|>user\n")
         self.header = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
+        pairs = [(c, s) for c in COLOURS for s in SHAPES] + [("digit", str(n)) for n in range(10)]
+        self._names = {(int(ids(a)), int(ids(b))): f"{a} {b}" for a, b in pairs}
+        self._showing: dict[str, list[int]] = {}  # numbers of the scenes that show a shape or a colour
+        for number, scene in enumerate(scenes):
+            for word in {word for event in scene.events for t in event.things for word in (t.shape, t.colour)}:
+                self._showing.setdefault(word, []).append(number)
 
     def tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def chunks(self, rng: np.random.Generator, stage: Stage) -> list[StoredChunk]:
-        """A clip: scenes in time order, close together or hours apart."""
-        wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
+    def chunks(self, rng: np.random.Generator, stage: Stage, wanted: int | None = None) -> list[StoredChunk]:
+        """A clip of `wanted` chunks: scenes in time order, close together or hours apart."""
+        wanted = wanted or int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
         if stage.recalled:
             return self._recalled_chunks(rng, wanted, stage)
         start, far = _random_start(rng), rng.random() < stage.far
@@ -107,8 +123,10 @@ class ClipMaker:
 
     def _recalled_chunks(self, rng: np.random.Generator, wanted: int, stage: Stage) -> list[StoredChunk]:
         numbers: list[int] = []
+        alike = [self._showing[str(word)] for word in rng.choice(list(self._showing), 2)]
         while sum(self.scenes[n].duration_seconds for n in numbers) < wanted * CHUNK_SECONDS:
-            numbers.append(int(rng.integers(len(self.scenes))))
+            which = alike[int(rng.integers(2))] if rng.random() < LOOK_ALIKES else range(len(self.scenes))
+            numbers.append(which[int(rng.integers(len(which)))])
         lengths = [self.scenes[n].duration_seconds for n in numbers]
         parts: list[StoredChunk] = []
         for number, start in zip(numbers, _recalled_starts(rng, lengths), strict=True):
@@ -133,9 +151,11 @@ class ClipMaker:
             for c in cuts
         ]
 
-    def draw(self, rng: np.random.Generator, stage: Stage) -> tuple[TokenRow, list[Question], int]:
+    def draw(
+        self, rng: np.random.Generator, stage: Stage, wanted: int | None = None
+    ) -> tuple[TokenRow, list[Question], int]:
         """One clip with its questions, and how many chunks before its own each chunk was prefilled with."""
-        chunks = self.chunks(rng, stage)
+        chunks = self.chunks(rng, stage, wanted)
         facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
         names, weights = list(FAMILIES), np.array(list(FAMILIES.values()))
         questions: list[Question] = []
@@ -143,7 +163,7 @@ class ClipMaker:
             made = ask(rng, facts, str(family))
             if made is not None and len(questions) < stage.questions:
                 questions.append(made)
-        reach = int(rng.choice([0, 1, 2, 99], p=[0.2, 0.2, 0.4, 0.2]))
+        reach = int(rng.choice([0, 1, 2, 99], p=[0.05, 0.15, 0.6, 0.2]))
         return self.sequence(chunks, questions), questions, reach
 
     def sequence(self, chunks: Sequence[StoredChunk], questions: Sequence[Question]) -> TokenRow:
@@ -160,6 +180,8 @@ class ClipMaker:
         for number, question in enumerate(questions):
             asked = self.tokens(question.text) + self.header
             answer = [*self.tokens(question.answer), self.end]
+            named = [self._names.get(pair) for pair in pairwise(asked)]
+            row.names += [(len(row.ids) + k + 1, name) for k, name in enumerate(named) if name]
             for k, token in enumerate(asked + answer[:-1]):
                 row.add(token, (cursor + k,) * 3, len(chunks), number, False)
             row.targets[-len(answer) :] = answer
@@ -174,17 +196,18 @@ class ClipMaker:
     def _add_chunk(self, row: TokenRow, chunk: StoredChunk, number: int, start: int) -> None:
         at, seen = start, not chunk.hidden
         opening, pad, closing = self.vision
+        first = len(row.moments)
         row.moments += chunk.truth
         row.moments_seen += [seen] * len(chunk.truth)
         row.moments_chunk += [number] * len(chunk.truth)
-        for group, moment in zip(chunk.groups, chunk.truth, strict=True):
+        for k, (group, moment) in enumerate(zip(chunk.groups, chunk.truth, strict=True), first):
             for token in [*self._stamp(moment), opening]:
-                row.add(token, (at, at, at), number, CLIP, seen)
+                row.add(token, (at, at, at), number, CLIP, seen, moment=k)
                 at += 1
             for cell in range(TOKENS_PER_GROUP):
-                row.add(pad, (at, at + cell // GRID, at + cell % GRID), number, CLIP, seen, group)
+                row.add(pad, (at, at + cell // GRID, at + cell % GRID), number, CLIP, seen, group, k)
             at += GRID
-            row.add(closing, (at, at, at), number, CLIP, seen)
+            row.add(closing, (at, at, at), number, CLIP, seen, moment=k)
             at += 1
 
 
@@ -201,12 +224,10 @@ def _recalled_starts(rng: np.random.Generator, lengths: Sequence[float]) -> list
     video_seconds = float(np.exp(rng.uniform(np.log(40), np.log(DAY_SECONDS))))
     free = max(0.0, video_seconds - sum(lengths))
     gaps = sorted(float(gap) for gap in rng.uniform(0, free, len(lengths) - 1))
+    step = 100.0 if rng.random() < 0.25 else CHUNK_SECONDS  # hundreds apart, only the last digits are the same
     before = np.cumsum([0.0, *lengths[:-1]])
     fraction = float(rng.integers(10)) / 10 if rng.random() < 0.3 else 0.0
-    return [
-        float(gap // CHUNK_SECONDS * CHUNK_SECONDS + done) + fraction
-        for gap, done in zip([*gaps, free], before, strict=True)
-    ]
+    return [float(gap // step * step + done) + fraction for gap, done in zip([*gaps, free], before, strict=True)]
 
 
 def _random_gap(rng: np.random.Generator, far: bool) -> float:
@@ -277,7 +298,8 @@ def batches(maker: ClipMaker, stages: Sequence[tuple[Stage, float]], seed: int) 
     weights = np.array([w for _, w in stages])
     while True:
         stage = stages[int(rng.choice(len(stages), p=weights / weights.sum()))][0]
-        yield collate([maker.draw(rng, stage) for _ in range(stage.batch)])
+        wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))  # all of a length, so that little is padding
+        yield collate([maker.draw(rng, stage, wanted) for _ in range(stage.batch)])
 
 
 def answer_logits(

@@ -5,13 +5,14 @@ Every family draws its facts from the truth of the world; a question is asked on
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from models.demo.scenes import Moment, is_digit
+from models.demo.scenes import GROUP_SECONDS, Moment, is_digit
 from models.demo.world import COLOURS, SHAPES, Thing, WorldEvent
 
 T = TypeVar("T")
@@ -181,22 +182,22 @@ PHRASES: dict[str, tuple[str, ...]] = {
 FAMILIES: dict[str, float] = {
     "colour": 0.6,
     "shape": 0.5,
-    "when": 2.0,
-    "what_at": 2.0,
+    "when": 1.8,
+    "what_at": 1.6,
     "count_at": 1.0,
     "count_with": 1.0,
     "direction": 0.8,
-    "after": 1.1,
-    "before": 1.0,
-    "first_of": 1.3,
-    "last_of": 1.1,
+    "after": 2.2,
+    "before": 2.0,
+    "first_of": 1.4,
+    "last_of": 1.3,
     "first": 0.4,
     "last": 0.4,
     "digit": 0.3,
-    "digit_at": 0.5,
+    "digit_at": 0.4,
     "presence": 1.0,
-    "describe": 1.2,
-    "caption": 0.4,
+    "describe": 1.0,
+    "caption": 0.7,
     "other": 0.4,
 }
 # The families a reader of the model card thinks in.
@@ -255,6 +256,12 @@ class Facts:
                     self.by_shape.setdefault(thing.shape, set()).add(thing.colour)
         self.once = {name: events[0] for name, events in self.by_name.items() if len(events) == 1}
         self.clean = [m for m in moments if m.clean and len(m.events) <= 1]
+        self._times = [m.pts_seconds for m in moments]
+
+    def unbroken(self, early: Moment, late: Moment) -> bool:
+        """Whether no moment between these two is missing, so that what lies between them is known."""
+        known = bisect_left(self._times, late.pts_seconds) - bisect_left(self._times, early.pts_seconds)
+        return known == round((late.pts_seconds - early.pts_seconds) / GROUP_SECONDS)
 
 
 def phrase(thing: Thing) -> str:
@@ -395,7 +402,8 @@ def _neighbour(step: int) -> Asker:
                 continue
             other = facts.events[place]
             early, late = (event, other) if step > 0 else (other, event)
-            near = facts.first[late].pts_seconds - facts.last[early].pts_seconds < NEXT_SECONDS
+            end, start = facts.last[early], facts.first[late]
+            near = start.pts_seconds - end.pts_seconds < NEXT_SECONDS and facts.unbroken(end, start)
             if near and len(other.things) == 1:
                 fitting.append((name, event, other))
         if not fitting:

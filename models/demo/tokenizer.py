@@ -1,7 +1,8 @@
 """The demo model's own word-level tokenizer: small, and with times in few tokens that know their place value.
 
-A number is cut into pairs of digits from the right, and each pair knows its place: 45321 is `4:` `53·` `21`, so that a
-second can be looked up without counting positions. Words outside the vocabulary become one unknown token.
+A number is cut into pairs of digits from the right, and each pair knows its place: 45321 is `4:` `53·` `21`. Seconds
+always have three pairs (25 seconds are `0:` `0·` `25`), so that they are looked up place by place and not taken for
+others with the same last digits. Words outside the vocabulary become one unknown token.
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             normalizers.Replace(Regex(r"(?<=\d)\s*(secs?|s)\b"), " seconds"),
             normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}(?!\d))"), HUNDREDS),
             normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}·)"), MYRIADS),
+            normalizers.Replace(Regex(r"(?<![\d·:.])(?=\d{1,2}(\.\d+)?\s+seconds)"), f"0{HUNDREDS}"),
+            normalizers.Replace(Regex(r"(?<![\d·:.])(?=\d{1,2}·\d{1,2}(\.\d+)?\s+seconds)"), f"0{MYRIADS}"),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     tokenizer.decoder = decoders.Sequence(
         [
             *(decoders.Replace(Regex(f"^{word}$"), f"{word},") for word in COMMA_WORDS),
+            decoders.Replace(Regex(r"^0[:·]$"), ":"),
             decoders.Replace(Regex(r"(?<![:·])$"), " "),
             decoders.Replace(Regex(r"[:·]$"), ""),
             decoders.Fuse(),

@@ -33,18 +33,18 @@ from models.demo.tokenizer import build_tokenizer, special_ids
 log = logging.getLogger("longlook.train")
 
 GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
-CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=24)
-SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=12, far=0.8, questions=14)
-LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=6, far=0.6, questions=20)
-RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, batch=6, questions=20, recalled=True)
-RECALLED_FEW = Stage("recalled few", groups=(4, 4), chunks=(1, 4), hidden=0.2, batch=12, questions=14, recalled=True)
-# (share of the steps, stages with their weights): see first, then bind, then at length.
+CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=16)
+SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=8, far=0.8, questions=14)
+LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=4, far=0.6, questions=20)
+RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, batch=4, questions=20, recalled=True)
+RECALLED_FEW = Stage("recalled few", groups=(4, 4), chunks=(2, 4), hidden=0.2, batch=8, questions=14, recalled=True)
+# (share of the steps, stages with their weights): see first, then bind, then at length and as recall puts it together.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 CURRICULUM: Curriculum = (
-    (0.09, ((GLANCE, 1.0),)),
-    (0.22, ((GLANCE, 0.15), (CHUNK, 0.85))),
-    (0.27, ((CHUNK, 0.3), (SHORT, 0.7))),
-    (0.42, ((CHUNK, 0.1), (SHORT, 0.25), (LONG, 0.65))),
+    (0.06, ((GLANCE, 1.0),)),
+    (0.16, ((GLANCE, 0.15), (CHUNK, 0.85))),
+    (0.28, ((CHUNK, 0.25), (SHORT, 0.35), (RECALLED_FEW, 0.4))),
+    (0.50, ((CHUNK, 0.08), (SHORT, 0.12), (RECALLED_FEW, 0.2), (LONG, 0.25), (RECALLED, 0.35))),
 )
 # How the model wants to be used: what it was trained on.
 RECOMMENDED = {
@@ -52,8 +52,6 @@ RECOMMENDED = {
     "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP},
     "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
 }
-RECALL_CURRICULUM = ((1.0, ((CHUNK, 0.08), (RECALLED_FEW, 0.27), (RECALLED, 0.65))),)
-RECALL_RATE = 0.5  # of the learning rates of the binding stage
 AID_WEIGHT = 0.3
 SAVE_EVERY = 50  # steps
 
@@ -81,14 +79,13 @@ def bank_features(model: Qwen3VLForConditionalGeneration, bank: Bank, folder: Pa
     return embeddings, deepstack
 
 
-def stages_at(progress: float, curriculum: Curriculum | None = None) -> Sequence[tuple[Stage, float]]:
+def stages_at(progress: float) -> Sequence[tuple[Stage, float]]:
     """The mixture of stages after this share of the training."""
-    curriculum = curriculum or CURRICULUM
-    for share, stages in curriculum:
+    for share, stages in CURRICULUM:
         if progress < share:
             return stages
         progress -= share
-    return curriculum[-1][1]
+    return CURRICULUM[-1][1]
 
 
 class Tally:
@@ -119,40 +116,8 @@ def train_bind(
     """The LLM alone, the tower frozen; resumes from the folder's newest state."""
     model.model.visual.requires_grad_(False)
     aids = Aids(model.model.language_model)
-    _train_llm(model, aids, maker, features, folder / "bind.pt", CURRICULUM, steps, seed)
-
-
-def train_recall(
-    model: Qwen3VLForConditionalGeneration,
-    maker: ClipMaker,
-    features: tuple[Tensor, Tensor],
-    folder: Path,
-    steps: int,
-    seed: int,
-) -> None:
-    """The LLM again, on contexts as recall puts them together, from where the binding stage ended."""
-    model.model.visual.requires_grad_(False)
-    aids = Aids(model.model.language_model)
-    bound = torch.load(folder / "bind.pt", weights_only=True)
-    model.load_state_dict(bound["model"])
-    aids.load_state_dict(bound["aids"])
-    checkpoint = folder / "recall.pt"
-    _train_llm(model, aids, maker, features, checkpoint, RECALL_CURRICULUM, steps, seed + 1, RECALL_RATE)
-
-
-def _train_llm(
-    model: Qwen3VLForConditionalGeneration,
-    aids: Aids,
-    maker: ClipMaker,
-    features: tuple[Tensor, Tensor],
-    checkpoint: Path,
-    curriculum: Curriculum,
-    steps: int,
-    seed: int,
-    rate: float = 1.0,
-) -> None:
-    trained = nn.ModuleList([model, aids])
-    schedule = Schedule(make_optimisers(trained, muon_lr=0.01 * rate, adam_lr=2e-3 * rate), steps, warm_up=60)
+    checkpoint = folder / "bind.pt"
+    schedule = Schedule(make_optimisers(nn.ModuleList([model, aids]), muon_lr=0.01, adam_lr=2e-3), steps, warm_up=60)
     start = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -163,7 +128,7 @@ def _train_llm(
     tally, since, total = Tally(), time.monotonic(), 0.0
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)  # of the aids, so that a resumed training is the uninterrupted one
-        batch = next(bind.batches(maker, stages_at(step / steps, curriculum), seed=seed * 1_000_003 + step))
+        batch = next(bind.batches(maker, stages_at(step / steps), seed=seed * 1_000_003 + step))
         with torch.autocast("cpu", torch.bfloat16):
             logits, targets = bind.answer_logits(model, *features, batch)
         loss = bind.answer_loss(logits, targets)
@@ -177,8 +142,7 @@ def _train_llm(
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             log.info(
-                "%s: step %d loss %.3f (%.0f s) %s",
-                checkpoint.stem,
+                "bind: step %d loss %.3f (%.0f s) %s",
                 step + 1,
                 total / SAVE_EVERY,
                 time.monotonic() - since,
@@ -213,8 +177,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = Path("models/demo/weights"),
     chunks: Annotated[int, typer.Option(help="Chunks of four seconds in the bank.")] = 20_000,
     see_steps: Annotated[int, typer.Option(help="Steps of the seeing stage.")] = 1400,
-    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 2500,
-    recall_steps: Annotated[int, typer.Option(help="Steps of the recall stage.")] = 700,
+    bind_steps: Annotated[int, typer.Option(help="Steps of the binding stage.")] = 3300,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 1,
 ) -> None:
     """Train the demo model from nothing, or go on where it stopped."""
@@ -226,7 +189,6 @@ def main(
     features = bank_features(model, bank, folder)
     maker = ClipMaker(bank.scenes, bank.first_group, tokenizer)
     train_bind(model, maker, features, folder, bind_steps, seed)
-    train_recall(model, maker, features, folder, recall_steps, seed)
     save(model, tokenizer, out)
     log.info("saved to %s", out)
 
