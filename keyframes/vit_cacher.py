@@ -189,7 +189,7 @@ class VitCacher:
             self._reference, self._own, self._grid = None, None, (rows, columns)
         per_frame = token_novelty(novelty, size, self._tower.merge_size)
         marks = [*keyframes, *[False] * (-frames % size)]
-        steps = plan(per_frame.unflatten(0, (-1, size)), marks, self._own, self._config)
+        steps = plan(per_frame.reshape(-1, size, per_frame.shape[1]), marks, self._own, self._config)
         return Encoded(self._run(patches, steps), tuple(step.work for step in steps))
 
     def _run(self, patches: Tensor, steps: Sequence[Step]) -> Features:
@@ -225,14 +225,16 @@ class VitCacher:
         if rows := built[Work.STILL]:
             parts.append((rows, reference.features))
         if rows := built[Work.REFRESHED]:
-            parts.append((rows, self._refreshed(patches[rows], reference, [steps[row].novelty for row in rows])))
+            parts.append(
+                (rows, self._refreshed(patches[rows], reference, torch.stack([steps[row].novelty for row in rows])))
+            )
         return parts
 
-    def _refreshed(self, patches: Tensor, reference: Reference, novelty: Sequence[Tensor]) -> Features:
+    def _refreshed(self, patches: Tensor, reference: Reference, novelty: Tensor) -> Features:
         if self._config.strategy == "keys":
             return self._tower.refreshed_by_keys(patches, reference, self._config.refresh_share)
-        count = refreshed_tokens(len(novelty[0]), self._config.refresh_share)
-        return self._tower.refreshed(patches, reference, torch.stack(novelty).topk(count).indices)
+        count = refreshed_tokens(novelty.shape[1], self._config.refresh_share)
+        return self._tower.refreshed(patches, reference, novelty.topk(count).indices)
 
 
 def assemble(num_groups: int, parts: Sequence[tuple[list[int], Features]]) -> Features:

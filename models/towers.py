@@ -158,7 +158,7 @@ class Tower:
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[g, k, C] from [g, k, C] over [g, T, C]; the patches of a group see each other."""
-        heads = [x.unflatten(-1, (self._parts.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values)]
+        heads = [x.reshape(*x.shape[:2], self._parts.num_heads, -1).transpose(1, 2) for x in (queries, keys, values)]
         return scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
     def _finish(self, layers: Iterator[Tensor]) -> Features:
@@ -174,7 +174,7 @@ def turned(x: Tensor, rotation: Tensor | None) -> Tensor:
     if rotation is None:
         return x
     cosines, sines = rotation.unsqueeze(-2).float()
-    heads = x.float().unflatten(-1, (-1, rotation.shape[-1]))
+    heads = x.float().reshape(*x.shape[:-1], -1, rotation.shape[-1])
     return rotate(heads, cosines, sines).flatten(-2).to(x.dtype)
 
 
