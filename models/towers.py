@@ -158,8 +158,12 @@ class Tower:
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[g, k, C] from [g, k, C] over [g, T, C]; the patches of a group see each other."""
-        heads = [x.reshape(*x.shape[:2], self._parts.num_heads, -1).transpose(1, 2) for x in (queries, keys, values)]
-        return scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+        def split(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], self._parts.num_heads, -1).transpose(1, 2)
+
+        attended = scaled_dot_product_attention(split(queries), split(keys), split(values))
+        return attended.transpose(1, 2).flatten(2)
 
     def _finish(self, layers: Iterator[Tensor]) -> Features:
         levels = []
