@@ -62,6 +62,23 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class ReuseConfig:
+    """How the vision tower's work on a keyframe is used again for the frames behind it."""
+
+    strategy: str = "novelty"  # which patches are recomputed: "novelty" (ours) or "keys" (STC: keys that moved most)
+    refresh_share: float = 0.25  # of a group's tokens (STC's r); a group with more that changed is computed whole
+    still_below: float = 0.05  # novelty up to which a token counts as unchanged
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("novelty", "keys"):
+            raise ValueError(f"strategy must be one of novelty, keys, not {self.strategy!r}")
+        if not 0 < self.refresh_share <= 1:
+            raise ValueError(f"refresh_share must lie in (0, 1], not {self.refresh_share}")
+        if not 0 <= self.still_below <= 1:
+            raise ValueError(f"still_below must lie in [0, 1], not {self.still_below}")
+
+
+@dataclass(frozen=True)
 class AnswerConfig:
     """How an answer is decoded."""
 

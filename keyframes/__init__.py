@@ -1,0 +1,1 @@
+"""What changes from frame to frame, and what that saves."""

@@ -1,0 +1,137 @@
+"""A tower computed in part equals the stock one where everything is recomputed, and stays near it where little is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from keyframes.vit_cacher import Features, Reference
+from models.towers import taken
+from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module", params=[tiny_qwen, tiny_siglip], ids=["qwen3-vl", "siglip"])
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    return request.param()  # type: ignore[no-any-return]
+
+
+def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
+    _, (reference,) = tiny.tower.whole(patches, tiny.grid, [0], outputs=True)
+    return reference
+
+
+def all_tokens(tiny: Tiny, groups: int) -> Tensor:
+    return torch.arange(tiny.num_tokens).expand(groups, -1)
+
+
+def test_a_whole_pass_equals_the_stock_tower(tiny: Tiny) -> None:
+    patches = tiny.patches(3)
+    features, _ = tiny.tower.whole(patches, tiny.grid, [])
+    stock, _ = tiny.stock(patches)
+    assert len(features.deepstack) == len(stock.deepstack)
+    assert distance(features, stock) < TOLERANCE
+    assert distance(features, tiny.stock(patches.roll(1, 0))[0]) > 0.01
+
+
+def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(tiny: Tiny) -> None:
+    reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(2, seed=2)
+    stock, _ = tiny.stock(patches)
+    tokens = all_tokens(tiny, 2).flip(1)
+    assert distance(tiny.tower.refreshed(patches, reference, tokens), stock) < TOLERANCE
+    assert distance(tiny.tower.refreshed_by_keys(patches, reference, 1.0), stock) < TOLERANCE
+    assert distance(tiny.tower.refreshed(patches, reference, tokens[:, 1:]), stock) > 0.01
+    assert distance(tiny.tower.refreshed_by_keys(patches, reference, 0.9), stock) > 0.01
+
+
+def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(tiny: Tiny) -> None:
+    patches = tiny.patches(1)
+    reference = reference_of(tiny, patches)
+    twice = patches.expand(2, -1, -1)
+    stock, _ = tiny.stock(twice)
+    for tokens in (torch.tensor([[0], [3]]), torch.tensor([[4, 1], [2, 3]])):
+        assert distance(tiny.tower.refreshed(twice, reference, tokens), stock) < TOLERANCE
+    assert distance(tiny.tower.refreshed_by_keys(twice, reference, 0.25), stock) < TOLERANCE
+
+
+def test_only_the_recomputed_tokens_differ_from_the_reference(tiny: Tiny) -> None:
+    reference = reference_of(tiny, tiny.patches(1, seed=1))
+    features = tiny.tower.refreshed(tiny.patches(1, seed=2), reference, torch.tensor([[1, 4]]))
+    pairs = [(features.embeddings, reference.features.embeddings)]
+    pairs += list(zip(features.deepstack, reference.features.deepstack, strict=True))
+    for ours, before in pairs:
+        differing = (ours - before).abs().amax((0, 2)) > 0
+        assert differing.nonzero().flatten().tolist() == [1, 4]
+
+
+def partly_changed(tiny: Tiny, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """A group and the one behind it [1, T, values] each, where `tokens` show something else and the rest little."""
+    before = tiny.patches(1)
+    after = before + 0.02 * tiny.patches(1, seed=1)
+    chosen = tiny.tower.patches_of(tokens[None])[0]
+    after[:, chosen] = tiny.patches(1, seed=2)[:, chosen]
+    return before, after
+
+
+def nearness(a: Tensor, b: Tensor) -> float:
+    return float(cosine_similarity(a, b, dim=-1).mean())
+
+
+def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_recomputing_the_rest_is_not(
+    tiny: Tiny,
+) -> None:
+    changed, others = torch.tensor([1, 2]), torch.tensor([0, 3])
+    before, after = partly_changed(tiny, changed)
+    reference = reference_of(tiny, before)
+    (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
+
+    def by_layer(tokens: Tensor) -> list[float]:
+        """Over all patches: those recomputed, and the reference's in between."""
+        chosen = tiny.tower.patches_of(tokens[None])
+        fresh = tiny.tower.refreshed_layers(after, reference, tokens[None])
+        return [
+            nearness(hidden.index_copy(1, chosen[0], part), right)
+            for hidden, part, right in zip(old, fresh, stock, strict=True)
+        ]
+
+    ours, control = by_layer(changed), by_layer(others)
+    assert all(a > 0.98 for a in ours), ours
+    assert all(a > b + 0.02 for a, b in zip(ours, control, strict=True)), (ours, control)
+
+
+def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
+    before, after = partly_changed(tiny, torch.tensor([1, 2]))
+    reference = reference_of(tiny, before)
+    (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
+    count = 2 * tiny.tower.merge_size**2
+    ours = [
+        nearness(a, b) for a, b in zip(tiny.tower.refreshed_by_keys_layers(after, reference, count), stock, strict=True)
+    ]
+    control = [nearness(a, b) for a, b in zip(old, stock, strict=True)]
+    assert all(a > 0.98 for a in ours), ours
+    assert all(a > b for a, b in zip(ours, control, strict=True)), (ours, control)
+
+
+def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
+    patches, later = tiny.patches(3), tiny.patches(1, seed=1)
+    _, (alone,) = tiny.tower.whole(patches[1:2], tiny.grid, [0])
+    _, (last, among) = tiny.tower.whole(patches, tiny.grid, [2, 1])
+    tokens = torch.tensor([[0, 2]])
+    wanted = tiny.tower.refreshed(later, alone, tokens)
+    assert distance(wanted, tiny.tower.refreshed(later, among, tokens)) < TOLERANCE
+    assert distance(wanted, tiny.tower.refreshed(later, last, tokens)) > 0.01
+
+
+def test_siglip_has_places_for_its_own_grid_only() -> None:
+    tiny = tiny_siglip()
+    with pytest.raises(ValueError, match="5 x 5 patches, not 4 x 5"):
+        tiny.tower.whole(tiny.patches(1)[:, :20], (4, 5), [])
+
+
+def test_each_row_of_a_batch_has_its_own_choice() -> None:
+    x = torch.arange(12.0).reshape(2, 3, 2)
+    assert taken(x, torch.tensor([[2], [0]]))[:, 0].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert Features(x).deepstack == ()

@@ -1,0 +1,230 @@
+"""Keyframes are computed whole; what follows costs as much as is new in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from config import ReuseConfig
+from keyframes.vit_cacher import Features, Reference, VitCacher, Work, plan, refreshed_tokens, token_novelty
+from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
+
+ROWS, COLUMNS = 4, 4  # patches; a token is one patch
+WHOLE, REFRESHED, STILL = Work.WHOLE, Work.REFRESHED, Work.STILL
+CONFIG = ReuseConfig(refresh_share=0.25, still_below=0.1)  # 4 of 16 tokens
+
+
+class FakeTower:
+    """Features are the patches themselves, and every call is written down."""
+
+    merge_size = 1
+
+    def __init__(self, frames_per_group: int = 1) -> None:
+        self.frames_per_group = frames_per_group
+        self.calls: list[tuple[str, int]] = []  # what was done for how many groups
+        self.tokens: list[Tensor] = []
+
+    def whole(
+        self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool
+    ) -> tuple[Features, list[Reference]]:
+        self.calls.append(("whole", len(patches)))
+        empty = torch.empty(0)
+        references = [Reference(Features(patches[k : k + 1]), empty, None, empty, empty) for k in keep]
+        return Features(patches), references
+
+    def refreshed(self, patches: Tensor, reference: Reference, tokens: Tensor) -> Features:
+        self.calls.append(("refreshed", len(patches)))
+        self.tokens.append(tokens)
+        mixed = reference.features.embeddings.repeat(len(patches), 1, 1)
+        for row, chosen in enumerate(tokens):
+            mixed[row, chosen] = patches[row, chosen]
+        return Features(mixed)
+
+    def refreshed_by_keys(self, patches: Tensor, reference: Reference, share: float) -> Features:
+        self.calls.append(("refreshed by keys", len(patches)))
+        return Features(patches)
+
+
+def changes(*counts: int) -> Tensor:
+    """A novelty map [frames, ROWS, COLUMNS] for each frame: so many patches changed, from the first on."""
+    maps = torch.zeros(len(counts), ROWS * COLUMNS)
+    for row, count in zip(maps, counts, strict=True):
+        row[:count] = torch.linspace(0.9, 0.5, count)
+    return maps.reshape(-1, ROWS, COLUMNS)
+
+
+def patches_of(count: int) -> Tensor:
+    """Group k shows k + 1 everywhere."""
+    return torch.arange(1.0, count + 1).reshape(-1, 1, 1).expand(-1, ROWS * COLUMNS, 2).clone()
+
+
+def keyframes(count: int, *at: int) -> list[bool]:
+    return [k in at for k in range(count)]
+
+
+def run(
+    cacher: VitCacher, counts: Sequence[int], at: Sequence[int], patches: Tensor | None = None
+) -> tuple[Tensor, tuple[Work, ...]]:
+    encoded = cacher.encode(
+        patches_of(len(counts)) if patches is None else patches, changes(*counts), keyframes(len(counts), *at)
+    )
+    return encoded.features.embeddings, encoded.work
+
+
+def test_a_frame_with_nothing_new_skips_the_tower() -> None:
+    tower = FakeTower()
+    features, work = run(VitCacher(tower, CONFIG), [0, 0, 0], [0])
+    assert work == (WHOLE, STILL, STILL)
+    assert tower.calls == [("whole", 1)]
+    assert (features == 1).all()
+
+
+def test_all_frames_between_two_references_are_one_batch_and_all_whole_ones_another() -> None:
+    tower = FakeTower()
+    _, work = run(VitCacher(tower, CONFIG), [0, 3, 1, 9, 0, 2, 4, 0], [0, 4])
+    assert work == (WHOLE, REFRESHED, REFRESHED, WHOLE, WHOLE, REFRESHED, REFRESHED, STILL)
+    assert tower.calls == [("whole", 3), ("refreshed", 2), ("refreshed", 2)]
+
+
+def test_every_changed_token_is_recomputed_and_always_as_many() -> None:
+    tower = FakeTower()
+    features, _ = run(VitCacher(tower, CONFIG), [0, 3, 1], [0])
+    assert [list(tokens.shape) for tokens in tower.tokens] == [[2, 4]]
+    assert {0, 1, 2} <= set(tower.tokens[0][0].tolist()) and 0 in tower.tokens[0][1]
+    assert (features[1, :3] == 2).all() and int((features[1] == 1).all(-1).sum()) == 12
+
+
+def test_a_frame_with_more_new_than_is_recomputed_is_computed_whole_and_later_ones_still_build_on_the_keyframe() -> (
+    None
+):
+    tower = FakeTower()
+    features, work = run(VitCacher(tower, CONFIG), [0, 4, 5, 1, 0], [0])
+    assert work == (WHOLE, REFRESHED, WHOLE, REFRESHED, STILL)
+    assert (features[2] == 3).all() and (features[4] == 1).all()
+    assert set(features[3].flatten().tolist()) == {1.0, 4.0}
+
+
+def test_the_reference_is_carried_from_call_to_call() -> None:
+    tower = FakeTower()
+    cacher = VitCacher(tower, CONFIG)
+    run(cacher, [0, 5], [0])
+    features, work = run(cacher, [0, 1, 0], [])
+    assert work == (STILL, REFRESHED, STILL)
+    assert (features[0] == 1).all()
+    features, work = run(cacher, [0, 0], [1])
+    assert work == (STILL, WHOLE)
+    features, work = run(cacher, [0], [])
+    assert work == (STILL,) and (features == 2).all(), "the newer keyframe is the reference now"
+
+
+def test_the_first_frame_of_a_stream_is_a_reference_unsaid() -> None:
+    _, work = run(VitCacher(FakeTower(), CONFIG), [0, 0], [])
+    assert work == (WHOLE, STILL)
+
+
+def test_another_grid_begins_anew() -> None:
+    cacher = VitCacher(FakeTower(), CONFIG)
+    run(cacher, [0], [0])
+    encoded = cacher.encode(torch.zeros(1, 8, 2), torch.zeros(1, 2, 4), [False])
+    assert encoded.work == (WHOLE,)
+    assert cacher.encode(torch.zeros(1, 8, 2), torch.zeros(1, 2, 4), [False]).work == (STILL,)
+
+
+def test_the_novelty_of_a_keyframe_itself_is_not_read() -> None:
+    _, work = run(VitCacher(FakeTower(), CONFIG), [0, 16, 0], [1])
+    assert work == (WHOLE, WHOLE, STILL)
+
+
+def test_change_inside_the_reference_group_is_new_to_what_follows() -> None:
+    tower = FakeTower(frames_per_group=2)
+    _, work = run(VitCacher(tower, CONFIG), [0, 2, 0, 0], [0], patches_of(2))
+    assert work == (WHOLE, REFRESHED), "the group repeats its first frame, but its reference does not"
+    assert {0, 1} <= set(tower.tokens[0][0].tolist())
+    _, work = run(VitCacher(tower, CONFIG), [0, 0, 0, 0], [0], patches_of(2))
+    assert work == (WHOLE, STILL)
+
+
+def test_change_inside_the_reference_group_is_remembered_from_call_to_call() -> None:
+    cacher = VitCacher(FakeTower(frames_per_group=2), CONFIG)
+    run(cacher, [0, 2], [0], patches_of(1))
+    assert run(cacher, [0, 0], [], patches_of(1))[1] == (REFRESHED,)
+    run(cacher, [0, 0], [0], patches_of(1))
+    assert run(cacher, [0, 0], [], patches_of(1))[1] == (STILL,)
+
+
+@pytest.mark.parametrize("calls", [1, 3])
+def test_nothing_builds_on_a_group_with_a_cut_inside(calls: int) -> None:
+    cacher = VitCacher(FakeTower(frames_per_group=2), CONFIG)
+    counts, at = [0, 0, 0, 16, 0, 0, 0, 0], [0, 3]
+    if calls == 1:
+        features, work = run(cacher, counts, at, patches_of(4))
+    else:
+        runs = [([0, 0, 0, 16], [0, 3]), ([0, 0], []), ([0, 0], [])]
+        parts = [run(cacher, few, keys, torch.full((len(few) // 2, 16, 2), k)) for k, (few, keys) in enumerate(runs, 2)]
+        features, work = torch.cat([part for part, _ in parts]), sum((done for _, done in parts), ())
+    assert work == (WHOLE, WHOLE, WHOLE, STILL)
+    assert (features[3] == 3).all()
+
+
+def test_an_odd_last_frame_stands_for_two() -> None:
+    cacher = VitCacher(FakeTower(frames_per_group=2), CONFIG)
+    _, work = run(cacher, [0, 0, 3], [0], patches_of(2))
+    assert work == (WHOLE, REFRESHED)
+
+
+def test_the_novelty_of_a_token_is_that_of_its_newest_patch() -> None:
+    novelty = torch.zeros(1, 4, 6)
+    novelty[0, 1, 4], novelty[0, 2, 0] = 0.7, 0.3
+    tokens = token_novelty(novelty, frames_per_group=2, merge_size=2)
+    assert torch.equal(tokens, torch.tensor([[0, 0, 0.7, 0.3, 0, 0]] * 2))
+
+
+def test_one_token_at_least_is_recomputed() -> None:
+    assert refreshed_tokens(3, 0.25) == 1
+    assert refreshed_tokens(196, 0.25) == 49
+    steps = plan(changes(0, 1).flatten(1)[:, None, :3], [True, False], None, CONFIG)
+    assert [step.work for step in steps] == [WHOLE, REFRESHED]
+
+
+def test_the_other_strategy_follows_the_same_plan() -> None:
+    tower = FakeTower()
+    run(VitCacher(tower, ReuseConfig("keys", 0.25, 0.1)), [0, 3, 0, 9, 2], [0])
+    assert tower.calls == [("whole", 2), ("refreshed by keys", 2)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "groups", "marks"), [(2, 3, 2), (2, 2, 3), (3, 3, 2)], ids=["groups", "marks", "frames"]
+)
+def test_what_does_not_fit_together_is_refused(frames: int, groups: int, marks: int) -> None:
+    cacher = VitCacher(FakeTower(), CONFIG)
+    with pytest.raises(ValueError, match="do not fit"):
+        cacher.encode(patches_of(groups), changes(*[0] * frames), [False] * marks)
+
+
+@pytest.mark.parametrize("knobs", [{"strategy": "magic"}, {"refresh_share": 0.0}, {"still_below": 1.5}])
+def test_settings_that_make_no_sense_are_refused(knobs: dict[str, str | float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(knobs))):
+        ReuseConfig(**knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [tiny_qwen, tiny_siglip], ids=["qwen3-vl", "siglip"])
+@pytest.mark.parametrize("strategy", ["novelty", "keys"])
+def test_with_everything_recomputed_a_stream_equals_the_stock_tower(make: Callable[[], Tiny], strategy: str) -> None:
+    tiny = make()
+    patches = tiny.patches(5)
+    novelty = torch.ones(5 * tiny.tower.frames_per_group, *tiny.grid)
+    marks = [k == 0 for k in range(len(novelty))]
+    stock, _ = tiny.stock(patches)
+    everything = VitCacher(tiny.tower, ReuseConfig(strategy, refresh_share=1.0, still_below=0.0))
+    encoded = everything.encode(patches, novelty, marks)
+    assert encoded.work == (WHOLE, *[REFRESHED] * 4)
+    assert distance(encoded.features, stock) < 1e-5
+    novelty *= 0.5
+    novelty[:, 0, 0] = 1.0
+    little = VitCacher(tiny.tower, ReuseConfig(strategy, refresh_share=0.9, still_below=0.6))
+    encoded = little.encode(patches, novelty, marks)
+    assert encoded.work == (WHOLE, *[REFRESHED] * 4)
+    assert distance(encoded.features, stock) > 0.01
