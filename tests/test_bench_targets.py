@@ -59,7 +59,7 @@ def test_a_run_at_the_very_targets_meets_them_all() -> None:
     ],
 )
 def test_what_lies_beyond_its_target_is_missed_and_nothing_else(changes: dict[str, int], which: list[int]) -> None:
-    assert missed(run(**changes)) == which  # type: ignore[arg-type]
+    assert missed(run(**changes)) == which
 
 
 def test_growth_is_beside_ten_minutes_and_not_beside_less() -> None:
