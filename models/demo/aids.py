@@ -29,8 +29,9 @@ TIME_LAYER = 1  # its output carries the time
 TELL_LAYER = 2  # its output carries what came before
 RETRIEVAL_LAYER = 3
 RETRIEVAL_HEADS = (0, 2)  # of different KV heads
+TIME_HEADS = (4,)  # that look for the moment a question names, and are shared with no name
 READ_LAYER = 4
-READ_HEADS = (0, 2)
+READ_HEADS = (0, 2, 4)
 PLACES = (1, 100, 10_000)  # what the pairs of digits of a second are worth
 SUMMARY = (  # what a closing token is asked for: things, motions, how many
     *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
@@ -105,13 +106,14 @@ class Aids(nn.Module):
 
     def _looking(self, batch: Batch) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
-        places, wanted, seen = look_targets(batch)
+        places, timed, wanted, seen = look_targets(batch)
         keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
         queries = self._heard["queries"][places[:, 0], places[:, 1]].float()  # [looks, heads, head_dim]
         scores = queries.new_zeros(wanted.shape)
-        for head in RETRIEVAL_HEADS:
+        for head in (*RETRIEVAL_HEADS, *TIME_HEADS):
             match = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
-            scores = scores + match.view(len(queries), -1, TOKENS_PER_GROUP).logsumexp(-1)
+            best = match.view(len(queries), -1, TOKENS_PER_GROUP).logsumexp(-1)
+            scores = torch.where((timed == (head in TIME_HEADS))[:, None], scores + best, scores)
         useful = wanted.any(dim=1)
         logs = scores.masked_fill(~seen, float("-inf"))[useful].log_softmax(dim=-1)
         right = wanted[useful]
@@ -160,11 +162,12 @@ def read_targets(row: TokenRow, batch: Batch, b: int, places: Sequence[int]) -> 
     return shown
 
 
-def look_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Looks to be taken: the row and place of the looking token, [looks, 2]; which groups of the batch it should fall
-    on, and which its question sees, bool [looks, groups] each."""
+def look_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Looks to be taken: the row and place of the looking token, [looks, 2]; whether it looks for a time, [looks];
+    which groups of the batch it should fall on, and which its question sees, bool [looks, groups] each."""
     borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
     places: list[tuple[int, int]] = []
+    timed: list[bool] = []
     wanted: list[NDArray[np.bool_]] = []
     seen: list[NDArray[np.bool_]] = []
     for b, row in enumerate(batch.rows):
@@ -174,10 +177,16 @@ def look_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         looks += [(n, groups) for n in range(len(row.ids)) if row.targets[n] != -100 for groups in asked[row.owner[n]]]
         for n, groups in looks:
             places.append((b, n))
+            timed.append(row.targets[n] != -100 and batch.questions[b][row.owner[n]].second is not None)
             for marks, mine in ((wanted, row.moments_seen & groups), (seen, np.array(row.moments_seen))):
                 marks.append(np.zeros(borders[-1], dtype=bool))
                 marks[-1][borders[b] : borders[b + 1]] = mine
-    return torch.tensor(places), torch.from_numpy(np.stack(wanted)), torch.from_numpy(np.stack(seen))
+    return (
+        torch.tensor(places),
+        torch.tensor(timed),
+        torch.from_numpy(np.stack(wanted)),
+        torch.from_numpy(np.stack(seen)),
+    )
 
 
 def answering(row: TokenRow, question: Question) -> list[NDArray[np.bool_]]:
