@@ -73,7 +73,10 @@ Recall = Annotated[
 ]
 HostBudget = Annotated[float | None, typer.Option(help="GiB of host memory for what was seen. \\[default: 8]")]
 DiskBudget = Annotated[
-    float | None, typer.Option(help="GiB of disk for a session; beyond, the oldest is forgotten. \\[default: 64]")
+    float | None, typer.Option(help="GiB of disk for a session; beyond, the oldest loses details. \\[default: 64]")
+]
+KvBits = Annotated[
+    int | None, typer.Option(help="16 keeps what was seen as computed, 8 in half the memory or less. \\[default: 16]")
 ]
 SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
@@ -99,6 +102,7 @@ def ask(
     recall: Recall = None,
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
+    kv_bits: KvBits = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. \\[default: 0]")] = None,
     top_p: Annotated[
@@ -137,6 +141,7 @@ def ask(
                 "recall": recall,
                 "host_bytes": in_bytes("--host-budget", host_budget),
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
+                "kv_bits": kv_bits,
             },
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         }
@@ -163,6 +168,7 @@ def watch(
     chunk_frames: ChunkFrames = None,
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
+    kv_bits: KvBits = None,
 ) -> None:
     """Watch a video into a session that stays, to be asked now or later.
 
@@ -183,6 +189,7 @@ def watch(
                 "chunk_frames": chunk_frames,
                 "host_bytes": in_bytes("--host-budget", host_budget),
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
+                "kv_bits": kv_bits,
             },
         }
         engine = open_engine(model, device, dtype, settings)

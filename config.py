@@ -37,6 +37,7 @@ class MemoryConfig:
     carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
     recall: str = "always"  # "auto" answers from the window where the model is sure, "never" always does
     sure_below: float = 0.6  # the model's doubt up to which "auto" takes it for sure
+    kv_bits: int = 16  # keys and values on host and disk: 16 as computed, 8 rounded (`memory/packing.py` bounds it)
     host_bytes: int = 8 << 30  # budget of the host tier
     disk_bytes: int = 64 << 30  # budget of a session's folder, where it has one
 
@@ -52,13 +53,13 @@ class MemoryConfig:
             "host_bytes": 0,
             "disk_bytes": 0,
         }
-        choices = {"sparse": ("pooled", "salient"), "recall": ("auto", "always", "never")}
+        choices = {"sparse": ("pooled", "salient"), "recall": ("auto", "always", "never"), "kv_bits": (16, 8)}
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
         for name, words in choices.items():
             if getattr(self, name) not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, not {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, words))}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

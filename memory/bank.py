@@ -3,11 +3,12 @@
     append -> [ window: newest chunks, device ] -> oldest leaves -> [ host pool ] -> oldest is dropped
                                                                         |               |  (with a store only)
     get:      device <--------------------------------------------------+               |
-              device <--------------------------------------- [ store: all chunks, on disk ]
+              device <------------- [ store: all chunks, on disk; the oldest sparse, then not at all ]
 
-Chunks are in the store before they come here. Device bytes depend on the window and on how large a chunk is, not on how
-many there are. Knows nothing of models, questions or relevance: it is told which chunks to bring. One thread at a time,
-which is the engine's.
+Chunks are in the store before they come here. The device has them as computed, host and disk as their format says: in
+8 bits perhaps, and then only the window is exact. Device bytes depend on the window and on how large a chunk is, not on
+how many there are. Knows nothing of models, questions or relevance: it is told which chunks to bring. One thread at a
+time, which is the engine's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
@@ -23,9 +25,10 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from memory.chunk import KVChunk, PositionLayout, cells
+from memory.chunk import KVChunk, PositionLayout, cells, pooled_layout
+from memory.packing import KVFormat
 from memory.pool import HostPool, PoolFullError
-from memory.records import Kind
+from memory.records import Kept
 from memory.store import ChunkLostError, SessionStore
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
@@ -36,29 +39,6 @@ class MemoryFullError(ValueError):
     """Host or device has no room for more; what is remembered stays and can be asked about."""
 
 
-@dataclass(frozen=True)
-class _KVShape:
-    """What all chunks of a memory have in common."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, chunk: KVChunk) -> _KVShape:
-        layers, kv_heads, _, head_dim = chunk.keys.shape
-        return cls(layers, kv_heads, head_dim, chunk.keys.dtype)
-
-    @classmethod
-    def of_kind(cls, kind: Kind) -> _KVShape:
-        return cls(kind.layers, kind.kv_heads, kind.head_dim, kind.torch_dtype)
-
-    def view(self, data: Tensor, num_tokens: int) -> Tensor:
-        """uint8 [bytes] as [2, layers, kv_heads, n, head_dim]: keys, then values."""
-        return data.view(self.dtype).view(2, self.layers, self.kv_heads, num_tokens, self.head_dim)
-
-
 @dataclass(frozen=True, eq=False)
 class _Entry:
     """What is known of a chunk wherever its keys and values are; tensors on the CPU."""
@@ -67,7 +47,14 @@ class _Entry:
     visual: Tensor
     start_seconds: float
     stop_seconds: float
-    num_bytes: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.layout.num_tokens
+
+    def sparse(self) -> _Entry:
+        layout, visual = pooled_layout(self.layout, self.visual)
+        return replace(self, layout=layout, visual=visual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +63,6 @@ class _Resident:
 
     chunk: KVChunk
     block: Tensor
-
-    @property
-    def data(self) -> Tensor:
-        return self.block[: self.chunk.memory_bytes]
 
 
 class KVMemory:
@@ -97,9 +80,10 @@ class KVMemory:
         self._host = HostPool(config.host_bytes, pinned=device.type == "cuda")
         self._entries: list[_Entry] = []
         self._addresses: deque[int] = deque()  # in the host pool, of the chunks that left the window last
-        self._lost: dict[int, str] = {}  # chunks found to be damaged or taken away on disk, with what to say of it
+        self._lost: dict[tuple[int, Kept], str] = {}  # what was found damaged or gone on disk, and what to say of it
         self._window: deque[_Resident] = deque()
-        self._shape: _KVShape | None = None
+        self._bits = config.kv_bits
+        self._format: KVFormat | None = None  # of host and disk
         self._block_bytes = 0
         self._num_tokens = 0
         self._closed = False
@@ -121,7 +105,7 @@ class KVMemory:
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of keys and values in the host tier."""
+        """Bytes of keys and values in the host tier, packed."""
         return self._host.used_bytes
 
     @property
@@ -143,12 +127,16 @@ class KVMemory:
     @property
     def gone(self) -> set[int]:
         """Numbers of the chunks whose keys and values cannot be had any more."""
-        forgotten = range(min(self._store.num_forgotten if self._store else 0, self.host_indices.start))
-        return {*self._lost, *forgotten}.difference(self.host_indices)
+        return self._without("dense") & self._without("sparse")
+
+    @property
+    def only_sparse(self) -> set[int]:
+        """Numbers of the chunks of which the sparse level is all there is."""
+        return self._without("dense") - self._without("sparse")
 
     @property
     def losses(self) -> list[str]:
-        """A sentence for every chunk that could not be read from disk, in the order in which that was found."""
+        """A sentence for everything that could not be read from disk, in the order in which that was found."""
         return list(self._lost.values())
 
     def append(self, chunk: KVChunk) -> None:
@@ -158,7 +146,7 @@ class KVMemory:
         has no room for the one that would move and there is no disk; the memory is then as it was.
         """
         self._check_follows(chunk)
-        self._shape = _KVShape.of(chunk)
+        self._format = KVFormat.of(chunk.keys, self._bits)
         resident = self._resident(chunk)
         if len(self._window) == self._window_chunks:
             self._move_oldest_to_host()
@@ -176,10 +164,11 @@ class KVMemory:
         return self._window[-1].chunk
 
     def get(self, indices: Sequence[int]) -> list[KVChunk]:
-        """These chunks on the device, in the order asked for.
+        """These chunks on the device, in the order asked for; dense, but for those in `only_sparse`.
 
         Those not in the window come in one buffer, neighbours in host memory in one copy. Raises IndexError for a
-        number not in memory, ChunkLostError for a chunk that is gone; it is among `gone` from then on.
+        number not in memory, ChunkLostError for a chunk that is not as the disk should have it: from then on it is
+        among `only_sparse` or `gone`.
         """
         for index in indices:
             if not 0 <= index < self.num_chunks:
@@ -191,7 +180,7 @@ class KVMemory:
     def sizes(self, index: int) -> tuple[int, int]:
         """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
         entry = self._entries[index]
-        return entry.layout.num_tokens, len(cells(entry.layout, entry.visual)[1])
+        return entry.num_tokens, len(cells(entry.layout, entry.visual)[1])
 
     def spans(self) -> list[tuple[float, float]]:
         """(start_seconds, stop_seconds) of every chunk, half-open, in time order."""
@@ -209,12 +198,12 @@ class KVMemory:
         else:
             assert self._store.num_chunks == self.num_chunks, "disk and memory do not hold the same"
         assert all(chunk.keys.device.type == self._device.type for chunk in self.window()), "window not on the device"
-        sizes = [self._entries[index].num_bytes for index in self.host_indices]
+        sizes = [self._num_bytes(self._entries[index]) for index in self.host_indices]
         assert self._host.used_bytes == sum(sizes), "host bytes are not the sum"
         gaps = [stop - start for start, stop in pairwise(self._addresses)]
         assert gaps == sizes[:-1], "host addresses are not those of the chunks"
         assert self._host.used_bytes <= self._host.reserved_bytes <= self._host.budget_bytes, "host budget"
-        assert self._num_tokens == sum(entry.layout.num_tokens for entry in self._entries), "token count"
+        assert self._num_tokens == sum(entry.num_tokens for entry in self._entries), "token count"
 
     def close(self) -> None:
         """Gives all memory back; chunks handed out before stay valid. May be called twice."""
@@ -232,8 +221,8 @@ class KVMemory:
         if chunk.index != self.num_chunks:
             raise ValueError(f"chunk {chunk.index} cannot follow {self.num_chunks} chunks")
         assert self._store is None or chunk.index < self._store.num_chunks, f"{chunk!r} is not on disk yet"
-        if self._shape is not None and _KVShape.of(chunk) != self._shape:
-            raise ValueError(f"{chunk!r} is not of this memory's {self._shape}")
+        if self._format is not None and KVFormat.of(chunk.keys, self._bits) != self._format:
+            raise ValueError(f"{chunk!r} is not of this memory's {self._format}")
         if self._entries and not self._is_later(chunk, self._entries[-1]):
             raise ValueError(f"{chunk!r} lies before its predecessor, which ends at {self._entries[-1].stop_seconds} s")
 
@@ -243,7 +232,9 @@ class KVMemory:
 
     def _move_oldest_to_host(self) -> None:
         """With a store the host's oldest chunks make room; one that is too large for the host is on disk only."""
-        data = self._window[0].data
+        assert self._format is not None
+        oldest = self._window[0].chunk
+        data = self._format.pack(oldest.keys, oldest.values)
         while True:
             try:
                 self._addresses.append(self._host.write(data))
@@ -253,7 +244,7 @@ class KVMemory:
                     raise MemoryFullError(self._full_sentence()) from error
             if not self._addresses:
                 break
-            self._host.release(self._entries[self.host_indices.start].num_bytes)
+            self._host.release(self._num_bytes(self._entries[self.host_indices.start]))
             self._addresses.popleft()
         self._window.popleft()
 
@@ -267,61 +258,83 @@ class KVMemory:
 
     def _resident(self, chunk: KVChunk) -> _Resident:
         """A copy of the chunk in a block of its own: prefill may hand us a view that keeps far more alive."""
-        assert self._shape is not None
         if chunk.memory_bytes > self._block_bytes:
             self._block_bytes = math.ceil(chunk.memory_bytes * HEADROOM / BLOCK_STEP_BYTES) * BLOCK_STEP_BYTES
         block = torch.empty(self._block_bytes, dtype=torch.uint8, device=self._device)
-        kv = self._shape.view(block[: chunk.memory_bytes], chunk.num_tokens)
-        kv[0].copy_(chunk.keys)
-        kv[1].copy_(chunk.values)
+        keys, values = block[: chunk.memory_bytes].view(chunk.keys.dtype).view(2, *chunk.keys.shape)
+        keys.copy_(chunk.keys)
+        values.copy_(chunk.values)
         layout = replace(chunk.layout, positions=_own(chunk.layout.positions))
-        return _Resident(replace(chunk, keys=kv[0], values=kv[1], layout=layout, visual=_own(chunk.visual)), block)
+        return _Resident(replace(chunk, keys=keys, values=values, layout=layout, visual=_own(chunk.visual)), block)
 
     def _loaded(self, indices: Sequence[int]) -> dict[int, KVChunk]:
-        """Chunks of host and disk, ascending numbers, as views of one new device buffer."""
-        borders = [0, *accumulate(self._entries[index].num_bytes for index in indices)]
+        """Chunks of host and disk, ascending numbers, by way of one new device buffer."""
+        sparse = self.only_sparse
+        entries = [self._entries[i].sparse() if i in sparse else self._entries[i] for i in indices]
+        borders = [0, *accumulate(map(self._num_bytes, entries))]
         buffer = torch.empty(borders[-1], dtype=torch.uint8, device=self._device)
         first = self.host_indices.start
         on_disk = bisect_left(indices, first)
         for i in range(on_disk):
-            buffer[borders[i] : borders[i + 1]].copy_(self._read(indices[i]))
+            data = self._read(indices[i], "sparse" if indices[i] in sparse else "dense")
+            buffer[borders[i] : borders[i + 1]].copy_(data)
         for start, stop in _runs(indices[on_disk:]):
             start, stop = start + on_disk, stop + on_disk
             self._host.read(self._addresses[indices[start] - first], buffer[borders[start] : borders[stop]])
         parts = (buffer[start:stop] for start, stop in pairwise(borders))
-        return {index: self._chunk(index, data) for index, data in zip(indices, parts, strict=True)}
+        assert self._format is not None
+        return {i: _chunk(i, entry, self._format, data) for i, entry, data in zip(indices, entries, parts, strict=True)}
 
-    def _read(self, index: int) -> Tensor:
+    def _read(self, index: int, kept: Kept) -> Tensor:
         """uint8 [bytes] of a chunk on disk."""
         assert self._store is not None
         try:
-            return self._store.read(index)
+            return self._store.read(index, kept)
         except ChunkLostError as error:
-            self._lost[index] = str(error)
+            if kept != "exact" or self._store.has_exact(index):  # else it has left the writer's window since
+                self._lost[index, kept] = str(error)
             raise
+
+    def _without(self, kept: Kept) -> set[int]:
+        """Chunks of which this cannot be had; those that the host has are dense whatever the disk has."""
+        start = self.host_indices.start
+        gone = range(min(self._store.first(kept) if self._store else 0, start))
+        return {*gone, *(index for index, lost in self._lost if lost == kept and index < start)}
 
     def _restore(self, store: SessionStore) -> None:
         """All that is in the store; the newest chunks into the window, as far back as they are sound."""
-        self._shape = _KVShape.of_kind(store.kind)
-        self._entries = [_Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds, c.num_bytes) for c in store.chunks]
-        self._num_tokens = sum(entry.layout.num_tokens for entry in self._entries)
+        self._format, self._bits = store.format, store.format.bits
+        self._entries = [_Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds) for c in store.chunks]
+        self._num_tokens = sum(entry.num_tokens for entry in self._entries)
         newest = range(max(0, self.num_chunks - self._window_chunks), self.num_chunks)
         for index in reversed(newest):
             try:
-                data = self._read(index)
+                self._window.appendleft(self._resident(self._restored(index)))
             except ChunkLostError:
                 break
-            self._window.appendleft(self._resident(self._chunk(index, data)))
 
-    def _chunk(self, index: int, data: Tensor) -> KVChunk:
-        assert self._shape is not None
+    def _restored(self, index: int) -> KVChunk:
+        """As it was computed, where that is kept; else as the others are kept."""
+        assert self._store is not None and self._format is not None
         entry = self._entries[index]
-        keys, values = self._shape.view(data, entry.layout.num_tokens)
-        return KVChunk(keys, values, entry.layout, entry.visual, entry.start_seconds, entry.stop_seconds, index)
+        if self._store.has_exact(index):
+            with suppress(ChunkLostError):
+                return _chunk(index, entry, self._format.as_computed, self._read(index, "exact"))
+        return _chunk(index, entry, self._format, self._read(index, "dense"))
+
+    def _num_bytes(self, entry: _Entry) -> int:
+        """On host and disk."""
+        assert self._format is not None
+        return self._format.num_bytes(entry.num_tokens)
 
 
 def _entry(chunk: KVChunk) -> _Entry:
-    return _Entry(chunk.layout, chunk.visual, chunk.start_seconds, chunk.stop_seconds, chunk.memory_bytes)
+    return _Entry(chunk.layout, chunk.visual, chunk.start_seconds, chunk.stop_seconds)
+
+
+def _chunk(index: int, entry: _Entry, form: KVFormat, data: Tensor) -> KVChunk:
+    keys, values = form.unpack(data, entry.num_tokens)
+    return KVChunk(keys, values, entry.layout, entry.visual, entry.start_seconds, entry.stop_seconds, index)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -62,6 +62,14 @@ def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(owners, dtype=torch.int64), torch.tensor(first, dtype=torch.int64)
 
 
+def pooled_layout(layout: PositionLayout, visual: Tensor) -> tuple[PositionLayout, Tensor]:
+    """Where the tokens of the sparse level stand, one for each cell, and which of them are visual: bool [cells]."""
+    _, first = cells(layout, visual)
+    t, h, w = layout.positions[:, first]
+    smaller = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
+    return closed_up(torch.where(visual[first], smaller, layout.positions[:, first])), visual[first]
+
+
 @dataclass(frozen=True, eq=False)
 class KVChunk:
     """Keys and values of one chunk, with where and when its tokens stand.
@@ -120,17 +128,11 @@ class KVChunk:
         Cells are those of the group's grid, whichever of their tokens are there, so pruned chunks pool right as well.
         Exact because keys are raw: rotated keys of different places could not be averaged (Video-XL-2 pools them).
         """
-        owners, first = cells(self.layout, self.visual)
-        t, h, w = self.layout.positions[:, first]
-        smaller = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
-        positions = torch.where(self.visual[first], smaller, self.layout.positions[:, first])
-        return replace(
-            self,
-            keys=_mean_by(self.keys, owners, len(first)),
-            values=_mean_by(self.values, owners, len(first)),
-            layout=closed_up(positions),
-            visual=self.visual[first],
-        )
+        owners, _ = cells(self.layout, self.visual)
+        layout, visual = pooled_layout(self.layout, self.visual)
+        keys = _mean_by(self.keys, owners, layout.num_tokens)
+        values = _mean_by(self.values, owners, layout.num_tokens)
+        return replace(self, keys=keys, values=values, layout=layout, visual=visual)
 
     def salient(self) -> KVChunk:
         """The other sparse level: text tokens, and of every group's visual tokens the quarter that stands out most,

@@ -15,7 +15,10 @@ from memory.store import DATABASE, LOCK, THUMBS, SessionError, SessionStore, is_
 
 @dataclass(frozen=True)
 class Summary:
-    """A session in figures. seen_seconds: how far its source was watched. forgotten_chunks: lost to the disk budget."""
+    """A session in figures. seen_seconds: how far its source was watched.
+
+    sparse_chunks: have lost their dense level to the disk budget, forgotten_chunks: the sparse one as well.
+    """
 
     folder: str
     source: str | None
@@ -25,6 +28,7 @@ class Summary:
     frames: int
     tokens: int
     seen_seconds: float
+    sparse_chunks: int
     forgotten_chunks: int
     disk_bytes: int
     questions: int
@@ -62,6 +66,7 @@ def summary(folder: Path) -> Summary:
             frames=sum(chunk.num_frames for chunk in store.chunks),
             tokens=sum(chunk.layout.num_tokens for chunk in store.chunks),
             seen_seconds=store.chunks[-1].stop_seconds if store.chunks else 0.0,
+            sparse_chunks=store.num_sparse,
             forgotten_chunks=store.num_forgotten,
             disk_bytes=store.disk_bytes,
             questions=len(store.turns()),

@@ -115,6 +115,12 @@ def plan_recall(
     return RecallPlan(tuple(sorted(chunks, key=lambda chunk: chunk.index)))
 
 
+def without_dense(plan: RecallPlan, indices: Collection[int]) -> RecallPlan:
+    """The plan with these chunks sparse, which they are all there is of."""
+    chunks = (replace(chunk, level="sparse") if chunk.index in indices else chunk for chunk in plan.chunks)
+    return RecallPlan(tuple(chunks))
+
+
 def fit(plan: RecallPlan, sizes: Callable[[int], tuple[int, int]], most_tokens: int) -> RecallPlan:
     """The plan within a budget of tokens: the most important chunks stay as they are, what does not fit dense comes
     sparse, what does not fit sparse stays away. The newest chunk always comes.

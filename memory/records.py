@@ -6,8 +6,8 @@ Knows nothing of files, databases or models.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from memory.chunk import PositionLayout
 
+Kept = Literal["dense", "sparse", "exact"]
+KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")  # the last for a window of chunks that are rounded otherwise
 TOKEN_BYTES = 13  # of a record: four for each of a token's three positions and one for its mark
 
 
@@ -38,13 +40,23 @@ class Kind:
         return dtype
 
 
+@dataclass(frozen=True)
+class Place:
+    """Bytes in a file that is named by its first chunk, and their CRC-32; none where `num_bytes` is 0."""
+
+    segment: int
+    offset: int = 0
+    num_bytes: int = 0
+    checksum: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class StoredChunk:
     """The record of a chunk: everything but its keys and values; tensors on the CPU.
 
     num_frames: of video. watch_seconds: that it took to make.
-    segment: the file's first chunk; the keys and values are its `num_bytes` bytes from `offset` on.
-    dense: whether they are still there.
+    places: of its keys and values by what they are, see `KEPT`. Whether they are still there is not for one record to
+    say: the oldest go first.
     """
 
     index: int
@@ -54,12 +66,8 @@ class StoredChunk:
     watch_seconds: float
     layout: PositionLayout
     visual: Tensor
-    segment: int
-    offset: int
-    num_bytes: int
-    kv_checksum: int
     thumb_bytes: int
-    dense: bool = True
+    places: dict[Kept, Place]
 
     @property
     def record_bytes(self) -> int:
@@ -70,25 +78,31 @@ class StoredChunk:
         """As it stands in the table `chunks`."""
         plain = (
             self.index, self.start_seconds, self.stop_seconds, self.num_frames, self.watch_seconds, self.layout.extent,
-            self.segment, self.offset, self.num_bytes, self.kv_checksum, self.thumb_bytes,
+            self.thumb_bytes,
         )  # fmt: skip
+        places = np.array([astuple(self.places[kept]) for kept in KEPT], np.int64).tobytes()
         positions = self.layout.positions.to(torch.int32).numpy().tobytes()
         visual = self.visual.numpy().tobytes()
-        return (*plain, positions, visual, row_checksum(plain, positions, visual), int(self.dense))
+        blobs = (places, positions, visual)
+        return (*plain, *blobs, row_checksum(plain, blobs))
 
     @classmethod
     def of_row(cls, row: tuple[Any, ...]) -> StoredChunk:
         """Raises ValueError for a row that is not as it was written."""
-        *plain, positions, visual, checksum, dense = row
-        if row_checksum(tuple(plain), positions, visual) != checksum:
+        *plain, places, positions, visual, checksum = row
+        if row_checksum(tuple(plain), (places, positions, visual)) != checksum:
             raise ValueError(f"the record of chunk {plain[0]} is damaged")
-        index, start, stop, num_frames, seconds, extent, segment, offset, num_bytes, kv_checksum, thumb_bytes = plain
-        places = torch.from_numpy(np.frombuffer(positions, np.int32).reshape(3, -1).astype(np.int64))
+        index, start, stop, num_frames, seconds, extent, thumb_bytes = plain
+        where = np.frombuffer(places, np.int64).reshape(len(KEPT), -1).tolist()
+        stands = torch.from_numpy(np.frombuffer(positions, np.int32).reshape(3, -1).astype(np.int64))
         marks = torch.from_numpy(np.frombuffer(visual, np.bool_).copy())
-        layout = PositionLayout(places, extent)
-        where = (segment, offset, num_bytes, kv_checksum, thumb_bytes)
-        return cls(index, start, stop, num_frames, seconds, layout, marks, *where, dense=bool(dense))
+        layout = PositionLayout(stands, extent)
+        by_kept = {kept: Place(*numbers) for kept, numbers in zip(KEPT, where, strict=True)}
+        return cls(index, start, stop, num_frames, seconds, layout, marks, thumb_bytes, by_kept)
 
 
-def row_checksum(plain: tuple[Any, ...], positions: bytes, visual: bytes) -> int:
-    return zlib.crc32(visual, zlib.crc32(positions, zlib.crc32(repr(plain).encode())))
+def row_checksum(plain: tuple[Any, ...], blobs: tuple[bytes, ...]) -> int:
+    checksum = zlib.crc32(repr(plain).encode())
+    for blob in blobs:
+        checksum = zlib.crc32(blob, checksum)
+    return checksum

@@ -1,5 +1,8 @@
 """Bytes of keys and values in files: appended, flushed, read back and checked.
 
+    kv-dense-00000000.bin   |chunk 0|chunk 1|chunk 2|     full: chunk 3 begins the next one
+    kv-dense-00000003.bin   |chunk 3|chunk 4|
+
 Knows nothing of what the bytes mean or which of them count; `store.py` keeps the books.
 """
 
@@ -7,31 +10,66 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from memory.records import Place
 
 
 class DamagedBytesError(RuntimeError):
     """The bytes on disk are not those that were written."""
 
 
-def write_bytes(path: Path, parts: Sequence[Tensor]) -> int:
-    """Appends the tensors' bytes, one after the other, and returns their CRC-32 once they are safe on the disk."""
+class Segments:
+    """The files of one kind of bytes: appended to, named by their first chunk, dropped as a whole."""
+
+    def __init__(self, folder: Path, name: str, full_bytes: int) -> None:
+        """full_bytes: a file of so many takes no other chunk."""
+        self._folder = folder
+        self._name = name
+        self._full_bytes = full_bytes
+
+    def append(self, index: int, data: Tensor, last: Place | None) -> Place:
+        """Writes a chunk's bytes behind those of the one before, whose place is `last` where it is still there."""
+        segment, offset = (index, 0) if last is None else (last.segment, last.offset + last.num_bytes)
+        if offset >= self._full_bytes:
+            segment, offset = index, 0
+        return Place(segment, offset, data.nbytes, write_bytes(self._path(segment), data))
+
+    def read(self, place: Place) -> Tensor:
+        """uint8 [num_bytes] on the CPU. Raises DamagedBytesError."""
+        return read_bytes(self._path(place.segment), place.offset, place.num_bytes, place.checksum)
+
+    def cut(self, used: Iterable[int], last: Place | None) -> None:
+        """Takes away all bytes but those of the files `used`, of which the newest ends behind `last`."""
+        kept = {self._path(segment) for segment in used}
+        for path in self._folder.glob(f"{self._name}-*.bin"):
+            if path not in kept:
+                path.unlink()
+        if last is not None:
+            cut(self._path(last.segment), last.offset + last.num_bytes)
+
+    def drop(self, segment: int) -> None:
+        self._path(segment).unlink(missing_ok=True)
+
+    def _path(self, segment: int) -> Path:
+        return self._folder / f"{self._name}-{segment:08d}.bin"
+
+
+def write_bytes(path: Path, data: Tensor) -> int:
+    """Appends a tensor's bytes and returns their CRC-32 once they are safe on the disk."""
     is_new = not path.exists()
-    checksum = 0
+    written = as_bytes(data)
     with path.open("ab") as file:
-        for part in parts:
-            data = as_bytes(part)
-            file.write(data)
-            checksum = zlib.crc32(data, checksum)
+        file.write(written)
         file.flush()
         os.fsync(file.fileno())
     if is_new:
         sync_folder(path.parent)
-    return checksum
+    return zlib.crc32(written)
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int, checksum: int) -> Tensor:

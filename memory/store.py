@@ -1,9 +1,14 @@
 """The durable folder of a session: every chunk of a stream on disk, and what was said about it.
 
-    kv-00000000.bin, ...   keys and values, append-only; a file is named by its first chunk and dropped as a whole
-    session.sqlite         what the folder is, every chunk's record and index keys, the dialogue (write-ahead log)
-    thumbs/00000000.jpg    a picture of every chunk
-    lock                   held by the one process that watches
+    kv-dense-00000000.bin    keys and values, append-only; a file is named by its first chunk and dropped as a whole
+    kv-sparse-00000000.bin   those of the sparse level, which outlasts the dense one
+    kv-exact-00000000.bin    the newest chunks as computed, where the others are in 8 bits: watching goes on from them
+    session.sqlite           what the folder is, every chunk's record and index keys, the dialogue (write-ahead log)
+    thumbs/00000000.jpg      a picture of every chunk
+    lock                     held by the one process that watches
+
+Beyond the budget the oldest dense level goes first; once there is no more of it to spare, the oldest sparse one.
+Records, index keys and thumbnails stay.
 
 A chunk counts once its record is committed, and that comes after its bytes are flushed. So a kill at any instant loses
 the chunk under way and nothing else: bytes without a record are cut when the folder is opened to be written again.
@@ -33,20 +38,23 @@ from PIL import Image
 from torch import Tensor
 
 from memory.chunk import KVChunk
-from memory.records import TOKEN_BYTES, Kind, StoredChunk
-from memory.segments import DamagedBytesError, as_bytes, cut, read_bytes, sync_folder, write_bytes
+from memory.packing import AS_COMPUTED, KVFormat
+from memory.records import KEPT, TOKEN_BYTES, Kept, Kind, Place, StoredChunk
+from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
 
-FORMAT = "1"
+FORMAT = "2"
 DATABASE = "session.sqlite"
 LOCK = "lock"
 THUMBS = "thumbs"
 SEGMENTS_PER_BUDGET = 16  # so much of the budget is freed at a time
+MAKE_ROOM: tuple[Kept, ...] = ("dense", "sparse")  # in this order
+INSTEAD = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 BUSY_SECONDS = 30.0  # for which a reader's turn of dialogue and the writer's chunk wait for each other
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL, num_frames INTEGER,"
-    " watch_seconds REAL, extent INTEGER, segment INTEGER, offset INTEGER, num_bytes INTEGER, kv_checksum INTEGER,"
-    " thumb_bytes INTEGER, positions BLOB, visual BLOB, checksum INTEGER, dense INTEGER)",
+    " watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER, places BLOB, positions BLOB, visual BLOB,"
+    " checksum INTEGER)",
     "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
     "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT)",
 )
@@ -57,11 +65,7 @@ class SessionError(ValueError):
 
 
 class ChunkLostError(SessionError):
-    """The keys and values of one chunk cannot be had any more; everything else can."""
-
-    def __init__(self, index: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.index = index
+    """Keys and values of one chunk, dense, sparse or exact, cannot be had any more; everything else can."""
 
 
 class SessionStore:
@@ -75,13 +79,14 @@ class SessionStore:
         budget_bytes: int = 1 << 62,
         keep_chunks: int = 1,
         read_only: bool = False,
+        kv_bits: int = AS_COMPUTED,
     ) -> None:
         """Opens a folder; a writer makes it where there is none.
 
         kind: what the session must be of; None leaves that open, for a folder that is only looked at.
         settings: kept with a new session; `self.settings` are those it began with.
-        budget_bytes: of the folder. Beyond it the oldest chunks lose their keys and values, but never the newest
-        `keep_chunks`, nor ever their records, index keys and thumbnails.
+        budget_bytes: of the folder. Never do the newest `keep_chunks` have to make room.
+        kv_bits: of a new session, 8 or 16 as in `KVFormat`; `self.format` is what it began with.
         Raises SessionError.
         """
         self.folder = folder
@@ -94,10 +99,12 @@ class SessionStore:
                 undo.enter_context(lock(folder))
             self._db = undo.enter_context(closing(self._connect()))
             if kind is not None and not read_only and not _has_tables(self._db):
-                self._create(kind, settings or {})
+                self._create(kind, settings or {}, kv_bits)
             self._facts = self._checked_facts(kind)
             self.chunks = self._read_chunks()
             self._record_bytes = self._count_record_bytes()
+            self._files = {kept: Segments(folder, f"kv-{kept}", self._full_bytes(kept)) for kept in KEPT}
+            self._kv_bytes = {kept: self._count_kv_bytes(kept) for kept in KEPT}
             if not read_only:
                 self._cut_tail()
             self._closing = undo.pop_all()
@@ -109,6 +116,11 @@ class SessionStore:
         return Kind(facts["model_id"], facts["dtype"], layers, kv_heads, head_dim)
 
     @property
+    def format(self) -> KVFormat:
+        """Of keys and values on the disk."""
+        return KVFormat.of_kind(self.kind, int(self._facts["kv_bits"]))
+
+    @property
     def settings(self) -> dict[str, Any]:
         return dict(json.loads(self._facts["settings"]))
 
@@ -116,15 +128,24 @@ class SessionStore:
     def num_chunks(self) -> int:
         return len(self.chunks)
 
+    def first(self, kept: Kept) -> int:
+        """Number of the first chunk of which this is still there; all before it had to make room."""
+        return int(self._facts.get(f"first {kept}", 0))
+
     @property
     def num_forgotten(self) -> int:
-        """Chunks whose keys and values have gone, the oldest ones."""
-        return sum(not chunk.dense for chunk in self.chunks)
+        """Chunks without keys and values, the oldest ones."""
+        return min(self.first("dense"), self.first("sparse"))
+
+    @property
+    def num_sparse(self) -> int:
+        """Chunks of which only the sparse level is left, the oldest ones but those forgotten."""
+        return self.first("dense") - self.num_forgotten
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of keys, values, records, index keys and thumbnails."""
-        return self._record_bytes + sum(chunk.num_bytes for chunk in self.chunks if chunk.dense)
+        return self._record_bytes + sum(self._kv_bytes.values())
 
     def append(
         self, chunk: KVChunk, index_keys: Tensor | None, picture: NDArray[np.uint8], num_frames: int, seconds: float
@@ -140,14 +161,15 @@ class SessionStore:
         if self._is_interrupted:
             raise SessionError(f"{self.folder} was interrupted in the middle of a chunk; open it again to go on.")
         keys = b"" if index_keys is None else self._to_bytes(index_keys)
-        thumb = as_jpeg(picture)
+        thumb, packed = as_jpeg(picture), self._packed(chunk)
         self._is_interrupted = True
         try:
             with self._told():
-                self._make_room(chunk.memory_bytes + TOKEN_BYTES * chunk.num_tokens + len(thumb) + len(keys))
-                stored = self._written(chunk, thumb, num_frames, seconds)
+                num_bytes = sum(data.nbytes for data in packed.values())
+                self._make_room(num_bytes + TOKEN_BYTES * chunk.num_tokens + len(thumb) + len(keys))
+                stored = self._written(chunk, packed, thumb, num_frames, seconds)
                 with self._db:
-                    self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 15)})", stored.row())
+                    self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 11)})", stored.row())
                     self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (chunk.index, keys, zlib.crc32(keys)))
         except SessionError:
             with self._told():
@@ -156,21 +178,27 @@ class SessionStore:
             raise
         self.chunks.append(stored)
         self._record_bytes += stored.record_bytes + len(keys)
+        for kept in KEPT:
+            self._kv_bytes[kept] += stored.places[kept].num_bytes
         self._is_interrupted = False
 
-    def read(self, index: int) -> Tensor:
-        """The bytes of a chunk's keys, then of its values: uint8 [n] on the CPU. Raises ChunkLostError."""
+    def read(self, index: int, kept: Kept = "dense") -> Tensor:
+        """The packed keys and values of a chunk: uint8 [n] on the CPU. Raises ChunkLostError."""
         chunk = self.chunks[index]
         when = f"{chunk.start_seconds:.0f} s to {chunk.stop_seconds:.0f} s"
-        if chunk.dense:
+        if index >= self.first(kept):
             try:
-                return read_bytes(self._segment(chunk.segment), chunk.offset, chunk.num_bytes, chunk.kv_checksum)
+                return self._files[kept].read(chunk.places[kept])
             except DamagedBytesError as error:
-                if self._is_dense(index):
-                    sentence = f"What was remembered of {when} is damaged in {self.folder} and was left out: {error}."
-                    raise ChunkLostError(index, sentence) from error
-        self._forget([index])
-        raise ChunkLostError(index, f"What was remembered of {when} had to make room on the disk in the meantime.")
+                if not self._has_gone(index, kept):
+                    what = "was left out" if kept == "sparse" or index < self.first("sparse") else INSTEAD[kept]
+                    sentence = f"What was remembered of {when} is damaged in {self.folder} and {what}: {error}."
+                    raise ChunkLostError(sentence) from error
+        raise ChunkLostError(f"What was remembered of {when} had to make room on the disk in the meantime.")
+
+    def has_exact(self, index: int) -> bool:
+        """Whether a chunk is kept as computed beside 8 bits; the newest are."""
+        return index >= self.first("exact") and self.chunks[index].places["exact"].num_bytes > 0
 
     def index_keys(self, num_heads: int) -> Iterator[Tensor]:
         """The index keys of every chunk in order, in the type of the keys: [num_heads, n, head_dim]."""
@@ -205,7 +233,7 @@ class SessionStore:
         return self._facts.get("source")
 
     def set_source(self, source: str) -> None:
-        with self._told(), self._db:
+        with self._told():
             self._set("source", source)
 
     def turns(self) -> list[tuple[str, str]]:
@@ -228,12 +256,17 @@ class SessionStore:
     def check_integrity(self) -> None:
         """Asserts that records follow each other and their bytes lie gapless in their files; reads all of them."""
         assert [chunk.index for chunk in self.chunks] == list(range(self.num_chunks)), "a record is missing"
-        assert not any(c.dense for c in self.chunks[: self.num_forgotten]), "a newer chunk went before an older one"
-        ends: dict[int, int] = {}
-        for chunk in self.chunks[self.num_forgotten :]:
-            assert chunk.offset == ends.get(chunk.segment, 0), "bytes of a file are nobody's"
-            ends[chunk.segment] = chunk.offset + self.read(chunk.index).nbytes
-        assert self.disk_bytes == self._count_record_bytes() + sum(ends.values()), "disk bytes are not the sum"
+        num_bytes = 0
+        for kept in KEPT:
+            ends: dict[int, int] = {}
+            for chunk in self.chunks[self.first(kept) :]:
+                place = chunk.places[kept]
+                assert place.num_bytes == 0 or place.offset == ends.get(place.segment, 0), (
+                    "bytes of a file are nobody's"
+                )
+                ends[place.segment] = place.offset + (self.read(chunk.index, kept).nbytes if place.num_bytes else 0)
+            num_bytes += sum(ends.values())
+        assert self.disk_bytes == self._count_record_bytes() + num_bytes, "disk bytes are not the sum"
 
     def _connect(self) -> sqlite3.Connection:
         path = self.folder / DATABASE
@@ -244,12 +277,12 @@ class SessionStore:
         db.execute("PRAGMA synchronous = FULL")
         return db
 
-    def _create(self, kind: Kind, settings: Mapping[str, Any]) -> None:
+    def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
         """Tables and facts in one transaction, so that a folder is a session or is none."""
         self._db.execute("PRAGMA journal_mode = WAL")
         (self.folder / THUMBS).mkdir(exist_ok=True)
         sync_folder(self.folder)
-        facts = {"format": FORMAT, "settings": json.dumps(settings)} | asdict(kind)
+        facts = {"format": FORMAT, "settings": json.dumps(settings), "kv_bits": kv_bits} | asdict(kind)
         with self._db:
             self._db.execute("BEGIN")
             for command in SCHEMA:
@@ -280,60 +313,82 @@ class SessionStore:
             raise SessionError(f"{self.folder} is damaged: records of chunks are missing.")
         return chunks
 
-    def _written(self, chunk: KVChunk, thumb: bytes, num_frames: int, seconds: float) -> StoredChunk:
+    def _packed(self, chunk: KVChunk) -> dict[Kept, Tensor]:
+        """A chunk's keys and values as they are kept."""
+        pooled, form = chunk.pooled(), self.format
+        packed: dict[Kept, Tensor] = {
+            "dense": form.pack(chunk.keys, chunk.values),
+            "sparse": form.pack(pooled.keys, pooled.values),
+        }
+        if form.bits != AS_COMPUTED:
+            packed["exact"] = form.as_computed.pack(chunk.keys, chunk.values)
+        return packed
+
+    def _written(
+        self, chunk: KVChunk, packed: Mapping[Kept, Tensor], thumb: bytes, num_frames: int, seconds: float
+    ) -> StoredChunk:
         """The chunk's bytes and thumbnail on disk; its record is not."""
-        segment, offset = self._tail()
-        if offset >= self._budget_bytes // SEGMENTS_PER_BUDGET:
-            segment, offset = chunk.index, 0
-        checksum = write_bytes(self._segment(segment), [chunk.keys, chunk.values])
+        places = dict.fromkeys(KEPT, Place(chunk.index))
+        for kept, data in packed.items():
+            places[kept] = self._files[kept].append(chunk.index, data, self._last(kept))
         self.thumbnail(chunk.index).write_bytes(thumb)
         layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
         return StoredChunk(
             chunk.index, chunk.start_seconds, chunk.stop_seconds, num_frames, seconds, layout, chunk.visual.cpu(),
-            segment, offset, chunk.memory_bytes, checksum, len(thumb),
+            len(thumb), places,
         )  # fmt: skip
 
     def _make_room(self, num_bytes: int) -> None:
-        """Forgets the oldest segments until so many bytes fit into the budget."""
+        """Lets go what is least missed until so many bytes fit into the budget."""
+        self._let_go("exact", self.num_chunks - self._keep_chunks)
         while self.disk_bytes + num_bytes > self._budget_bytes:
-            dense = [chunk for chunk in self.chunks if chunk.dense]
-            oldest = [chunk.index for chunk in dense if chunk.segment == dense[0].segment]
-            if not oldest or oldest[-1] >= self.num_chunks - self._keep_chunks:
+            for kept in MAKE_ROOM:
+                stop = self._end_of_oldest(kept)
+                if stop <= self.num_chunks - self._keep_chunks:
+                    self._let_go(kept, stop)
+                    break
+            else:
                 gib = self._budget_bytes / (1 << 30)
                 raise SessionError(f"The disk budget of {gib:.3g} GiB is full; give more with --disk-budget.")
-            with self._db:
-                self._db.execute("UPDATE chunks SET dense = 0 WHERE number BETWEEN ? AND ?", (oldest[0], oldest[-1]))
-            self._segment(dense[0].segment).unlink()
-            self._forget(oldest)
 
-    def _forget(self, indices: Iterable[int]) -> None:
-        for index in indices:
-            self.chunks[index] = replace(self.chunks[index], dense=False)
+    def _end_of_oldest(self, kept: Kept) -> int:
+        """Number of the first chunk behind the oldest file."""
+        segments = [chunk.places[kept].segment for chunk in self.chunks[self.first(kept) :]]
+        return next((s for s in segments if s != segments[0]), self.num_chunks)
 
-    def _tail(self) -> tuple[int, int]:
-        """Where the next chunk's bytes begin: segment and offset."""
-        if not self.chunks or not self.chunks[-1].dense:
-            return self.num_chunks, 0
-        return self.chunks[-1].segment, self.chunks[-1].offset + self.chunks[-1].num_bytes
+    def _let_go(self, kept: Kept, stop: int) -> None:
+        """Drops the files of all chunks before `stop`, where one ends."""
+        places = [chunk.places[kept] for chunk in self.chunks[self.first(kept) : max(0, stop)]]
+        if not any(place.num_bytes for place in places):
+            return
+        self._set(f"first {kept}", str(stop))
+        self._kv_bytes[kept] -= sum(place.num_bytes for place in places)
+        for segment in {place.segment for place in places}:
+            self._files[kept].drop(segment)
+
+    def _last(self, kept: Kept) -> Place | None:
+        """Where the newest chunk's bytes are, where they are still there."""
+        return self.chunks[-1].places[kept] if self.num_chunks > self.first(kept) else None
 
     def _cut_tail(self) -> None:
-        """Takes away bytes of which there is no record: of a chunk under way, or forgotten just before a kill."""
-        segment, offset = self._tail()
-        cut(self._segment(segment), offset)
-        used = {chunk.segment for chunk in self.chunks if chunk.dense}
-        for path in self.folder.glob("kv-*.bin"):
-            if int(path.stem.removeprefix("kv-")) not in used:
-                path.unlink()
+        """Takes away bytes of which there is no record: of a chunk under way, or let go just before a kill."""
+        for kept, files in self._files.items():
+            files.cut({chunk.places[kept].segment for chunk in self.chunks[self.first(kept) :]}, self._last(kept))
         self.thumbnail(self.num_chunks).unlink(missing_ok=True)
 
-    def _segment(self, number: int) -> Path:
-        return self.folder / f"kv-{number:08d}.bin"
-
-    def _is_dense(self, index: int) -> bool:
+    def _has_gone(self, index: int, kept: Kept) -> bool:
         """What the folder says now; another process may be writing it."""
         with self._told():
-            row = self._db.execute("SELECT dense FROM chunks WHERE number = ?", (index,)).fetchone()
-        return row is not None and bool(row[0])
+            self._facts |= dict(self._db.execute("SELECT name, value FROM facts WHERE name LIKE 'first %'"))
+        self._kv_bytes[kept] = self._count_kv_bytes(kept)
+        return index < self.first(kept)
+
+    def _full_bytes(self, kept: Kept) -> int:
+        """Of a file that takes no other chunk."""
+        return 0 if kept == "exact" else self._budget_bytes // SEGMENTS_PER_BUDGET
+
+    def _count_kv_bytes(self, kept: Kept) -> int:
+        return sum(chunk.places[kept].num_bytes for chunk in self.chunks[self.first(kept) :])
 
     def _count_record_bytes(self) -> int:
         with self._told():
@@ -344,7 +399,9 @@ class SessionStore:
         return as_bytes(index_keys.to(self.kind.torch_dtype)).tobytes()
 
     def _set(self, name: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        """Together with what is not committed yet."""
+        with self._db:
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
         self._facts[name] = value
 
     @contextmanager

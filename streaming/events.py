@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Stats:
     """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock. The seconds to the first
-    token and the tokens of the context are those of the last answer. `forgotten_chunks` had to make room on the disk:
-    they are no longer recalled."""
+    token and the tokens of the context are those of the last answer. Of `sparse_chunks` only the sparse level
+    is left on the disk, `forgotten_chunks` had to make room altogether: they are no longer recalled."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -27,6 +27,7 @@ class Stats:
     context_tokens: int = 0
     disk_bytes: int = 0
     forgotten_chunks: int = 0
+    sparse_chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,16 @@ class AnswerPiece:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A stretch of video that was recalled for an answer, half-open; `why` is "recalled", "named time" or "recent"."""
+    """A stretch of video that was recalled for an answer, half-open; `why` is "recalled", "named time" or "recent".
+
+    level: "dense", or "sparse" where fewer details were looked at.
+    """
 
     start_seconds: float
     stop_seconds: float
     score: float
     why: str
+    level: str = "dense"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, plan_recall
+from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
 from models.base import Turn, VideoLLM
 from models.calibration import Profile
@@ -71,14 +71,13 @@ class Session:
                 with self._take_turn(False):
                     if self._closed:
                         return
-                    num_forgotten = self._stats.forgotten_chunks
+                    before = self._stats
                     self._remember(part)
                     self._count(frames=len(part), seconds=time.perf_counter() - started)
             except (MemoryFullError, SessionError) as error:
                 yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
                 return
-            if self._stats.forgotten_chunks > num_forgotten:
-                yield Notice(self._forgotten_sentence())
+            yield from self._made_room(before)
             yield thumbnail(part)
             yield Watched(part[-1].pts_seconds, self._stats)
             started = time.perf_counter()
@@ -175,11 +174,10 @@ class Session:
             self._index.add(chunk.index, keys)
 
     def _still_there(self, index: int) -> KVChunk | None:
-        """A chunk, or None where it has gone from the disk."""
+        """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
         with suppress(ChunkLostError):
-            if index not in self._memory.gone:
-                return self._memory.get([index])[0]
-        return None
+            return None if index in self._memory.gone else self._memory.get([index])[0]
+        return self._still_there(index)
 
     def _bring(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
         """The plan and its context; a chunk that turns out to be lost on the disk is planned without."""
@@ -200,6 +198,7 @@ class Session:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(in_seconds(question))
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
+        plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
     def _scores(self, question: str) -> list[float] | None:
@@ -212,7 +211,7 @@ class Session:
         looked_at = [i for i in candidates(num_chunks - memory.window_chunks) if i not in self._memory.gone]
         if len(looked_at) <= memory.recall_chunks:
             return None  # all of them come back anyway
-        levels = (self._memory.get([index])[0].pooled() for index in looked_at)
+        levels = (self._sparse(chunk) for index in looked_at for chunk in self._memory.get([index]))
         return as_scores(attention_mass(self._model.all_question_queries(question), levels), looked_at, num_chunks)
 
     def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
@@ -226,12 +225,17 @@ class Session:
     def _context(self, plan: RecallPlan) -> list[KVChunk]:
         """The prefix and the plan's chunks at their levels, in time order."""
         chunks = self._memory.get(plan.indices)
-        pooled = self._config.memory.sparse == "pooled"
-        levels = [
-            chunk if planned.level == "dense" else chunk.pooled() if pooled else chunk.salient()
+        levels = (
+            chunk if planned.level == "dense" else self._sparse(chunk, self._config.memory.sparse)
             for chunk, planned in zip(chunks, plan.chunks, strict=True)
-        ]
+        )
         return [self._model.prefix(), *levels]
+
+    def _sparse(self, chunk: KVChunk, sparse: str = "pooled") -> KVChunk:
+        """The sparse level of a chunk from memory, which may be it already."""
+        if chunk.index in self._memory.only_sparse:
+            return chunk
+        return chunk.pooled() if sparse == "pooled" else chunk.salient()
 
     def _earlier(self) -> list[Turn]:
         turns = self._config.answer.dialogue_turns
@@ -269,11 +273,17 @@ class Session:
         self._num_told += len(losses)
         yield from map(Notice, losses)
 
-    def _forgotten_sentence(self) -> str:
-        spans = self._memory.spans()
-        kept = spans[self._stats.forgotten_chunks][0]
-        budget = self._config.memory.disk_bytes / (1 << 30)
-        return f"The disk budget of {budget:.3g} GiB is full: what was seen before {kept:.0f} s can't be recalled now."
+    def _made_room(self, before: Stats) -> Iterator[Notice]:
+        """What had to make room on the disk for the newest chunk."""
+        spans, now = self._memory.spans(), self._stats
+        budget = (
+            f"The disk budget of {self._config.memory.disk_bytes / (1 << 30):.3g} GiB is full: what was seen before"
+        )
+        if now.forgotten_chunks > before.forgotten_chunks:
+            yield Notice(f"{budget} {spans[now.forgotten_chunks][0]:.0f} s can't be recalled now.")
+        dense_from = now.forgotten_chunks + now.sparse_chunks
+        if dense_from > before.forgotten_chunks + before.sparse_chunks:
+            yield Notice(f"{budget} {spans[dense_from][0]:.0f} s is now remembered sparse, with fewer details.")
 
     def _restore(self, store: SessionStore) -> None:
         """Index, dialogue and counters as they were; nothing is encoded again."""
@@ -297,6 +307,7 @@ class Session:
             device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
             host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
             disk_bytes=self._store.disk_bytes if self._store else 0,
+            sparse_chunks=self._store.num_sparse if self._store else 0,
             forgotten_chunks=self._store.num_forgotten if self._store else 0,
         )
 
@@ -340,8 +351,8 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_sec
     """
     stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
     found: list[Evidence] = []
-    for chunk in (chunk for chunk in plan.chunks if chunk.level == "dense"):
-        new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why)
+    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
+        new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why, chunk.level)
         if found and _are_one(found[-1], new):
             last = found.pop()
             new = replace(new, start_seconds=last.start_seconds, score=max(last.score, new.score))
@@ -350,7 +361,8 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_sec
 
 
 def _are_one(earlier: Evidence, later: Evidence) -> bool:
-    return earlier.why == later.why != "recalled" and earlier.stop_seconds == later.start_seconds
+    same = (earlier.why, earlier.level) == (later.why, later.level)
+    return same and later.why != "recalled" and earlier.stop_seconds == later.start_seconds
 
 
 def thumbnail(frames: Sequence[Frame]) -> Thumbnail:

@@ -29,7 +29,7 @@ from tests.tiny import save_tiny
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATS = {
     "frames_read", "chunks", "tokens", "watch_seconds", "first_token_seconds", "device_bytes", "host_bytes",
-    "disk_bytes", "forgotten_chunks", "context_tokens",
+    "disk_bytes", "sparse_chunks", "forgotten_chunks", "context_tokens",
 }  # fmt: skip
 START_SECONDS = 900  # of a process on a busy machine; a limit, not an expectation
 
@@ -80,7 +80,7 @@ def test_json_is_one_object_per_question_and_nothing_else_on_standard_output(mod
     for item in found:
         assert set(item) == {"question", "answer", "evidence", "stats"} and item["answer"]
         assert set(item["stats"]) == STATS
-        assert all(set(e) == {"start_seconds", "stop_seconds", "score", "why"} for e in item["evidence"])
+        assert all(set(e) == {"start_seconds", "stop_seconds", "score", "why", "level"} for e in item["evidence"])
         assert all(0 <= e["start_seconds"] < e["stop_seconds"] <= 12 for e in item["evidence"])
     assert (found[0]["stats"]["frames_read"], found[0]["stats"]["chunks"]) == (24, 6)
     named = found[1]["evidence"][0]

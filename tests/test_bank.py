@@ -20,9 +20,14 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def make_chunk(index: int, num_tokens: int = 20, dtype: torch.dtype = torch.float32, device: str = "cpu") -> KVChunk:
     generator = torch.Generator().manual_seed(1000 + index)
     kv = torch.randn(2, LAYERS, HEADS, num_tokens, DIM, generator=generator).to(device, dtype)
-    positions = torch.arange(num_tokens).expand(3, -1).clone()
-    visual = torch.arange(num_tokens) % 4 > 0
-    layout = PositionLayout(positions, num_tokens)
+    group, place = (
+        torch.arange(num_tokens) // 4,
+        torch.arange(num_tokens) % 4,
+    )  # a text token, then three of a 2 x 2 cell
+    visual = place > 0
+    stamp = 3 * group + visual
+    positions = torch.stack([stamp, stamp + (place == 3), stamp + (place == 2)])
+    layout = PositionLayout(positions, int(positions.max()) + 1)
     return KVChunk(kv[0], kv[1], layout, visual, start_seconds=8.0 * index, stop_seconds=8.0 * index + 8.0, index=index)
 
 

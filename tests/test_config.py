@@ -37,6 +37,8 @@ def test_nothing_changes_a_configuration() -> None:
         ({"memory": {"host_bytes": -1}}, "host_bytes"),
         ({"memory": {"host_bytes": INF}}, "memory.host_bytes must be a whole number, not inf"),
         ({"memory": {"chunk_frames": 8.0}}, "whole number"),
+        ({"memory": {"kv_bits": 4}}, "kv_bits must be one of 16, 8, not 4"),
+        ({"memory": {"kv_bits": "8"}}, "memory.kv_bits must be a whole number"),
         ({"memory": {"chunk_frames": True}}, "whole number"),
         ({"memory": {"chunk_frames": "8"}}, "whole number"),
         ({"read": {"fps": 0}}, "fps must lie in (0, 60], not 0"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app import open_session
 from memory.store import SessionError
 from models.calibration import RetrievalHead
 from streaming.engine import Engine
@@ -51,11 +52,18 @@ def answered(session: Session, question: str = QUESTION) -> Answer:
     return next(event for event in session.ask(question) if isinstance(event, Answer))
 
 
-@pytest.mark.parametrize("carrier_tokens", [0, 100])
+def differing(one: Session, other: Session) -> list[int]:
+    """Numbers of the chunks that are not the same, bit by bit."""
+    numbers = range(other.memory.num_chunks)
+    pairs = zip(one.memory.get(numbers), other.memory.get(numbers), strict=True)
+    return [a.index for a, b in pairs if not (torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values))]
+
+
+@pytest.mark.parametrize(("carrier_tokens", "kv_bits"), [(0, 16), (100, 16), (0, 8), (100, 8)])
 def test_a_session_that_was_closed_answers_and_goes_on_as_one_that_was_not(
-    checkpoint: Path, tmp_path: Path, carrier_tokens: int
+    checkpoint: Path, tmp_path: Path, carrier_tokens: int, kv_bits: int
 ) -> None:
-    engine = tiny_engine(checkpoint, carrier_tokens=carrier_tokens)
+    engine = tiny_engine(checkpoint, carrier_tokens=carrier_tokens, kv_bits=kv_bits)
     whole = engine.open()
     watched(whole)
     first = engine.open(tmp_path / "s")
@@ -67,6 +75,7 @@ def test_a_session_that_was_closed_answers_and_goes_on_as_one_that_was_not(
     watched(again, 16)
     asked, expected = answered(again), answered(whole)
     assert (asked.text, asked.evidence) == (expected.text, expected.evidence)
+    assert again.seen_seconds is not None and not differing(again, whole)
     assert again.stats.disk_bytes > again.stats.host_bytes > 0
     again.close()
     reopened = engine.open(tmp_path / "s", read_only=True)
@@ -113,28 +122,56 @@ def test_other_retrieval_heads_get_their_keys_from_what_is_stored(engine: Engine
     mixed.close()
 
 
-def test_a_damaged_chunk_is_left_out_and_said_once(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_bits", [16, 8])
+@pytest.mark.parametrize("levels", [("dense",), ("dense", "sparse")])
+def test_a_damaged_chunk_comes_back_sparse_or_is_left_out_and_that_is_said_once(
+    checkpoint: Path, tmp_path: Path, levels: tuple[str, ...], kv_bits: int
+) -> None:
+    engine = tiny_engine(checkpoint, kv_bits=kv_bits, host_bytes=0)
     session = engine.open(tmp_path / "s")
     watched(session)
     session.close()
-    (path,) = (tmp_path / "s").glob("kv-*.bin")
-    data = bytearray(path.read_bytes())
-    data[100] ^= 4
-    path.write_bytes(data)
+    for level in levels:
+        path = tmp_path / "s" / f"kv-{level}-00000000.bin"
+        data = bytearray(path.read_bytes())
+        data[100] ^= 4
+        path.write_bytes(data)
     session = engine.open(tmp_path / "s")
-    events = list(session.ask(QUESTION))
-    (notice,) = [event.text for event in events if isinstance(event, Notice)]
-    assert notice.startswith("What was remembered of 0 s to 2 s is damaged")
+    question = "What was at 0:00?"
+    events = list(session.ask(question))
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert len(notices) == len(levels)
+    assert all(text.startswith("What was remembered of 0 s to 2 s is damaged") for text in notices)
     evidence = next(e for e in events if isinstance(e, Answer)).evidence
-    assert all(item.start_seconds >= 2.0 for item in evidence)
-    assert not any(isinstance(e, Notice) for e in session.ask(QUESTION))
+    found = [(item.level, item.why) for item in evidence if item.start_seconds < 2.0]
+    assert found == ([("sparse", "named time")] if levels == ("dense",) else [])
+    assert not any(isinstance(e, Notice) for e in session.ask(question))
+    session.close()
+
+
+def test_beyond_the_disk_budget_the_oldest_is_recalled_sparse_and_that_is_said(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    session = tiny_engine(checkpoint, disk_bytes=450_000, host_bytes=0).open(tmp_path / "s")
+    notices = watched(session)
+    assert notices and all("is now remembered sparse, with fewer details" in text for text in notices)
+    assert (session.stats.sparse_chunks > 0, session.stats.forgotten_chunks) == (True, 0)
+    asked = answered(session, "What was at 0:00?")
+    levels = {item.start_seconds: item.level for item in asked.evidence}
+    assert levels[0.0] == "sparse" and levels[max(levels)] == "dense"
+    whole = tiny_engine(checkpoint).open()
+    watched(whole)
+    sparse, dense = session.memory.get([0])[0], whole.memory.get([0])[0]
+    assert sparse.num_tokens < dense.num_tokens and torch.equal(sparse.keys, dense.pooled().keys)
+    assert asked.stats.context_tokens < answered(whole, "What was at 0:00?").stats.context_tokens
     session.close()
 
 
 def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path) -> None:
-    session = tiny_engine(checkpoint, disk_bytes=210_000, host_bytes=0).open(tmp_path / "s")
+    session = tiny_engine(checkpoint, disk_bytes=280_000, host_bytes=0).open(tmp_path / "s")
     notices = watched(session)
-    assert notices and all("can't be recalled now" in text for text in notices)
+    assert any("is now remembered sparse" in text for text in notices)
+    assert any("can't be recalled now" in text for text in notices)
     kept_from = 2.0 * session.stats.forgotten_chunks
     assert session.stats.forgotten_chunks > 0
     assert min(item.start_seconds for item in answered(session, "What was at 0:00?").evidence) >= kept_from
@@ -144,14 +181,15 @@ def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path)
 def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    engine = tiny_engine(checkpoint, disk_bytes=210_000, host_bytes=0, carrier_tokens=200)
+    engine = tiny_engine(checkpoint, disk_bytes=280_000, host_bytes=0, carrier_tokens=200)
     session = engine.open(tmp_path / "s")
     watched(session, 0, 24)
-    assert session.stats.forgotten_chunks > 0
+    assert session.stats.sparse_chunks > 0
     session.close()
     session = engine.open(tmp_path / "s")
     assert not any("ended" in text for text in watched(session, 24))
     assert session.stats.frames_read == len(FRAMES)
+    assert session.stats.forgotten_chunks > 0
     session.close()
 
 
@@ -169,6 +207,20 @@ def test_a_session_keeps_the_settings_it_began_with(checkpoint: Path, engine: En
     session = other.open(tmp_path / "s")
     assert session.config.memory.chunk_frames == 4
     session.close()
+
+
+def test_a_session_of_8_bits_stays_one_and_other_bits_are_refused_in_a_sentence(
+    checkpoint: Path, engine: Engine, tmp_path: Path
+) -> None:
+    tiny_engine(checkpoint, kv_bits=8).open(tmp_path / "s").close()
+    with open_session(engine, str(tmp_path / "s"), {"memory": {"kv_bits": None}}) as session:
+        assert session.config.memory.kv_bits == 8
+    sentence = "This session began with kv_bits 8, which cannot become 16 now."
+    with (
+        pytest.raises(ValueError, match=sentence),
+        open_session(engine, str(tmp_path / "s"), {"memory": {"kv_bits": 16}}),
+    ):
+        pass
 
 
 def test_a_session_follows_one_source(engine: Engine, tmp_path: Path) -> None:
@@ -217,7 +269,9 @@ def command_line(checkpoint: Path, tmp_path: Path) -> CommandLine:
 
 def test_the_command_line_watches_asks_lists_and_deletes(command_line: CommandLine, tmp_path: Path) -> None:
     clip = str(write_clip(tmp_path / "clip.mp4", 16))
-    code, out, told = command_line.run("watch", clip, "--session", "trip", "--json", "--chunk-frames", "4")
+    code, out, told = command_line.run(
+        "watch", clip, "--session", "trip", "--json", "--chunk-frames", "4", "--kv-bits", "8"
+    )
     assert (code, json.loads(out)["stats"]["chunks"]) == (0, 8), told
     code, out, told = command_line.run("ask", "--session", "trip", "What?", "--json", "--max-tokens", "4")
     assert (code, json.loads(out)["question"]) == (0, "What?"), told

@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory.records import KEPT, Kept
 from memory.store import DATABASE, SessionError, SessionStore
 from tests.conftest import REPOSITORY
 from tests.tiny import save_tiny
 
-KILLS = int(os.environ.get("LONGLOOK_KILLS", "6"))
-BUDGETS = {"without a limit": 1 << 40, "while the oldest chunks make room": 210_000}
+KILLS = int(os.environ.get("LONGLOOK_KILLS", "8"))
+HOW = {
+    "without a limit": (1 << 40, 16),
+    "while the oldest chunks make room": (280_000, 16),
+    "in 8 bits": (1 << 40, 8),
+    "in 8 bits while the oldest chunks make room": (240_000, 8),
+}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,9 +39,11 @@ class Victims:
             command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def run(self, folder: Path, budget_bytes: int, at_line: int = 0, after_seconds: float = 0.0) -> dict[str, Any]:
+    def run(
+        self, folder: Path, budget_bytes: int, kv_bits: int, at_line: int = 0, after_seconds: float = 0.0
+    ) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
-        order = {"folder": str(folder), "budget_bytes": budget_bytes}
+        order = {"folder": str(folder), "budget_bytes": budget_bytes, "kv_bits": kv_bits}
         self._process.stdin.write(json.dumps({**order, "at_line": at_line, "after_seconds": after_seconds}) + "\n")
         self._process.stdin.flush()
         return dict(json.loads(self._process.stdout.readline()))
@@ -52,10 +60,12 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
 
 
 Content = list[tuple[object, ...]]
+DENSE, EXACT = -3, -1  # in a chunk's tuple
 
 
 def content(folder: Path) -> Content:
-    """Every chunk of a folder as it can be read: record, keys and values (None when forgotten), index keys, picture."""
+    """Every chunk of a folder as it can be read: record, index keys, picture, and its keys and values as they are kept,
+    None where they have made room."""
     if not (folder / DATABASE).is_file():
         return []
     try:
@@ -67,41 +77,47 @@ def content(folder: Path) -> Content:
     assert len(keys) == store.num_chunks
     found: Content = []
     for chunk in store.chunks:
-        index, start, stop, num_frames, _, extent, *_, positions, visual, _, _ = chunk.row()
-        kv = store.read(chunk.index).numpy().tobytes() if chunk.dense else None
+        index, start, stop, num_frames, _, extent, _, _, positions, visual, _ = chunk.row()
         picture = store.thumbnail(chunk.index).read_bytes()
-        found.append((index, start, stop, num_frames, extent, positions, visual, keys[chunk.index], picture, kv))
+        kv = tuple(kept_bytes(store, chunk.index, kept) for kept in KEPT)
+        found.append((index, start, stop, num_frames, extent, positions, visual, keys[chunk.index], picture, *kv))
     store.close()
     return found
 
 
+def kept_bytes(store: SessionStore, index: int, kept: Kept) -> bytes | None:
+    is_there = index >= store.first(kept) and store.chunks[index].places[kept].num_bytes
+    return store.read(index, kept).numpy().tobytes() if is_there else None
+
+
 def first_difference(found: Content, expected: Content) -> int | None:
-    """Number of the first chunk that is not as expected; one may be forgotten in either."""
-    for index, (a, b) in enumerate(zip(found, expected, strict=False)):
-        if a[:-1] != b[:-1] or (a[-1] != b[-1] and None not in (a[-1], b[-1])):
+    """Number of the first chunk that is not as expected; bytes may have made room in either."""
+    for index, pair in enumerate(zip(found, expected, strict=False)):
+        if any(a != b and None not in (a, b) for a, b in zip(*pair, strict=True)):
             return index
     return None
 
 
-@pytest.mark.parametrize("how", BUDGETS)
+@pytest.mark.parametrize("how", HOW)
 def test_a_killed_process_loses_at_most_the_chunk_under_way(victims: Victims, tmp_path: Path, how: str) -> None:
-    budget, rng = BUDGETS[how], np.random.default_rng(len(how))
-    unkilled = victims.run(tmp_path / "unkilled", budget)
+    (budget, bits), rng = HOW[how], np.random.default_rng(len(how))
+    unkilled = victims.run(tmp_path / "unkilled", budget, bits)
     expected = content(tmp_path / "unkilled")
     assert (unkilled["told"], len(expected)) == (10, 10)
-    assert any(chunk[-1] is None for chunk in expected) == (budget < 1 << 40)
+    assert any(chunk[DENSE] is None for chunk in expected) == (budget < 1 << 40)
+    assert any(chunk[EXACT] is not None for chunk in expected) == (bits == 8)
     kills = rounds = 0
-    while kills < KILLS / 2:
+    while kills < KILLS / len(HOW):
         folder, told, killed = tmp_path / str(rounds), 0, True
         while killed:
             at_line = int(rng.integers(1, unkilled["lines"])) if kills % 3 else 0
-            ran = victims.run(folder, budget, at_line, 0.0 if at_line else float(rng.uniform(0.02, 0.5)))
+            ran = victims.run(folder, budget, bits, at_line, 0.0 if at_line else float(rng.uniform(0.02, 0.5)))
             found, told, killed = content(folder), max(told, ran["told"]), ran["killed"]
             assert told <= len(found) <= told + 1, f"{told} chunks were told of, {len(found)} are there"
             assert first_difference(found, expected) is None
             told = len(found)
             kills += killed
-        assert [c[-1] is None for c in found] == [c[-1] is None for c in expected]
+        assert found == expected
         assert files(folder) == files(tmp_path / "unkilled")
         rounds += 1
 
@@ -112,8 +128,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_chunk_that_differs_would_be_noticed(victims: Victims, tmp_path: Path) -> None:
-    victims.run(tmp_path / "s", 1 << 40)
+    victims.run(tmp_path / "s", 1 << 40, 16)
     expected = content(tmp_path / "s")
-    torn = [*expected[:3], (*expected[3][:-1], expected[4][-1]), *expected[4:]]
+    torn = [*expected[:3], (*expected[3][:DENSE], expected[4][DENSE], *expected[3][DENSE + 1 :]), *expected[4:]]
     assert first_difference(expected, expected) is None
     assert first_difference(torn, expected) == 3

@@ -17,7 +17,8 @@ import torch
 from config import MemoryConfig
 from memory.bank import KVMemory
 from memory.chunk import KVChunk
-from memory.records import Kind
+from memory.packing import KVFormat
+from memory.records import KEPT, Kept, Kind
 from memory.store import ChunkLostError, SessionError, SessionStore
 from tests.test_bank import DIM, HEADS, LAYERS, differs, make_chunk, tokens_of
 
@@ -30,6 +31,13 @@ def keys_for(chunk: KVChunk) -> torch.Tensor:
     return chunk.keys[0, :, chunk.visual]
 
 
+def kept(chunk: KVChunk, bits: int) -> KVChunk:
+    """As it comes back from host and disk."""
+    form = KVFormat.of(chunk.keys, bits)
+    keys, values = form.unpack(form.pack(chunk.keys, chunk.values), chunk.num_tokens)
+    return replace(chunk, keys=keys, values=values)
+
+
 def fill(store: SessionStore, count: int) -> None:
     """Appends chunks up to `count`."""
     for index in range(store.num_chunks, count):
@@ -37,10 +45,15 @@ def fill(store: SessionStore, count: int) -> None:
         store.append(chunk, keys_for(chunk), PICTURE, 16, 0.25)
 
 
+@pytest.fixture(params=[16, 8], ids=["as computed", "8 bits"])
+def bits(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, bits: int) -> Path:
     """A session of six chunks, closed."""
-    with opened(tmp_path / "session") as store:
+    with opened(tmp_path / "session", bits=bits) as store:
         fill(store, 6)
     return tmp_path / "session"
 
@@ -48,8 +61,10 @@ def folder(tmp_path: Path) -> Path:
 class opened:  # noqa: N801 - reads as a verb
     """A store that is closed at the end of the block."""
 
-    def __init__(self, folder: Path, kind: Kind = KIND, budget_bytes: int = LARGE, read_only: bool = False) -> None:
-        self.store = SessionStore(folder, kind, {"a": 1}, budget_bytes, keep_chunks=2, read_only=read_only)
+    def __init__(
+        self, folder: Path, kind: Kind = KIND, budget_bytes: int = LARGE, read_only: bool = False, bits: int = 16
+    ) -> None:
+        self.store = SessionStore(folder, kind, {"a": 1}, budget_bytes, 2, read_only, bits)
 
     def __enter__(self) -> SessionStore:
         return self.store
@@ -58,8 +73,8 @@ class opened:  # noqa: N801 - reads as a verb
         self.store.close()
 
 
-def kv_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("kv-*.bin"))
+def kv_files(folder: Path, kept: str = "*") -> list[Path]:
+    return sorted(folder.glob(f"kv-{kept}-*.bin"))
 
 
 def flip(path: Path, offset: int) -> None:
@@ -73,14 +88,22 @@ def memory_over(store: SessionStore, host_bytes: int = LARGE) -> KVMemory:
 
 
 def wrong_chunks(memory: KVMemory) -> list[int]:
+    """Those that are not what they should be: exact in the window, else as kept; sparse where that is all there is."""
     back = memory.get([index for index in range(memory.num_chunks) if index not in memory.gone])
-    return [chunk.index for chunk in back if differs(chunk, make_chunk(chunk.index, tokens_of(chunk.index)))]
+    return [chunk.index for chunk in back if differs(chunk, right(memory, chunk.index))]
 
 
-def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(folder: Path) -> None:
+def right(memory: KVMemory, index: int) -> KVChunk:
+    chunk = make_chunk(index, tokens_of(index))
+    if index in memory.window_indices:
+        return chunk
+    return kept(chunk.pooled() if index in memory.only_sparse else chunk, memory._bits)
+
+
+def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(folder: Path, bits: int) -> None:
     with opened(folder) as store:
         store.check_integrity()
-        assert store.settings == {"a": 1}
+        assert (store.settings, store.format.bits) == ({"a": 1}, bits)
         assert [(c.num_frames, c.watch_seconds) for c in store.chunks] == [(16, 0.25)] * 6
         memory = memory_over(store)
         memory.check_integrity()
@@ -102,11 +125,12 @@ def test_half_precision_keeps_its_bits(tmp_path: Path, dtype: str) -> None:
         assert torch.equal(next(store.index_keys(HEADS)), keys_for(chunk))
 
 
-def test_an_opened_session_goes_on_as_if_it_had_never_stopped(folder: Path, tmp_path: Path) -> None:
+def test_an_opened_session_goes_on_as_if_it_had_never_stopped(folder: Path, tmp_path: Path, bits: int) -> None:
     with opened(folder) as store:
         fill(store, 9)
-    with opened(tmp_path / "whole") as whole:
+    with opened(tmp_path / "whole", bits=bits) as whole:
         fill(whole, 9)
+        assert len(kv_files(folder)) == (2 if bits == 16 else 5), "chunks 6, 7 and 8 are there as computed as well"
     assert [path.read_bytes() for path in kv_files(folder)] == [p.read_bytes() for p in kv_files(tmp_path / "whole")]
 
 
@@ -119,9 +143,9 @@ def test_the_dialogue_is_kept_in_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("host_chunks", [0, 1, 3, 100])
-def test_what_leaves_the_host_is_read_from_disk(tmp_path: Path, host_chunks: int) -> None:
-    with opened(tmp_path / "s") as store:
-        memory = memory_over(store, host_bytes=host_chunks * make_chunk(0, 20).memory_bytes)
+def test_what_leaves_the_host_is_read_from_disk(tmp_path: Path, host_chunks: int, bits: int) -> None:
+    with opened(tmp_path / "s", bits=bits) as store:
+        memory = memory_over(store, host_bytes=host_chunks * store.format.num_bytes(20))
         for index in range(14):
             fill(store, index + 1)
             memory.append(make_chunk(index, tokens_of(index)))
@@ -132,12 +156,14 @@ def test_what_leaves_the_host_is_read_from_disk(tmp_path: Path, host_chunks: int
 
 
 def test_a_torn_tail_is_cut(folder: Path) -> None:
-    whole = kv_files(folder)[0].read_bytes()
-    with kv_files(folder)[0].open("ab") as file:
-        file.write(b"torn" * 100)
-    (folder / "kv-00000006.bin").write_bytes(b"begun")
+    whole = {path.name: path.read_bytes() for path in kv_files(folder)}
+    for level in ("dense", "sparse", "exact"):
+        for path in kv_files(folder, level)[-1:]:
+            with path.open("ab") as file:
+                file.write(b"torn" * 100)
+        (folder / f"kv-{level}-00000006.bin").write_bytes(b"begun")
     with opened(folder) as store:
-        assert [path.read_bytes() for path in kv_files(folder)] == [whole]
+        assert {path.name: path.read_bytes() for path in kv_files(folder)} == whole
         fill(store, 8)
         store.check_integrity()
         assert not wrong_chunks(memory_over(store))
@@ -152,45 +178,81 @@ def test_a_reader_does_not_cut_what_is_being_written(folder: Path) -> None:
     assert kv_files(folder)[0].stat().st_size == size
 
 
-def test_a_flipped_byte_costs_its_chunk_and_is_said(folder: Path) -> None:
-    with opened(folder) as store:
-        where = store.chunks[1].offset + store.chunks[1].num_bytes // 2
-    flip(kv_files(folder)[0], where)
+def flip_chunk(folder: Path, index: int, level: Kept) -> None:
+    """A byte in the middle of a chunk."""
+    with opened(folder, read_only=True) as store:
+        place = store.chunks[index].places[level]
+    flip(folder / f"kv-{level}-{place.segment:08d}.bin", place.offset + place.num_bytes // 2)
+
+
+def test_a_flipped_byte_costs_its_chunk_the_details_and_is_said(folder: Path) -> None:
+    flip_chunk(folder, 1, "dense")
     with opened(folder) as store:
         memory = memory_over(store)
-        with pytest.raises(ChunkLostError, match=r"8 s to 16 s is damaged .* checksum"):
+        with pytest.raises(ChunkLostError, match=r"8 s to 16 s is damaged .* comes back sparse .* checksum"):
             memory.get([0, 1, 2])
-        assert memory.gone == {1}
-        assert len(memory.losses) == 1
+        assert (memory.only_sparse, memory.gone, len(memory.losses)) == ({1}, set(), 1)
+        assert memory.get([1])[0].num_tokens < make_chunk(1, tokens_of(1)).num_tokens
         assert not wrong_chunks(memory)
         memory.check_integrity()
 
 
-def test_every_flipped_byte_is_noticed(folder: Path) -> None:
-    path = kv_files(folder)[0]
+def test_a_chunk_that_is_damaged_at_both_levels_is_left_out(folder: Path) -> None:
+    flip_chunk(folder, 1, "dense")
+    flip_chunk(folder, 1, "sparse")
+    with opened(folder) as store:
+        memory = memory_over(store)
+        for sentence in ("comes back sparse", "was left out"):
+            with pytest.raises(ChunkLostError, match=sentence):
+                memory.get([0, 1, 2])
+        assert (memory.only_sparse, memory.gone, len(memory.losses)) == (set(), {1}, 2)
+        assert not wrong_chunks(memory)
+        memory.check_integrity()
+
+
+def test_every_flipped_byte_is_noticed(folder: Path, bits: int) -> None:
     generator = np.random.default_rng(0)
-    for offset in generator.integers(0, path.stat().st_size, 25):
-        flip(path, int(offset))
-        with opened(folder, read_only=True) as store:
-            owner = next(c.index for c in store.chunks if offset < c.offset + c.num_bytes)
-            with pytest.raises(ChunkLostError):
-                store.read(owner)
-        flip(path, int(offset))
+    with opened(folder, read_only=True) as store:
+        there = [(c.index, kept, c.places[kept]) for kept in KEPT for c in store.chunks[store.first(kept) :]]
+        places = [(index, kept, place) for index, kept, place in there if place.num_bytes]
+        assert len(places) == (12 if bits == 16 else 15), "in 8 bits the newest three are there as computed as well"
+        for index, kept, place in places:
+            path = folder / f"kv-{kept}-{place.segment:08d}.bin"
+            for offset in place.offset + generator.integers(0, place.num_bytes, 4):
+                flip(path, int(offset))
+                with pytest.raises(ChunkLostError, match="checksum is wrong"):
+                    store.read(index, kept)
+                flip(path, int(offset))
     with opened(folder) as store:
         store.check_integrity()
 
 
-def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(folder: Path) -> None:
-    flip(kv_files(folder)[0], kv_files(folder)[0].stat().st_size - 1)
+def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(folder: Path, bits: int) -> None:
+    flip_chunk(folder, 5, "dense")
+    if bits == 8:
+        flip_chunk(folder, 5, "exact")
     with opened(folder) as store:
         memory = memory_over(store)
-        assert (memory.gone, memory.window()) == ({5}, [])
+        assert (memory.only_sparse, memory.window()) == ({5}, [])
         for index in range(6, 10):
             fill(store, index + 1)
             memory.append(make_chunk(index, tokens_of(index)))
             memory.check_integrity()
         assert not wrong_chunks(memory)
-        assert memory.gone == {5}
+        assert memory.only_sparse == {5}
+
+
+def test_a_window_whose_exact_copy_is_damaged_is_taken_in_8_bits_and_that_is_said(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", bits=8) as store:
+        fill(store, 6)
+    flip_chunk(tmp_path / "s", 5, "exact")
+    with opened(tmp_path / "s") as store:
+        memory = memory_over(store)
+        chunks = [make_chunk(index, tokens_of(index)) for index in (4, 5)]
+        exact, rounded = memory.window()
+        assert not differs(exact, chunks[0]) and not differs(rounded, kept(chunks[1], 8))
+        (sentence,) = memory.losses
+        assert "40 s to 48 s is damaged" in sentence and "was taken in 8 bits" in sentence
 
 
 @pytest.mark.parametrize(
@@ -199,7 +261,7 @@ def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(
         ("UPDATE chunks SET start_seconds = start_seconds + 1 WHERE number = 2", "record of chunk 2 is damaged"),
         ("UPDATE chunks SET positions = zeroblob(length(positions)) WHERE number = 3", "record of chunk 3 is damaged"),
         ("DELETE FROM chunks WHERE number = 1", "records of chunks are missing"),
-        ("UPDATE facts SET value = '99' WHERE name = 'format'", "format 99, and this longlook reads format 1"),
+        ("UPDATE facts SET value = '99' WHERE name = 'format'", "format 99, and this longlook reads format 2"),
     ],
 )
 def test_records_that_are_not_as_written_are_refused(folder: Path, command: str, sentence: str) -> None:
@@ -249,9 +311,11 @@ def test_only_one_writes_and_others_may_read(folder: Path) -> None:
         with pytest.raises(SessionError, match="is being watched by another process"):
             opened(folder)
         with opened(folder, read_only=True) as reader:
+            memory = memory_over(reader)
             fill(store, 8)
             assert (reader.num_chunks, store.num_chunks) == (6, 8)
-            assert not wrong_chunks(memory_over(reader))
+            assert not wrong_chunks(memory)
+            assert not memory_over(reader).losses, "the window may have moved on, which is no damage"
             with pytest.raises(SessionError, match="questions only"):
                 fill(reader, 7)
     with opened(folder) as store:
@@ -296,7 +360,7 @@ def test_a_full_disk_at_any_step_leaves_the_folder_as_it_was(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with opened(folder) as store:
-        before = [path.read_bytes() for path in kv_files(folder)]
+        before = {path: path.read_bytes() for path in kv_files(folder) if "exact" not in path.name}
         if failing == "fsync":
             monkeypatch.setattr(os, "fsync", full)
         else:
@@ -307,7 +371,7 @@ def test_a_full_disk_at_any_step_leaves_the_folder_as_it_was(
         monkeypatch.undo()
         kept = store.num_chunks
         store._db.execute("PRAGMA max_page_count = 1000000")
-        assert [path.read_bytes()[: len(before[0])] for path in kv_files(folder)] == before
+        assert {path: path.read_bytes()[: len(data)] for path, data in before.items()} == before
         store.check_integrity()
     with opened(folder) as store:
         assert store.num_chunks == kept
@@ -323,26 +387,44 @@ def fill_pages(store: SessionStore) -> None:
             store.add_turn("q" * 500, "a" * 500)
 
 
-def test_beyond_the_budget_the_oldest_keys_and_values_go_and_nothing_else(tmp_path: Path) -> None:
-    budget = 24 * make_chunk(0, 20).memory_bytes
-    with opened(tmp_path / "s", budget_bytes=budget) as store:
+def test_beyond_the_budget_the_oldest_dense_level_goes_then_the_oldest_sparse_and_nothing_else(
+    tmp_path: Path, bits: int
+) -> None:
+    budget = 40 * make_chunk(0, 20).memory_bytes
+    seen: set[str] = set()
+    with opened(tmp_path / "s", budget_bytes=budget, bits=bits) as store:
         memory = memory_over(store, host_bytes=0)
-        for index in range(60):
+        for index in range(100):
+            dense_before, sparse_before = store.first("dense"), store.first("sparse")
             fill(store, index + 1)
             memory.append(make_chunk(index, tokens_of(index)))
             memory.check_integrity()
-            on_disk = sum(p.stat().st_size for p in tmp_path.rglob("*") if p.suffix in (".bin", ".jpg"))
-            assert on_disk <= store.disk_bytes <= budget
-        assert store.num_forgotten == len(memory.gone) > 30
-        assert memory.gone == set(range(store.num_forgotten))
+            assert on_disk(tmp_path) <= store.disk_bytes <= budget
+            assert memory.only_sparse == set(range(store.num_forgotten, store.num_forgotten + store.num_sparse))
+            assert memory.gone == set(range(store.num_forgotten))
+            if store.first("sparse") > sparse_before:
+                seen.add("sparse")
+                assert len(kv_files(store.folder, "dense")) <= 2, "something dense could still have gone"
+            elif store.first("dense") > dense_before:
+                seen.add("dense")
+            if index % 10 == 0:
+                assert not wrong_chunks(memory)
+        assert seen == {"dense", "sparse"}
         assert not wrong_chunks(memory)
-        with pytest.raises(ChunkLostError, match="had to make room"):
-            memory.get([0])
+        assert memory.gone and memory.only_sparse
     with opened(tmp_path / "s", budget_bytes=budget) as store:
         store.check_integrity()
-        assert len(list(store.index_keys(HEADS))) == 60
+        assert len(list(store.index_keys(HEADS))) == 100
         assert store.thumbnail(0).is_file()
-        assert memory_over(store).gone == memory.gone
+        again = memory_over(store)
+        assert (again.gone, again.only_sparse) == (memory.gone, memory.only_sparse)
+        assert not wrong_chunks(again)
+        with pytest.raises(ChunkLostError, match="had to make room"):
+            store.read(0)
+
+
+def on_disk(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.suffix in (".bin", ".jpg"))
 
 
 def test_a_budget_that_cannot_hold_the_window_is_said(tmp_path: Path) -> None:
@@ -353,15 +435,20 @@ def test_a_budget_that_cannot_hold_the_window_is_said(tmp_path: Path) -> None:
 
 
 def test_a_reader_sees_what_was_forgotten_while_it_looked(tmp_path: Path) -> None:
-    budget = 24 * make_chunk(0, 20).memory_bytes
+    budget = 40 * make_chunk(0, 20).memory_bytes
     with opened(tmp_path / "s", budget_bytes=budget) as store:
         fill(store, 10)
         with opened(tmp_path / "s", read_only=True) as reader:
             memory = memory_over(reader)
-            fill(store, 40)
+            fill(store, 30)
             with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
                 memory.get([2])
-            assert memory.gone >= {2}
+            assert (2 in memory.only_sparse, memory.gone) == (True, set())
+            assert not wrong_chunks(memory)
+            fill(store, 90)
+            with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
+                memory.get([2])
+            assert 2 in memory.gone
 
 
 def test_replaced_index_keys_come_back(folder: Path) -> None:

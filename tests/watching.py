@@ -1,6 +1,6 @@
 """A process to be killed: for every line it is given it forks a child that watches seeded noise into a folder.
 
-    python -m tests.watching CHECKPOINT        lines: {"folder", "budget_bytes", "at_line", "after_seconds"}
+    python -m tests.watching CHECKPOINT        lines: {"folder", "budget_bytes", "kv_bits", "at_line", "after_seconds"}
 
 The child kills itself before it runs the given line of the store's code, or is killed after some seconds; 0 is never.
 For each, a line comes back: {"told": newest chunk count it told of, "lines": of the store it ran, "killed": bool}.
@@ -104,7 +104,7 @@ def main() -> None:
     engine.model.prefix()
     for line in sys.stdin:
         order = json.loads(line)
-        memory = replace(engine.config.memory, disk_bytes=order["budget_bytes"])
+        memory = replace(engine.config.memory, disk_bytes=order["budget_bytes"], kv_bits=order["kv_bits"])
         engine.config = replace(engine.config, memory=memory)
         told = run(engine, Path(order["folder"]), order["at_line"], order["after_seconds"])
         print(json.dumps(told), flush=True)

@@ -116,7 +116,8 @@ def answer_markdown(answer: Answer) -> str:
 
 def evidence_row(evidence: Evidence) -> tuple[str, str, str]:
     """(span, why, score) for a table; a stretch that was not searched for has no score to show."""
-    return span(evidence), evidence.why, f"{evidence.score:.2f}" if evidence.why == "recalled" else ""
+    why = evidence.why if evidence.level == "dense" else f"{evidence.why}, sparse"
+    return span(evidence), why, f"{evidence.score:.2f}" if evidence.why == "recalled" else ""
 
 
 def evidence_label(evidence: Evidence) -> str:
