@@ -340,11 +340,13 @@ class SessionStore:
 
     def _make_room(self, num_bytes: int) -> None:
         """Lets go what is least missed until so many bytes fit into the budget."""
-        self._let_go("exact", self.num_chunks - self._keep_chunks)
+        newest = self.num_chunks - self._keep_chunks
+        if newest > 0 and self.has_exact(newest - 1):
+            self._let_go("exact", newest)
         while self.disk_bytes + num_bytes > self._budget_bytes:
             for kept in MAKE_ROOM:
                 stop = self._end_of_oldest(kept)
-                if stop <= self.num_chunks - self._keep_chunks:
+                if stop <= newest:
                     self._let_go(kept, stop)
                     break
             else:

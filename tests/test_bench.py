@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from rich.progress import Progress
 
+from bench import reopen
 from bench.arms import Said
 from bench.asked import PRESENT_GROUPS, Asked, Asker, long_stream
 from bench.plot import Line, line_chart
@@ -88,6 +91,15 @@ def test_a_logarithmic_chart_spans_powers_of_ten() -> None:
     root = ElementTree.fromstring(line_chart("bytes", "x", "y", [Line("a", ((0.1, 0.9), (6.0, 2500.0)))], log_y=True))
     texts = [element.text for element in root.iter() if element.text]
     assert {"0.1", "1", "10", "100", "1,000", "10,000"} <= set(texts)
+
+
+def test_the_reopening_bench_opens_what_it_wrote(tmp_path: Path) -> None:
+    with torch.enable_grad():  # what it switches off is on again behind this
+        reopen.main([0.005], tmp_path / "reopen")
+    openings = json.loads((tmp_path / "reopen.json").read_text())["openings"]
+    assert [(o["kv_bits"], o["chunks"]) for o in openings] == [(16, 4), (8, 4)]
+    assert all(o["watch_again_seconds"] > 0 and o["session_seconds"] > 0 for o in openings)
+    assert "| ratio |" in (tmp_path / "reopen.md").read_text()
 
 
 def test_a_chart_is_well_formed_whatever_the_names() -> None:

@@ -19,6 +19,7 @@ from memory.bank import KVMemory
 from memory.chunk import KVChunk
 from memory.packing import KVFormat
 from memory.records import KEPT, Kept, Kind
+from memory.segments import read_bytes
 from memory.store import ChunkLostError, SessionError, SessionStore
 from tests.test_bank import DIM, HEADS, LAYERS, differs, make_chunk, tokens_of
 
@@ -112,6 +113,26 @@ def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(folder: 
         for index, keys in enumerate(store.index_keys(HEADS)):
             assert torch.equal(keys, keys_for(make_chunk(index, tokens_of(index))))
         assert store.thumbnail(5).stat().st_size == store.chunks[5].thumb_bytes > 0
+
+
+@pytest.mark.parametrize("num_chunks", [4, 40])
+def test_opening_reads_the_keys_and_values_of_the_window_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, num_chunks: int
+) -> None:
+    with opened(tmp_path / "s", bits=bits) as store:
+        fill(store, num_chunks)
+    read: list[int] = []
+
+    def counted(path: Path, offset: int, num_bytes: int, checksum: int) -> torch.Tensor:
+        read.append(num_bytes)
+        return read_bytes(path, offset, num_bytes, checksum)
+
+    monkeypatch.setattr("memory.segments.read_bytes", counted)
+    with opened(tmp_path / "s") as store:
+        memory = memory_over(store)
+        assert read == [chunk.memory_bytes for chunk in reversed(memory.window())]
+        memory.get([0])
+        assert len(read) == 3, "what is read later must be noticed"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
