@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -43,12 +44,12 @@ def through_codec(pictures: list[Picture], path: Path) -> list[Picture]:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)]
 
 
 def test_noise_flicker_and_drifting_light_are_not_new_but_an_object_under_them_is() -> None:
     scene = view(place(1))
-    conditions = {
+    conditions: dict[str, Callable[[Picture], Picture]] = {
         "noise": lambda picture: noisy(picture, 7, 10.0),
         "darker": lambda picture: lit(picture, 0.7),
         "brighter": lambda picture: lit(picture, 1.1, 12),
