@@ -3,10 +3,10 @@
     python -m bench.keyframes
     python -m bench.keyframes --videos DIR --truth cuts.json --no-synthetic
 
-`cuts.json`: {"clip.mp4": {"hard_cuts": [[frame, seconds], ...], "ambiguous": [...]}, ...}, seconds by the container's own
-clock; or a list of shots [{"start_s": seconds}, ...] in a file named as the clip is. What is ambiguous counts neither way.
-Time is CPU time of one thread, from a decoded picture to the verdict. Ours finds keyframes as well. Exit code 1 when
-F1 or speed is behind the better of the two. Writes JSON and Markdown into `bench/results/`.
+`cuts.json`: {"clip.mp4": {"hard_cuts": [[frame, seconds], ...], "ambiguous": [...]}, ...}, seconds by the container's
+own clock; or a list of shots [{"start_s": seconds}, ...] in a file named as the clip is. What is ambiguous counts
+neither way. Time is CPU time of one thread, from a decoded picture to the verdict; ours finds keyframes as well. Exit
+code 1 when F1 or speed is behind the better of the two. Writes JSON and Markdown into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -110,8 +110,7 @@ class Theirs:
     _found: list[FrameTimecode] = field(default_factory=list)
 
     def look(self, frames: Sequence[Frame]) -> None:
-        for frame in frames:
-            bgr = np.ascontiguousarray(frame.image[:, :, ::-1])
+        for frame, bgr in zip(frames, [np.ascontiguousarray(f.image[:, :, ::-1]) for f in frames], strict=True):
             started = time.thread_time()
             self._found += self.detector.process_frame(FrameTimecode(len(self._seconds), self.fps), shrunk(bgr))
             self.cpu_seconds += time.thread_time() - started

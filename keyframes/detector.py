@@ -22,8 +22,8 @@ __all__ = ["GRID", "LAG_FRAMES", "Keyframe", "KeyframeDetector"]
 GRID = (9, 16)  # rows and columns of patches
 CHANGE_SHARE = 0.5  # of the patches that must be new
 PATCH_BORDERS = (0.1, 0.5)  # Otsu's border between old and new patches lies in there
-SETTLE_SECONDS = 1.0  # what changes is waited for so long, to be shown as it comes to rest
-BLANK_LEVELS = 3.0  # a picture that varies less shows nothing
+SETTLE_SECONDS = 1.5  # what changes is waited for so long, to be shown as it comes to rest
+BLANK_LEVELS = 12  # a picture whose darkest and brightest places differ by no more shows nothing
 
 Why = Literal["head", "cut", "change", "gap", "tail"]
 
@@ -97,7 +97,7 @@ class KeyframeDetector:
         elif self._changed_from_seconds is None:
             self._changed_from_seconds = pts_seconds
         since = self._changed_from_seconds
-        if since is not None and (frame.is_still or pts_seconds - since >= SETTLE_SECONDS):
+        if since is not None and (pts_seconds - since >= SETTLE_SECONDS or frame.is_still):
             return "change"
         return "gap" if pts_seconds - self._last.pts_seconds >= self._gap_seconds else None
 
@@ -108,6 +108,6 @@ class KeyframeDetector:
         pictures = torch.stack([frame.picture for frame in judged])
         maps = self._kept.novelty(pictures).flatten(1)
         share = (maps > otsu(maps, *PATCH_BORDERS)[:, None]).float().mean(1)
-        shows = pictures.float().flatten(2).std(2).amax(1) >= BLANK_LEVELS
+        shows = (pictures.flatten(2).amax(2) - pictures.flatten(2).amin(2)).amax(1) > BLANK_LEVELS
         found: list[bool] = ((share >= CHANGE_SHARE) & shows).tolist()
         return found
