@@ -198,7 +198,7 @@ def real_clips(videos: Path, truths: Iterable[Path]) -> list[Clip]:
 def told_cuts(path: Path, videos: Path) -> dict[str, dict[str, list[float]]]:
     data = json.loads(path.read_text())
     if isinstance(data, list):
-        name = next((video.name for video in videos.glob(f"{path.stem}.*")), path.stem)
+        name = next((video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json"), path.stem)
         return {name: {"hard_cuts": [shot["start_s"] for shot in data[1:]], "ambiguous": []}}
     keys = ("hard_cuts", "ambiguous")
     return {
