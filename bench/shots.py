@@ -54,7 +54,7 @@ class Shot:
 KINDS = ("cuts", "fades", "flashes", "pans", "zooms", "handheld")
 
 
-def script(kind: str, seed: int, seconds: float = 12.0) -> list[Shot]:
+def script(kind: str, seed: int, seconds: float = 10.0) -> list[Shot]:
     """The shots of a clip of one of KINDS; raises ValueError for another."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -166,7 +166,7 @@ def _photo(name: str, mirrored: bool) -> Image.Image:
     return photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else photo
 
 
-def write(path: Path, kind: str, seed: int, seconds: float = 12.0) -> list[float]:
+def write(path: Path, kind: str, seed: int, seconds: float = 10.0) -> list[float]:
     """An H.264 clip at `path`; gives the times of its hard cuts."""
     shots = script(kind, seed, seconds)
     with av.open(str(path), "w") as container:
