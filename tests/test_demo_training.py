@@ -295,13 +295,27 @@ def test_a_read_is_the_attention_that_the_model_pays(maker: ClipMaker, bank: Ban
         bind.answer_logits(model, *features_of(model, bank), replace(batch, allowed=padding))
         loss, _ = listening.losses(batch)
     paid = []
-    for b, row in enumerate(batch.rows):
-        places = (batch.targets[b] != -100).nonzero()[:, 0].tolist()
-        wanted = torch.from_numpy(aids.read_targets(row, batch, b, places))
+    for b in range(len(batch.rows)):
+        places, marks = aids.read_targets(batch, b)
+        wanted = torch.from_numpy(marks)
         useful = wanted.any(dim=1)
         paid += [-(weights[0][b, h, places] * wanted).sum(-1)[useful].log() for h in aids.READ_HEADS]
     assert gap(loss["read"], torch.cat(paid).mean()) < 1e-4
     assert gap(loss["read"], torch.cat(paid[:1]).mean()) > 1e-4
+
+
+def test_a_time_in_a_question_fetches_the_group_of_that_time(maker: ClipMaker) -> None:
+    stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=4, questions=20)
+    batch = next(bind.batches(maker, [(stage, 1.0)], seed=3))
+    fetched = 0
+    for b, row in enumerate(batch.rows):
+        places, wanted = aids.fetch_targets(batch, b)
+        for place, mine in zip(places, wanted, strict=True):
+            second = batch.questions[b][row.owner[place]].second
+            assert {row.moments[row.moment[n]].second for n in mine.nonzero()[0]} == {second}
+            assert row.ids[place] == maker.seconds
+            fetched += 1
+    assert fetched == sum(q.second is not None for asked in batch.questions for q in asked) > 0
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

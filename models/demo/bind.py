@@ -67,6 +67,7 @@ class TokenRow:
     moments_chunk: list[int] = field(default_factory=list)
     moment: list[int] = field(default_factory=list)  # number of the group among `moments`, -1 outside of them
     names: list[tuple[int, str]] = field(default_factory=list)  # where a question has named a thing, and which
+    times: dict[int, int] = field(default_factory=dict)  # where a question has named a time, by number of the question
 
     def add(
         self,
@@ -96,6 +97,7 @@ class ClipMaker:
         ids = tokenizer.convert_tokens_to_ids
         self.vision = (int(ids("<|vision_start|>")), int(ids("<|video_pad|>")), int(ids("<|vision_end|>")))
         self.end = int(ids("<|im_end|>"))
+        self.seconds = int(ids("seconds"))
         self.prefix = self.tokens("<|im_start|>user\n")
         self.header = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
         pairs = [(c, s) for c in COLOURS for s in SHAPES] + [("digit", str(n)) for n in range(10)]
@@ -182,6 +184,8 @@ class ClipMaker:
             answer = [*self.tokens(question.answer), self.end]
             named = [self._names.get(pair) for pair in pairwise(asked)]
             row.names += [(len(row.ids) + k + 1, name) for k, name in enumerate(named) if name]
+            if question.second is not None:
+                row.times[number] = len(row.ids) + asked.index(self.seconds)
             for k, token in enumerate(asked + answer[:-1]):
                 row.add(token, (cursor + k,) * 3, len(chunks), number, False)
             row.targets[-len(answer) :] = answer

@@ -137,7 +137,9 @@ def train_bind(
         schedule.step()
         tally.add(logits.detach(), batch)
         tally.aids = (
-            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items()) + f" hit@1 {hit:.2f}"
+            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items())
+            + " hit@1"
+            + "".join(f" {name} {share:.2f}" for name, share in hit.items())
         )
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
