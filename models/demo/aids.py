@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,9 @@ SUMMARY = (  # what a closing token is asked for: things, motions, how many
     *MOTIONS,
     *(str(n) for n in range(5)),
 )
-THEN = vocabulary().index("then")
-TOKENS_ASKED = 4  # visual tokens of each group that must say their time
+THEN, CLOSING = vocabulary().index("then"), vocabulary().index("<|vision_end|>")
+NOTHING = -1e4  # how well a token matches that was pruned
+TOKENS_ASKED = 4  # visual tokens that must say their time, so many for each group
 
 
 Looks = list[tuple[int, int, NDArray[np.bool_]]]  # row, place of the looking token, groups of the row to look at
@@ -86,15 +88,17 @@ class Aids(nn.Module):
         times, time_hit = self._looking(batch, time_looks(batch), TIME_HEADS)
         rows = [r for row, reach in zip(batch.rows, batch.reaches, strict=True) for r in surroundings(row, reach)]
         truth = torch.tensor(rows)  # [groups, 2]
-        late, closing = self._tokens("late", batch), self._heard["late"][closing_tokens(batch)].float()
+        some = some_visual_tokens(batch)
+        early, late = (self._heard[name][batch.visual][some.places].float() for name in ("early", "late"))
+        closing = self._heard["late"][batch.ids == CLOSING].float()
         seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
         named, named_seconds = self._named_times(batch)
         return {
-            "time": time_loss(self.heads, self._tokens("early", batch), seconds.repeat_interleave(TOKENS_ASKED)),
+            "time": time_loss(self.heads, early, seconds[some.groups]),
             "named": time_loss(self.heads, named, named_seconds) if len(named) else named.sum(),
             "closing": time_loss(self.closing_time_heads, closing, seconds),
             "summary": self._summary(closing, batch),
-            "before": self._before(late, truth.repeat_interleave(TOKENS_ASKED, 0)) + self._before(closing, truth),
+            "before": self._before(late, truth[some.groups]) + self._before(closing, truth),
             "look": names,
             "look for time": times,
             "fetch": self._attending(batch, ("queries", "keys"), TIME_HEADS, fetch_targets),
@@ -104,7 +108,8 @@ class Aids(nn.Module):
 
     def _before(self, tokens: Tensor, truth: Tensor) -> Tensor:
         pairs = zip(self.before_heads, truth.unbind(1), strict=True)
-        return sum_of(nn.functional.cross_entropy(head(tokens), column) for head, column in pairs)
+        losses = [nn.functional.cross_entropy(head(tokens), column, reduction="sum") for head, column in pairs]
+        return sum_of(losses) / int((truth[:, 0] >= 0).sum().clamp(min=1))
 
     def _summary(self, closing: Tensor, batch: Batch) -> Tensor:
         return summary_loss(self.summary_heads, closing, [m for row in batch.rows for m in row.moments])
@@ -118,11 +123,6 @@ class Aids(nn.Module):
         ]
         rows, places = torch.tensor([(b, n) for b, n, _ in found], dtype=torch.long).reshape(-1, 2).unbind(1)
         return summary_loss(self.fetched_heads, self._heard["fetched"][rows, places].float(), [m for _, _, m in found])
-
-    def _tokens(self, name: str, batch: Batch) -> Tensor:
-        """What some tokens of every group carry in a layer, [tokens asked, hidden]."""
-        tokens = self._heard[name][batch.visual].view(-1, TOKENS_PER_GROUP, HIDDEN)
-        return tokens[:, torch.randperm(TOKENS_PER_GROUP)[:TOKENS_ASKED]].float().flatten(0, 1)
 
     def _named_times(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the times in questions carry in the early layer, [times, hidden], and the seconds they name."""
@@ -140,9 +140,11 @@ class Aids(nn.Module):
         rows, places = torch.tensor([(b, n) for b, n, _ in looks], dtype=torch.long).reshape(-1, 2).unbind(1)
         keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
         queries = self._heard["queries"][rows, places].float()  # [looks, heads, head_dim]
+        slots = groups_of_visual_tokens(batch) * TOKENS_PER_GROUP + batch.features % TOKENS_PER_GROUP
         scores = queries.new_zeros(wanted.shape)
         for head in heads:
-            match = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
+            match = queries.new_full((len(queries), wanted.shape[1] * TOKENS_PER_GROUP), NOTHING)
+            match[:, slots] = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
             scores = scores + match.view(*wanted.shape, TOKENS_PER_GROUP).logsumexp(-1)
         useful = wanted.any(dim=1)
         logs = scores.masked_fill(~seen, float("-inf"))[useful].log_softmax(dim=-1)
@@ -232,13 +234,15 @@ def time_looks(batch: Batch) -> Looks:
 
 
 def look_targets(batch: Batch, looks: Looks) -> tuple[Tensor, Tensor]:
-    """Which groups of the batch each look should fall on, and which its question sees, bool [looks, groups] each."""
+    """Which groups of the batch each look should fall on, and which its question sees, bool [looks, groups] each; of
+    those that have tokens."""
     borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
     wanted, seen = (np.zeros((len(looks), borders[-1]), dtype=bool) for _ in range(2))
+    full = np.isin(np.arange(borders[-1]), groups_of_visual_tokens(batch))
     for k, (b, _, groups) in enumerate(looks):
         mine = slice(borders[b], borders[b + 1])
-        wanted[k, mine] = batch.rows[b].moments_seen & groups
-        seen[k, mine] = batch.rows[b].moments_seen
+        seen[k, mine] = batch.rows[b].moments_seen & full[mine]
+        wanted[k, mine] = seen[k, mine] & groups
     return torch.from_numpy(wanted), torch.from_numpy(seen)
 
 
@@ -299,11 +303,26 @@ def _before(moment: Moment, chunk: int, reach: int, shown: list[tuple[WorldEvent
     return shape, list(COLOURS).index(thing.colour) + 1
 
 
-def closing_tokens(batch: Batch) -> Tensor:
-    """Marks the token right behind the last visual token of each group, bool [B, N]."""
-    marks = torch.zeros_like(batch.visual)
-    marks[:, 1:] = batch.visual[:, :-1] & ~batch.visual[:, 1:]
-    return marks
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """Some of a batch's visual tokens: their places among all of them, and their groups' numbers, [n] each."""
+
+    places: Tensor
+    groups: Tensor
+
+
+def groups_of_visual_tokens(batch: Batch) -> Tensor:
+    """For every visual token the number of its group in the batch, [visual tokens]."""
+    borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])[:-1]
+    own = [np.array(row.moment)[np.array(row.feature) >= 0] for row in batch.rows]
+    numbers = [numbers + border for numbers, border in zip(own, borders, strict=True)]
+    return torch.from_numpy(np.concatenate(numbers))
+
+
+def some_visual_tokens(batch: Batch) -> VisualTokens:
+    groups = groups_of_visual_tokens(batch)
+    places = torch.randperm(len(groups))[: TOKENS_ASKED * sum(len(row.moments) for row in batch.rows)]
+    return VisualTokens(places, groups[places])
 
 
 def summary_loss(heads: nn.Module, tokens: Tensor, moments: Sequence[Moment]) -> Tensor:
