@@ -68,7 +68,7 @@ class ReuseConfig:
 
     strategy: str = "novelty"  # which patches are recomputed: "novelty" (ours) or "keys" (STC: keys that moved most)
     refresh_share: float = 0.25  # of a group's tokens (STC's r); a group with more that changed is computed whole
-    still_below: float = 0.05  # novelty up to which a token counts as unchanged
+    still_below: float = 0.15  # novelty up to which a token counts as unchanged
 
     def __post_init__(self) -> None:
         if self.strategy not in ("novelty", "keys"):
