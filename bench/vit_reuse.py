@@ -26,7 +26,6 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from bench.machine import describe
 from bench.report import table
@@ -37,7 +36,7 @@ from keyframes.vit_cacher import Features, VitCacher, Work, refreshed_tokens
 from models.demo.architecture import SIDE
 from models.loading import load
 from models.pixels import PixelSpec, group_patches, resize
-from models.shapes import random_tower
+from models.shapes import random_siglip, random_tower
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
 from streaming.file_source import FileSource
 from streaming.frames import Frame
@@ -117,11 +116,7 @@ def subject(name: str, device: torch.device) -> Subject:
 
 def _siglip(device: torch.device) -> Subject:
     """SigLIP so400m, patches of 14 at 384 x 384, as LLaVA-OneVision has it."""
-    config = SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
-                                image_size=384, patch_size=14, vision_use_head=False)  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        vision: Any = SiglipVisionModel(config).eval().requires_grad_(False)
+    vision = random_siglip(device)
     across = 384 // 14
 
     inner = across * 14
