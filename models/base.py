@@ -32,9 +32,11 @@ class VisualGroup:
 
     embeddings: [n, hidden], one row per visual token, row-major over its grid.
     deepstack: one [n, hidden] per early LLM layer that takes vision features directly (Qwen3-VL); empty elsewhere.
-    grid: (rows, columns) of the n tokens.
+    grid: (rows, columns) of all tokens that the tower made.
     pts_seconds: the time written before the group, as the model was trained on it.
     start_seconds, stop_seconds: time of the first and of the last frame of the group.
+    kept: int64 [n] on the CPU, the places in the grid of the tokens that are still there, ascending; none may be left.
+        None where all are.
     """
 
     embeddings: Tensor
@@ -43,6 +45,25 @@ class VisualGroup:
     pts_seconds: float
     start_seconds: float
     stop_seconds: float
+    kept: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows, columns = self.grid
+        n = rows * columns if self.kept is None else len(self.kept)
+        if any(len(features) != n for features in (self.embeddings, *self.deepstack)):
+            raise ValueError(f"{n} tokens of a {rows} x {columns} grid need as many features: {len(self.embeddings)}")
+        if self.kept is not None and not _ascend(self.kept, rows * columns):
+            raise ValueError(f"not places in a {rows} x {columns} grid, in order: {self.kept.tolist()}")
+
+    @property
+    def places(self) -> Tensor:
+        """Where the tokens stand in the grid, row-major: int64 [n]."""
+        return torch.arange(self.grid[0] * self.grid[1]) if self.kept is None else self.kept
+
+
+def _ascend(places: Tensor, stop: int) -> bool:
+    borders = torch.cat([torch.tensor([-1]), places, torch.tensor([stop])])
+    return bool((borders.diff() > 0).all())
 
 
 @dataclass(frozen=True)
