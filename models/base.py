@@ -7,13 +7,14 @@ transformers: `models/hf.py` does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from config import AnswerConfig
+from keyframes.pruner import Kept, means_of
 from memory.chunk import KVChunk
 from streaming.frames import Frame
 
@@ -59,6 +60,22 @@ class VisualGroup:
     def places(self) -> Tensor:
         """Where the tokens stand in the grid, row-major: int64 [n]."""
         return torch.arange(self.grid[0] * self.grid[1]) if self.kept is None else self.kept
+
+    @property
+    def num_pruned(self) -> int:
+        return self.grid[0] * self.grid[1] - len(self.embeddings)
+
+    def pruned(self, stays: Kept) -> VisualGroup:
+        """What stays of a whole group."""
+        assert self.kept is None, "pruned already"
+        embeddings, *deepstack = (_left(features, stays) for features in (self.embeddings, *self.deepstack))
+        return replace(self, embeddings=embeddings, deepstack=tuple(deepstack), kept=stays.places)
+
+
+def _left(features: Tensor, stays: Kept) -> Tensor:
+    if stays.owners is None:
+        return features[stays.places.to(features.device)]
+    return means_of(features, stays.owners.to(features.device), len(stays.places)).to(features.dtype)
 
 
 def _ascend(places: Tensor, stop: int) -> bool:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config
+from keyframes.pruner import Seen, TokenPruner, make_pruner
 from memory.address import chunk_ranges, in_seconds, named_spans
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
@@ -25,7 +26,7 @@ from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
 from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
-from models.base import Turn, VideoLLM
+from models.base import Turn, VideoLLM, VisualGroup
 from models.calibration import Profile
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
@@ -51,10 +52,12 @@ class Session:
         self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
+        self._pruner: TokenPruner | None = None  # None as well where it begins anew
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
         self._num_told = 0  # of the memory's losses
+        self._num_pruned = 0
         if store is not None:
             self._restore(store)
 
@@ -164,7 +167,8 @@ class Session:
         reach = self._config.memory.prefill_chunks
         near = self._memory.window()[-reach:] if reach else []
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
-        groups = self._model.encode(frames)
+        pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
+        groups = self._encode(frames, pruner)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:
@@ -172,6 +176,18 @@ class Session:
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
+        self._pruner = pruner
+        self._num_pruned += sum(group.num_pruned for group in groups)
+
+    def _encode(self, frames: Sequence[Frame], pruner: TokenPruner | None) -> list[VisualGroup]:
+        """Through the vision tower, and what stays of it."""
+        groups = self._model.encode(frames)
+        if pruner is None:
+            return groups
+        size = self._model.frames_per_group
+        images = [[frame.image for frame in frames[k * size : (k + 1) * size]] for k in range(len(groups))]
+        seen = [Seen(g.embeddings, g.grid, i, g.start_seconds) for g, i in zip(groups, images, strict=True)]
+        return [group.pruned(pruner.keep(shown)) for group, shown in zip(groups, seen, strict=True)]
 
     def _still_there(self, index: int) -> KVChunk | None:
         """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
@@ -303,6 +319,8 @@ class Session:
             frames_read=self._stats.frames_read + frames,
             chunks=memory.num_chunks,
             tokens=memory.num_tokens,
+            visual_tokens=memory.num_visual_tokens,
+            pruned_tokens=self._num_pruned,
             watch_seconds=self._stats.watch_seconds + seconds,
             device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
             host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
