@@ -454,7 +454,9 @@ def open_session(engine: Engine, name: str | None, settings: Settings, read_only
             for knob, value in knobs.items():
                 kept = getattr(getattr(session.config, section), knob)
                 if value not in (None, kept):
-                    raise ValueError(f"This session began with {knob} {shown(kept)}, which cannot become {shown(value)} now.")
+                    raise ValueError(
+                        f"This session began with {knob} {shown(kept)}, which cannot become {shown(value)} now."
+                    )
         yield session
     finally:
         session.close()

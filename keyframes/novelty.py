@@ -61,9 +61,9 @@ def _relit(old: Tensor, new: Tensor) -> Tensor:
     before, order = before.sort(1)
     after = after.gather(1, order)
     third = -(-before.shape[1] // 3)
-    rise = (after[:, -third:] - before[:, -third:]).median(1).values - (
-        after[:, :third] - before[:, :third]
-    ).median(1).values
+    rise = (after[:, -third:] - before[:, -third:]).median(1).values - (after[:, :third] - before[:, :third]).median(
+        1
+    ).values
     apart = before[:, -third:].median(1).values - before[:, :third].median(1).values
     gain = torch.where(apart > PLAIN_LEVELS, 1 + rise / apart.clamp(min=1), 1).clamp(*GAIN_RANGE)[:, None]
     shift = (after - gain * before).median(1).values.clamp(-SHIFT_LEVELS, SHIFT_LEVELS)
@@ -143,7 +143,9 @@ def otsu(maps: Tensor, least: float, most: float, bins: int = 32) -> Tensor:
     The border between the unchanged and the changed patches of a picture, as it lies in that picture.
     """
     values = (maps.flatten(1) * bins).long().clamp(max=bins - 1)
-    counts = torch.zeros(len(values), bins, device=maps.device).scatter_add_(1, values, torch.ones_like(maps.flatten(1)))
+    counts = torch.zeros(len(values), bins, device=maps.device).scatter_add_(
+        1, values, torch.ones_like(maps.flatten(1))
+    )
     below = counts.cumsum(1)
     mass = (counts * torch.arange(bins, device=maps.device)).cumsum(1)
     above = below[:, -1:] - below

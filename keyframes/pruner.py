@@ -155,7 +155,7 @@ def unlike(z: Tensor, anchor: Tensor) -> Tensor:
 
 
 class UniformPruner:
-    """Tokens evenly spread over the grid, row-major; the next group's lie one further, so that all cells have a turn."""
+    """Tokens evenly spread over the grid, row-major; the next group's lie one further, so that each cell has a turn."""
 
     def __init__(self, share: float) -> None:
         self._share = share

@@ -182,6 +182,10 @@ class KVMemory:
         chunks |= self._loaded(sorted({index for index in indices if index not in chunks}))
         return [chunks[index] for index in indices]
 
+    def places(self, index: int) -> tuple[PositionLayout, Tensor]:
+        """Where the tokens of a chunk stand, wherever it is, and which of them are visual: bool [n]."""
+        return self._entries[index].layout, self._entries[index].visual
+
     def sizes(self, index: int) -> tuple[int, int]:
         """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
         entry = self._entries[index]

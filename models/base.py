@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig
-from keyframes.pruner import Kept, means_of
+from keyframes.pruner import Kept, Seen, TokenPruner, means_of
 from memory.chunk import KVChunk
 from streaming.frames import Frame
 
@@ -81,6 +81,19 @@ def _left(features: Tensor, stays: Kept) -> Tensor:
 def _ascend(places: Tensor, stop: int) -> bool:
     borders = torch.cat([torch.tensor([-1]), places, torch.tensor([stop])])
     return bool((borders.diff() > 0).all())
+
+
+def pruned(
+    groups: Sequence[VisualGroup], frames: Sequence[Frame], frames_per_group: int, pruner: TokenPruner | None
+) -> list[VisualGroup]:
+    """What stays of consecutive groups, made of these frames; all where there is no pruner."""
+    if pruner is None:
+        return list(groups)
+    images = [
+        [frame.image for frame in frames[k : k + frames_per_group]] for k in range(0, len(frames), frames_per_group)
+    ]
+    seen = [Seen(g.embeddings, g.grid, i, g.start_seconds) for g, i in zip(groups, images, strict=True)]
+    return [group.pruned(pruner.keep(shown)) for group, shown in zip(groups, seen, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,11 @@ class Qwen3VL:
         cache, position = self._decoder.open(context)
         return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
 
+    def last_state(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
+        """Float32 [hidden], the LLM's last hidden state where an answer begins."""
+        cache, position = self._decoder.open(context)
+        return self._decoder.state(self._prompt.question(question, dialogue), position, cache).float()
+
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
         # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
         images = [torch.from_numpy(np.array(frame.image, order="C")) for frame in group]

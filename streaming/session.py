@@ -17,16 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config
-from keyframes.pruner import Seen, TokenPruner, make_pruner
+from keyframes.pruner import TokenPruner, make_pruner
 from memory.address import chunk_ranges, in_seconds, named_spans
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
+from memory.recall import RecallPlan, evidence, fit, plan_recall, with_standing, without_dense
+from memory.standing import holders
 from memory.store import ChunkLostError, SessionError, SessionStore
-from models.base import Turn, VideoLLM, VisualGroup
+from models.base import Turn, VideoLLM, pruned
 from models.calibration import Profile
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
@@ -168,7 +169,7 @@ class Session:
         near = self._memory.window()[-reach:] if reach else []
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
         pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
-        groups = self._encode(frames, pruner)
+        groups = pruned(self._model.encode(frames), frames, self._model.frames_per_group, pruner)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:
@@ -178,16 +179,6 @@ class Session:
             self._index.add(chunk.index, keys)
         self._pruner = pruner
         self._num_pruned += sum(group.num_pruned for group in groups)
-
-    def _encode(self, frames: Sequence[Frame], pruner: TokenPruner | None) -> list[VisualGroup]:
-        """Through the vision tower, and what stays of it."""
-        groups = self._model.encode(frames)
-        if pruner is None:
-            return groups
-        size = self._model.frames_per_group
-        images = [[frame.image for frame in frames[k * size : (k + 1) * size]] for k in range(len(groups))]
-        seen = [Seen(g.embeddings, g.grid, i, g.start_seconds) for g, i in zip(groups, images, strict=True)]
-        return [group.pruned(pruner.keep(shown)) for group, shown in zip(groups, seen, strict=True)]
 
     def _still_there(self, index: int) -> KVChunk | None:
         """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
@@ -214,8 +205,16 @@ class Session:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(in_seconds(question))
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
+        plan = with_standing(plan, self._holders, memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
+
+    def _holders(self, index: int) -> list[int]:
+        """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
+        if self._config.prune.strategy != "novelty":
+            return []
+        found = holders(index, self._memory.spans(), self._memory.places, self._config.prune.refresh_seconds)
+        return [holder for holder in found if holder not in self._memory.gone]
 
     def _scores(self, question: str) -> list[float] | None:
         """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
@@ -369,7 +368,7 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_sec
     """
     stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
     found: list[Evidence] = []
-    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
+    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("standing", "beside", "sample")):
         new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why, chunk.level)
         if found and _are_one(found[-1], new):
             last = found.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_slow_drift_adds_up_against_what_was_kept_and_would_not_against_the_grou
     kept = [novelty.keep(seen(picture, at=step / 2)).places.tolist() for step, picture in enumerate(drifting)]
     times = [step for step, places in enumerate(kept) if places == [5]]
     assert 2 <= len(times) <= 20 and all(places in ([], [5]) for places in kept)
-    for one, other in zip(drifting[1:], drifting[2:], strict=False):
+    for one, other in pairwise(drifting[1:]):
         beside = pruner("novelty")
         beside.keep(seen(one))
         assert beside.keep(seen(other)).places.tolist() == []
@@ -134,7 +135,9 @@ def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(tmp_path: Path,
     for name, draw in (("still", still), ("restless", restless)):
         recipe = Recipe(gop=10, options={"crf": str(crf)}, draw=draw)
         clip = make(tmp_path / f"{name}.mp4", steady(116, 2), recipe)
-        kept[name] = sum(len(k.places) for k in kept_of(pruner("novelty"), list(FileSource(clip.path, 2.0).frames()))) / N
+        kept[name] = (
+            sum(len(k.places) for k in kept_of(pruner("novelty"), list(FileSource(clip.path, 2.0).frames()))) / N
+        )
     assert 1 <= kept["still"] <= most
     assert kept["restless"] >= 0.95 * 58
 
@@ -151,7 +154,7 @@ def test_a_fixed_share_stays_in_order_each_place_once(strategy: str, share: floa
     for number in range(3):
         places = one.keep(seen(plain(), features=features(number))).places
         assert len(places) == count_of(share, N) and bool((places.diff() > 0).all())
-        assert 0 <= int(places[0]) and int(places[-1]) < N
+        assert int(places[0]) >= 0 and int(places[-1]) < N
 
 
 def test_without_a_budget_a_quarter_stays_and_none_prunes_nothing() -> None:
