@@ -18,8 +18,8 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 SAMPLES = 4  # along a patch's side
 NOISE_LEVELS = (4.0, 11.0)  # of 255, as a sample's change: what is taken for noise in any picture, and at most
 PLAIN_LEVELS = 16.0  # a change of so much makes a patch without texture wholly new
-SHIFT_LEVELS = 24.0  # global brightness may shift by so much ...
-GAIN_RANGE = (0.75, 1.33)  # ... and be scaled so far without being news
+SHIFT_LEVELS = 32.0  # global brightness may shift by so much ...
+GAIN_RANGE = (0.5, 2.0)  # ... and be scaled so far without being news
 REACH = 2  # samples that a thing may move between neighbouring pictures
 ROWS_PER_SAMPLE = 4  # read of a picture: more average no more noise away that matters, and cost time
 
@@ -34,7 +34,8 @@ def small(images: Sequence[NDArray[np.uint8]], grid: tuple[int, int], device: to
 
 
 def _shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    rows = torch.from_numpy(image[:: max(1, image.shape[0] // (ROWS_PER_SAMPLE * size[0]))])
+    read = image[:: max(1, image.shape[0] // (ROWS_PER_SAMPLE * size[0]))]
+    rows = torch.from_numpy(np.array(read, order="C"))  # a picture may be read-only or run backwards in memory
     return interpolate(rows.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True)
 
 
@@ -52,22 +53,28 @@ def novelty(pictures: Tensor, reference: Tensor) -> Tensor:
 
 
 def _relit(old: Tensor, new: Tensor) -> Tensor:
-    """`old` in the light of `new`: one gain and one shift for the whole picture, both within bounds.
+    """`old` in the light of `new`: one gain and one shift for the whole picture, within bounds and where that helps.
 
     Tukey's resistant line through the patches' means: medians over the darkest and the brightest third of the old
-    picture, so that what has really changed does not pull at it, up to half of each.
+    picture, so that what has really changed does not pull at it.
     """
     before, after = avg_pool2d(old, SAMPLES).flatten(1), avg_pool2d(new, SAMPLES).flatten(1)
     before, order = before.sort(1)
     after = after.gather(1, order)
     third = -(-before.shape[1] // 3)
-    rise = (after[:, -third:] - before[:, -third:]).median(1).values - (after[:, :third] - before[:, :third]).median(
-        1
-    ).values
-    apart = before[:, -third:].median(1).values - before[:, :third].median(1).values
-    gain = torch.where(apart > PLAIN_LEVELS, 1 + rise / apart.clamp(min=1), 1).clamp(*GAIN_RANGE)[:, None]
-    shift = (after - gain * before).median(1).values.clamp(-SHIFT_LEVELS, SHIFT_LEVELS)
-    return gain[:, :, None, None] * old + shift[:, None, None, None]
+    dark, bright = slice(0, third), slice(-third, None)
+    apart = _median(before[:, bright]) - _median(before[:, dark])
+    rise = _median((after - before)[:, bright]) - _median((after - before)[:, dark])
+    gain = torch.where(apart > PLAIN_LEVELS, 1 + rise / apart.clamp(min=1), 1).clamp(*GAIN_RANGE)
+    shift = _median(after - gain * before).clamp(-SHIFT_LEVELS, SHIFT_LEVELS)
+    helps = _median((after - gain * before - shift).abs()) < _median((after - before).abs())
+    gain, shift = torch.where(helps, gain, 1)[:, :, None, None], torch.where(helps, shift, 0)[:, :, None, None]
+    return gain * old + shift
+
+
+def _median(values: Tensor) -> Tensor:
+    """Of every row, [n, 1]."""
+    return values.median(1, keepdim=True).values
 
 
 def _noise(error: Tensor) -> Tensor:
