@@ -183,7 +183,7 @@ class MergePruner:
         z = group.features.float()
         count = count_of(self._share, len(z))
         stands_for = torch.arange(len(z), device=z.device)  # place of the token that each token has become
-        while len(places := stands_for.unique()) > count:
+        while len(places := torch.unique(stands_for)) > count:
             means = means_of(z, torch.searchsorted(places, stands_for), len(places))
             into = _merged(means, places, len(places) - count)
             stands_for = into[torch.searchsorted(places, stands_for)]

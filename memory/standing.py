@@ -42,7 +42,8 @@ def holders(
 def _grid_cells(layout: PositionLayout, visual: Tensor) -> Tensor:
     """The cells that any group of a chunk has tokens of, each once: int64 [cells]."""
     t, h, w = layout.positions[:, visual]
-    return ((h - t) * WIDEST + w - t).unique()
+    found: Tensor = torch.unique((h - t) * WIDEST + w - t)
+    return found
 
 
 def _of_first_group(layout: PositionLayout, visual: Tensor) -> Tensor:

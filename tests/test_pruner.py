@@ -200,3 +200,11 @@ def test_coverage_takes_one_of_each_kind_before_a_second_of_any() -> None:
     which = torch.tensor([0] * 16 + [1] * 5 + [2, 3, 4])
     places = pruner("coverage", budget=5 / N).keep(seen(plain(), features=kinds[which])).places
     assert sorted(which[places].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_pictures_that_are_read_only_or_run_backwards_are_seen_as_they_look() -> None:
+    novelty, image = pruner("novelty"), with_cells(plain(), [1], 220)
+    frozen = np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape)
+    backwards = np.ascontiguousarray(image[::-1, ::-1])[::-1, ::-1]
+    novelty.keep(seen(image))
+    assert novelty.keep(seen(frozen, backwards, at=1)).places.tolist() == []

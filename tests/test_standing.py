@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def pruning(checkpoint: Path, strategy: str = "novelty", **memory: int) -> Engine:
+def pruning(checkpoint: Path, strategy: str = "novelty", **memory: Any) -> Engine:
     """Chunks of two groups, the newest one in the window."""
     engine = tiny_engine(checkpoint, **{"window_chunks": 1, "recall_chunks": 0, **memory})
     engine.config = replace(engine.config, prune=PruneConfig(strategy))
@@ -85,7 +86,7 @@ def test_what_still_stands_comes_with_the_window_from_the_chunks_that_kept_it(ch
     assert context_of(uniform) == [9]
 
 
-def watched_by(checkpoint: Path, **memory: int) -> Session:
+def watched_by(checkpoint: Path, **memory: Any) -> Session:
     session = pruning(checkpoint, **memory).open()
     seen(session, scene(40, appears=20))
     return session
@@ -169,7 +170,7 @@ def found(kept: Sequence[list[list[int]]], index: int, seconds: float = 60.0) ->
 
 def test_the_holders_of_a_chunk_are_the_last_ones_that_kept_each_cell_its_first_group_lacks() -> None:
     whole = [0, 1, 2, 3, 4, 5]
-    kept = [[whole, []], [[2], [3]], [[], []], [[2], []], [[], [0, 4]], [[5], [1]]]
+    kept: list[list[list[int]]] = [[whole, []], [[2], [3]], [[], []], [[2], []], [[], [0, 4]], [[5], [1]]]
     assert found(kept, 5) == [4, 3, 1, 0]
     assert found(kept, 2) == [0, 1]
     assert found(kept, 0) == []
