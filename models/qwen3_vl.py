@@ -151,6 +151,11 @@ class Qwen3VL:
         cache, position = self._decoder.open(context)
         return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
 
+    def last_state(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
+        """Float32 [hidden], the LLM's last hidden state where an answer begins."""
+        cache, position = self._decoder.open(context)
+        return self._decoder.state(self._prompt.question(question, dialogue), position, cache).float()
+
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
         # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
         images = [torch.from_numpy(np.array(frame.image, order="C")) for frame in group]
@@ -204,16 +209,17 @@ class Prompt:
 
     def write(self, groups: Sequence[VisualGroup]) -> Script:
         """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
-        tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side."""
+        tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side. Tokens that
+        were not kept leave their places empty."""
         tokens: list[int] = []
         runs: list[PositionLayout] = []
         marks: list[bool] = []
         for group in groups:
-            rows, columns = group.grid
             stamp = [*self._encode(f"<{group.pts_seconds:.1f} seconds>"), self._start]
-            tokens += [*stamp, *[self._pad] * (rows * columns), self._end]
-            runs += [text_layout(len(stamp)), grid_layout(rows, columns), text_layout(1)]
-            marks += [False] * len(stamp) + [True] * (rows * columns) + [False]
+            grid = grid_layout(*group.grid, group.places)
+            tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
+            runs += [text_layout(len(stamp)), grid, text_layout(1)]
+            marks += [False] * len(stamp) + [True] * grid.num_tokens + [False]
         return Script(tokens, PositionLayout(*lay_out(runs)), torch.tensor(marks))
 
     def stops(self, generation: Any) -> frozenset[int]:
@@ -263,7 +269,7 @@ def text_layout(n: int) -> PositionLayout:
     return PositionLayout(torch.arange(n).expand(3, n).contiguous(), n)
 
 
-def grid_layout(rows: int, columns: int) -> PositionLayout:
-    """The tokens of one group: t stands still, h and w follow the grid."""
-    h, w = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return PositionLayout(torch.stack([torch.zeros_like(h), h, w]).reshape(3, -1), max(rows, columns))
+def grid_layout(rows: int, columns: int, places: Tensor) -> PositionLayout:
+    """The tokens of one group at their `places`, int64 [n]: t stands still, h and w follow the grid."""
+    h, w = places // columns, places % columns
+    return PositionLayout(torch.stack([torch.zeros_like(h), h, w]), max(rows, columns))
