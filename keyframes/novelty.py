@@ -34,7 +34,8 @@ def small(images: Sequence[NDArray[np.uint8]], grid: tuple[int, int], device: to
 
 
 def _shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    rows = torch.from_numpy(image[:: max(1, image.shape[0] // (ROWS_PER_SAMPLE * size[0]))])
+    read = image[:: max(1, image.shape[0] // (ROWS_PER_SAMPLE * size[0]))]
+    rows = torch.from_numpy(np.array(read, order="C"))  # a picture may be read-only or run backwards in memory
     return interpolate(rows.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True)
 
 
