@@ -48,12 +48,6 @@ class _Seen:
     share: float
     levels: float
 
-    def is_beyond(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two pictures [3, h, w] are much more alike than this one and its predecessor."""
-        share, levels = apart(torch.stack([one, other]))[0]
-        much = share < ALIKE_RATIO * self.share and levels < ALIKE_RATIO * self.levels
-        return much or bool(novelty(one[None], other).mean() < LIT_NOVELTY)
-
 
 class CutFinder:
     """One stream's cuts: `step` with pictures as they come, `flush` at the end; each is judged once, in order."""
@@ -101,15 +95,29 @@ class CutFinder:
 
     def _is_flash(self, k: int) -> bool:
         """Whether one begins or ends here: the picture before comes back, or this one was there before."""
-        before, here = self._run[k - 1], self._run[k]
-        pairs = [(before, other) for other in self._run[k + 1 : k + 1 + LAG_FRAMES]]
-        pairs += [(other, here) for other in self._run[max(0, k - 1 - LAG_FRAMES) : k - 1]]
-        return any(here.is_beyond(one.picture, other.picture) for one, other in pairs)
+        before, here = self._run[k - 1].picture, self._run[k].picture
+        later = [seen.picture for seen in self._run[k + 1 : k + 1 + LAG_FRAMES]]
+        earlier = [seen.picture for seen in self._run[max(0, k - 1 - LAG_FRAMES) : k - 1]]
+        return self._is_among(before, later, k) or self._is_among(here, earlier, k)
+
+    def _is_among(self, picture: Tensor, others: list[Tensor], k: int) -> bool:
+        """Whether one of the others is much more like it than the pictures before and behind the border at `k`."""
+        if not others:
+            return False
+        between = torch.stack([one for other in others for one in (picture, other)])
+        moved = any(self._is_alike(*gap, k) for gap in apart(between)[::2])
+        return moved or bool(novelty(torch.stack(others), picture).mean((1, 2)).min() < LIT_NOVELTY)
 
     def _is_same_place(self, k: int) -> bool:
         """Whether the camera was jerked, or the light switched."""
-        before, here = self._run[k - 1].picture, self._run[k]
-        return any(here.is_beyond(*pair) for pair in shifted(before, here.picture))
+        before, here = self._run[k - 1].picture, self._run[k].picture
+        if novelty(here[None], before).mean() < LIT_NOVELTY:
+            return True
+        return any(self._is_alike(*apart(torch.stack(pair))[0], k) for pair in shifted(before, here))
+
+    def _is_alike(self, share: float, levels: float, k: int) -> bool:
+        seen = self._run[k]
+        return share < ALIKE_RATIO * seen.share and levels < ALIKE_RATIO * seen.levels
 
 
 def apart(run: Tensor) -> list[tuple[float, float]]:

@@ -23,6 +23,7 @@ GRID = (9, 16)  # rows and columns of patches
 CHANGE_SHARE = 0.5  # of the patches that must be new
 PATCH_BORDERS = (0.1, 0.5)  # Otsu's border between old and new patches lies in there
 SETTLE_SECONDS = 1.5  # what changes is waited for so long, to be shown as it comes to rest
+CHECKS_PER_SECOND = 8  # for change; cuts are looked for in every frame
 BLANK_LEVELS = 12  # a picture whose darkest and brightest places differ by no more shows nothing
 
 Why = Literal["head", "cut", "change", "gap", "tail"]
@@ -55,6 +56,7 @@ class KeyframeDetector:
         self._newest: tuple[int, float] | None = None
         self._last: Keyframe | None = None
         self._changed_from_seconds: float | None = None
+        self._next_check_seconds = float("-inf")
 
     def step(self, frames: Sequence[Frame]) -> list[Keyframe]:
         """The keyframes that these frames decide: all but those among the newest LAG_FRAMES."""
@@ -74,40 +76,51 @@ class KeyframeDetector:
 
     def _decide(self, judged: Sequence[Judged]) -> list[Keyframe]:
         """The content of a keyframe is what the frames behind it are compared with."""
+        moments = [self._waiting.popleft() for _ in judged]
+        due = [k for k, (_, pts_seconds) in enumerate(moments) if self._is_due(pts_seconds)]
+        changed = self._changed(judged, due)
         found: list[Keyframe] = []
-        changed = self._changed(judged)
-        for k, frame in enumerate(judged):
-            index, pts_seconds = self._waiting.popleft()
-            why = self._why(frame, pts_seconds, changed[k])
+        for k, (index, pts_seconds) in enumerate(moments):
+            why = self._why(judged[k], pts_seconds, changed.get(k))
             if why is not None:
                 self._last = Keyframe(index, pts_seconds, why)
                 self._changed_from_seconds = None
                 found.append(self._last)
-                self._kept.keep(frame.picture)
-                changed[k + 1 :] = self._changed(judged[k + 1 :])
+                self._kept.keep(judged[k].picture)
+                changed = self._changed(judged, [later for later in due if later > k])
         return found
 
-    def _why(self, frame: Judged, pts_seconds: float, changed: bool) -> Why | None:
+    def _is_due(self, pts_seconds: float) -> bool:
+        if pts_seconds < self._next_check_seconds:
+            return False
+        self._next_check_seconds = pts_seconds + 1 / CHECKS_PER_SECOND
+        return True
+
+    def _why(self, frame: Judged, pts_seconds: float, changed: bool | None) -> Why | None:
+        """changed: None where that was not looked at."""
         if self._last is None:
             return "head"
         if frame.is_cut:
             return "cut"
-        if not changed:
-            self._changed_from_seconds = None
-        elif self._changed_from_seconds is None:
-            self._changed_from_seconds = pts_seconds
-        since = self._changed_from_seconds
-        if since is not None and (pts_seconds - since >= SETTLE_SECONDS or frame.is_still):
+        if changed is not None and self._settles(frame, pts_seconds, changed):
             return "change"
         return "gap" if pts_seconds - self._last.pts_seconds >= self._gap_seconds else None
 
-    def _changed(self, judged: Sequence[Judged]) -> list[bool]:
-        """Whether most of a picture is new and it shows anything, for each."""
-        if not judged:
-            return []
-        pictures = torch.stack([frame.picture for frame in judged])
+    def _settles(self, frame: Judged, pts_seconds: float, changed: bool) -> bool:
+        """Whether what has changed comes to rest, or has been waited for long enough."""
+        if not changed:
+            self._changed_from_seconds = None
+            return False
+        if self._changed_from_seconds is None:
+            self._changed_from_seconds = pts_seconds
+        return pts_seconds - self._changed_from_seconds >= SETTLE_SECONDS or frame.is_still
+
+    def _changed(self, judged: Sequence[Judged], places: Sequence[int]) -> dict[int, bool]:
+        """Whether most of a picture is new and it shows anything, for each of these places."""
+        if not places:
+            return {}
+        pictures = torch.stack([judged[k].picture for k in places])
         maps = self._kept.novelty(pictures).flatten(1)
         share = (maps > otsu(maps, *PATCH_BORDERS)[:, None]).float().mean(1)
         shows = (pictures.flatten(2).amax(2) - pictures.flatten(2).amin(2)).amax(1) > BLANK_LEVELS
-        found: list[bool] = ((share >= CHANGE_SHARE) & shows).tolist()
-        return found
+        return dict(zip(places, ((share >= CHANGE_SHARE) & shows).tolist(), strict=True))
