@@ -7,13 +7,12 @@ a stream need not end. Knows nothing of times or keyframes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from keyframes.novelty import NOISE_LEVELS, novelty, unexplained
+from keyframes.novelty import NOISE_LEVELS, REACH, novelty, unexplained
 
 LAG_FRAMES = 4  # looked ahead, and as many looked back
 CUT_SHARE = 0.5  # of a picture that its predecessor does not explain
@@ -101,19 +100,23 @@ class CutFinder:
         return self._is_among(before, later, k) or self._is_among(here, earlier, k)
 
     def _is_among(self, picture: Tensor, others: list[Tensor], k: int) -> bool:
-        """Whether one of the others is much more like it than the pictures before and behind the border at `k`."""
+        """Whether one of the others shows the same as it, in another light or moved a little."""
         if not others:
             return False
-        between = torch.stack([one for other in others for one in (picture, other)])
-        moved = any(self._is_alike(*gap, k) for gap in apart(between)[::2])
-        return moved or bool(novelty(torch.stack(others), picture).mean((1, 2)).min() < LIT_NOVELTY)
+        lit = bool(novelty(torch.stack(others), picture).mean((1, 2)).min() < LIT_NOVELTY)
+        return lit or self._is_moved(picture, others, k)
 
     def _is_same_place(self, k: int) -> bool:
         """Whether the camera was jerked, or the light switched."""
         before, here = self._run[k - 1].picture, self._run[k].picture
         if novelty(here[None], before).mean() < LIT_NOVELTY:
             return True
-        return any(self._is_alike(*apart(torch.stack(pair))[0], k) for pair in shifted(before, here))
+        return self._is_moved(*pushed(before, here), k)
+
+    def _is_moved(self, picture: Tensor, others: list[Tensor], k: int) -> bool:
+        """Whether one of the others is much more like it than the pictures before and behind the border at `k`."""
+        between = torch.stack([one for other in others for one in (picture, other)])
+        return any(self._is_alike(*gap, k) for gap in apart(between)[::2])
 
     def _is_alike(self, share: float, levels: float, k: int) -> bool:
         seen = self._run[k]
@@ -129,14 +132,10 @@ def apart(run: Tensor) -> list[tuple[float, float]]:
     return [(share / count, level / count) for share, level in zip(shares, levels, strict=True)]
 
 
-def shifted(one: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """What two small pictures [3, h, w] would have in common if the camera had been pushed, for every such push."""
+def pushed(one: Tensor, other: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The middle of one small picture [3, h, w], and where in the other it would be for every push of the camera."""
     down, right = JERK_SAMPLES
-    for y, x in itertools.product((-down, 0, down), (-right, -right // 2, 0, right // 2, right)):
-        yield _moved(one, y, x), _moved(other, -y, -x)
-
-
-def _moved(picture: Tensor, y: int, x: int) -> Tensor:
-    """Without the first y rows and x columns; the last ones where negative."""
-    height, width = picture.shape[1:]
-    return picture[:, max(0, y) : height + min(0, y), max(0, x) : width + min(0, x)]
+    height, width = one.shape[1] - 2 * down, one.shape[2] - 2 * right
+    corners = itertools.product(range(0, 2 * down + 1, REACH * 2), range(0, 2 * right + 1, REACH * 2))
+    middle = one[:, down : down + height, right : right + width]
+    return middle, [other[:, y : y + height, x : x + width] for y, x in corners]
