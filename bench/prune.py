@@ -30,6 +30,7 @@ from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM, VisualGroup, pruned
 from models.demo.evaluate import Clip, make_clip
+from models.demo.scenes import FPS
 from models.demo.streams import Stream
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine
@@ -65,8 +66,10 @@ def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Prun
     states: dict[str, torch.Tensor] = {}
     for prune in settings:
         groups = prune_clip(clip, encoded, model.frames_per_group, prune)
-        context = [model.prefix(), *remembered(model, clip, groups, config.memory.prefill_chunks)]
-        yield seeing(CLIPS, prune, [g for part in groups for g in part], context[1:], clip)
+        chunks = remembered(model, groups, config.memory.prefill_chunks)
+        yield seen_of(clip, groups, chunks, prune)
+        shown = [chunk for chunk, stored in zip(chunks, clip.chunks, strict=True) if not stored.hidden]
+        context = [model.prefix(), *shown]
         for question in clip.questions:
             words = in_seconds(question.text)
             said = "".join(model.answer(words, context, (), config.answer))
@@ -94,21 +97,19 @@ def follows(clip: Clip, number: int) -> bool:
     return not before.hidden and chunk.groups[0] == before.groups[-1] + 1
 
 
-def remembered(model: VideoLLM, clip: Clip, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk]:
+def remembered(model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk]:
+    """Chunk by chunk, each in view of the `reach` chunks before it."""
     chunks: list[KVChunk] = []
     for number, part in enumerate(groups):
         chunks.append(model.prefill(part, [model.prefix(), *(chunks[-reach:] if reach else [])], number))
-    return [chunk for chunk, stored in zip(chunks, clip.chunks, strict=True) if not stored.hidden]
+    return chunks
 
 
-def seeing(
-    footage: str, prune: PruneConfig, groups: Sequence[VisualGroup], chunks: Sequence[KVChunk], clip: Clip
-) -> Seeing:
-    kept = sum(len(group.embeddings) for group in groups)
-    before = kept + sum(group.num_pruned for group in groups)
-    seconds = sum(part[-1].pts_seconds - part[0].pts_seconds for part in clip.frames)
-    kv_bytes = sum(chunk.memory_bytes for chunk in chunks)
-    return Seeing(footage, prune.strategy, prune.budget, seconds, before, kept, kv_bytes)
+def seen_of(clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk], prune: PruneConfig) -> Seeing:
+    kept = sum(len(group.embeddings) for part in groups for group in part)
+    left_out = sum(group.num_pruned for part in groups for group in part)
+    seconds, kv_bytes = sum(map(len, clip.frames)) / FPS, sum(chunk.memory_bytes for chunk in chunks)
+    return Seeing(CLIPS, prune.strategy, prune.budget, seconds, kept + left_out, kept, kv_bytes)
 
 
 def calm_stream(seed: int, seconds: float) -> Stream:
