@@ -85,6 +85,13 @@ Prune = Annotated[
         "fixed share; none keeps all. \\[default: none]"
     ),
 ]
+Reuse = Annotated[
+    str | None,
+    typer.Option(
+        help="Use the vision tower's work again for what has not changed: novelty (by what is new in the picture), "
+        "keys (STC: by the keys that moved most), none. \\[default: none]"
+    ),
+]
 PruneBudget = Annotated[
     float | None, typer.Option(help="Most of a picture's tokens that --prune keeps, 0 to 1. \\[default: its own]")
 ]
@@ -113,6 +120,7 @@ def ask(
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
     kv_bits: KvBits = None,
+    reuse: Reuse = None,
     prune: Prune = None,
     prune_budget: PruneBudget = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
@@ -155,6 +163,7 @@ def ask(
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
                 "kv_bits": kv_bits,
             },
+            "reuse": {"strategy": reuse},
             "prune": {"strategy": prune, "budget": prune_budget},
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         }
@@ -182,6 +191,7 @@ def watch(
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
     kv_bits: KvBits = None,
+    reuse: Reuse = None,
     prune: Prune = None,
     prune_budget: PruneBudget = None,
 ) -> None:
@@ -206,6 +216,7 @@ def watch(
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
                 "kv_bits": kv_bits,
             },
+            "reuse": {"strategy": reuse},
             "prune": {"strategy": prune, "budget": prune_budget},
         }
         engine = open_engine(model, device, dtype, settings)

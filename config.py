@@ -68,13 +68,13 @@ class MemoryConfig:
 class ReuseConfig:
     """How the vision tower's work on a keyframe is used again for the frames behind it."""
 
-    strategy: str = "novelty"  # which patches are recomputed: "novelty" (ours) or "keys" (STC: keys that moved most)
+    strategy: str = "none"  # which patches are recomputed: "novelty" (ours), "keys" (STC: keys that moved most)
     refresh_share: float = 0.25  # of a group's tokens (STC's r); a group with more that changed is computed whole
-    still_below: float = 0.05  # novelty up to which a token counts as unchanged
+    still_below: float = 0.15  # novelty up to which a token counts as unchanged
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("novelty", "keys"):
-            raise ValueError(f"strategy must be one of novelty, keys, not {self.strategy!r}")
+        if self.strategy not in ("none", "novelty", "keys"):
+            raise ValueError(f"strategy must be one of none, novelty, keys, not {self.strategy!r}")
         if not 0 < self.refresh_share <= 1:
             raise ValueError(f"refresh_share must lie in (0, 1], not {self.refresh_share}")
         if not 0 <= self.still_below <= 1:
@@ -127,6 +127,7 @@ class AnswerConfig:
 class Config:
     read: ReadConfig = field(default_factory=ReadConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
 

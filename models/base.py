@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from config import AnswerConfig
+from config import AnswerConfig, ReuseConfig
 from keyframes.pruner import Kept, Seen, TokenPruner, means_of
+from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from streaming.frames import Frame
 
@@ -120,7 +121,11 @@ class VideoLLM(Protocol):
         """The prompt before the video, prefilled: chunk -1."""
         ...
 
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
+        """What `encode` needs to use the vision tower's work again along one stream; None where nothing is reused."""
+        ...
+
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         """Frames through the vision tower, one batch for all groups; an odd last frame is repeated."""
         ...
 

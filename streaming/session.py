@@ -18,6 +18,7 @@ from torch import Tensor
 
 from config import Config
 from keyframes.pruner import TokenPruner, make_pruner
+from keyframes.reuse import FeatureReuse
 from memory.address import chunk_ranges, in_seconds, named_spans
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
@@ -54,6 +55,7 @@ class Session:
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._pruner: TokenPruner | None = None  # None as well where it begins anew
+        self._reuse: FeatureReuse | None = None  # the same
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
@@ -169,7 +171,9 @@ class Session:
         near = self._memory.window()[-reach:] if reach else []
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
         pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
-        groups = pruned(self._model.encode(frames), frames, self._model.frames_per_group, pruner)
+        reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
+        encoded = self._model.encode(frames, reuse) if reuse else self._model.encode(frames)
+        groups = pruned(encoded, frames, self._model.frames_per_group, pruner)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:
@@ -177,7 +181,7 @@ class Session:
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
-        self._pruner = pruner
+        self._pruner, self._reuse = pruner, reuse
         self._num_pruned += sum(group.num_pruned for group in groups)
 
     def _still_there(self, index: int) -> KVChunk | None:
