@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config
+from keyframes.borders import parts_at_cuts
 from keyframes.pruner import TokenPruner, make_pruner
 from keyframes.reuse import FeatureReuse
 from memory.address import chunk_ranges, in_seconds, named_spans
@@ -72,7 +74,7 @@ class Session:
         """
         yield from self._losses()
         started = time.perf_counter()
-        for part in in_parts(frames, self._config.memory.chunk_frames):
+        for part in in_parts(frames, self._config.memory.chunk_frames, self._config.memory.borders):
             try:
                 with self._take_turn(False):
                     if self._closed:
@@ -352,16 +354,15 @@ def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor
     return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
 
 
-def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
-    """Runs of `count` frames; the last one may be shorter."""
-    part: list[Frame] = []
-    for frame in frames:
-        part.append(frame)
-        if len(part) == count:
-            yield part
-            part = []
-    if part:
-        yield part
+def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iterator[list[Frame]]:
+    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but never longer.
+
+    A cut is known a few frames later, so a run is given that much later then.
+    """
+    if borders == "cuts":
+        return parts_at_cuts(frames, -(-count // 2), count)
+    frames = iter(frames)
+    return iter(lambda: list(islice(frames, count)), [])
 
 
 def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_seconds: float) -> tuple[Evidence, ...]:
