@@ -21,17 +21,18 @@ SEGMENT_TOKENS = 1 << 17  # that are searched flat before lists are learnt of th
 LIST_TOKENS = 512  # of a segment, for each of its lists
 LEARNT_STEP = 8  # one token in so many is looked at to learn the lists; 64 for each teach k-means enough
 LEARNING_ROUNDS = 8  # of k-means
-LISTS_VISITED = 16  # for each query token
+LISTS_PER_VISIT = 8  # of which a query token looks into one, the nearest
 CHUNK_TOKENS = 32  # asked of FAISS for each chunk wanted, before it is asked for more
 MOST_TOKENS = 2048  # that FAISS gives for a query on a GPU
-SPARE = 2  # so many times the chunks wanted are looked at with their true keys
+SPARE = 4  # so many times the chunks wanted are looked at with their true keys
+BLOCK_CHUNKS = 16  # whose true keys are looked at together
 
 
 class HeadIndex:
     """Keys of every head, tokens in the order of their chunks.
 
-    The one rule of growth: the newest tokens, up to `segment_tokens`, are searched flat, and every chunk among them is
-    scored. When they become more they are a segment: FAISS gets them in inverted lists of 8-bit keys, one index for each
+    The one rule of growth: the newest tokens, up to `segment_tokens`, are searched flat: every chunk among them is
+    scored. When they become more they are a segment: FAISS gets them in inverted lists of 8-bit keys, an index for each
     head, with lists learnt from them and never again. It proposes chunks, and those are scored with their true keys. So
     what a token costs, and what is learnt at once, stay the same however long the stream. On a GPU where faiss has one.
 
@@ -127,7 +128,7 @@ class HeadIndex:
         """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample of them."""
         num_lists = max(1, len(keys) // LIST_TOKENS)
         index = faiss.index_factory(self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.nprobe = LEARNING_ROUNDS, min(LISTS_VISITED, num_lists)
+        index.cp.niter, index.nprobe = LEARNING_ROUNDS, -(-num_lists // LISTS_PER_VISIT)
         index.train(keys[::LEARNT_STEP])
         index.add(keys)
         return faiss.index_cpu_to_gpu(self._gpu, 0, index) if self._gpu else index
@@ -149,9 +150,11 @@ class HeadIndex:
         """Exact scores of some chunks, [heads, len(chunks)]."""
         scores = torch.full((self.num_heads, len(chunks)), -torch.inf)
         columns = queries.transpose(1, 2)
-        for place, chunk in enumerate(chunks):
-            if self._keys[chunk].shape[1]:
-                scores[:, place] = (self._keys[chunk].float() @ columns).amax((1, 2))
+        for start in range(0, len(chunks), BLOCK_CHUNKS):
+            keys = [self._keys[chunk] for chunk in chunks[start : start + BLOCK_CHUNKS]]
+            sizes = torch.tensor([rows.shape[1] for rows in keys])
+            owners = torch.arange(start, start + len(keys)).repeat_interleave(sizes).expand(self.num_heads, -1)
+            scores.scatter_reduce_(1, owners, (torch.cat(keys, 1).float() @ columns).amax(-1), "amax")
         return scores
 
 
@@ -166,7 +169,9 @@ class _Segment:
     borders: NDArray[np.int64]
     indexes: Sequence[Any]
 
-    def search(self, head: int, queries: NDArray[np.float32], limit: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search(
+        self, head: int, queries: NDArray[np.float32], limit: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best tokens for each query: scores, up to the rounding of keys, and chunks. They are of at least `limit`
         chunks, as far as the lists visited have so many."""
         most = min(MOST_TOKENS, int(self.borders[-1]))

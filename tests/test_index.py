@@ -21,7 +21,7 @@ needs_gpu = pytest.mark.skipif(faiss.get_num_gpus() == 0, reason="faiss has no G
 def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some 35 lists in a segment of the tests, of which a query visits 12."""
     monkeypatch.setattr(index_module, "LIST_TOKENS", 42)
-    monkeypatch.setattr(index_module, "LISTS_VISITED", 12)
+    monkeypatch.setattr(index_module, "LISTS_PER_VISIT", 3)
     monkeypatch.setattr(index_module, "LEARNT_STEP", 1)
 
 
@@ -87,7 +87,7 @@ def test_the_lists_find_the_best_chunks() -> None:
 
 
 def test_a_single_list_looked_at_would_miss_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "LISTS_VISITED", 1)
+    monkeypatch.setattr(index_module, "LISTS_PER_VISIT", 1000)
     assert share_found() < 0.9
 
 
