@@ -69,7 +69,8 @@ def script(kind: str, seed: int, seconds: float = 10.0) -> list[Shot]:
 def _shot(kind: str, photo: str, rng: np.random.Generator) -> Shot:
     num_frames = int(rng.uniform(*((0.5, 2.5) if kind == "cuts" else (1.5, 4.0))) * FPS)
     camera = {"pans": _pan, "zooms": _zoom, "handheld": _handheld}.get(kind, _drift)(rng, num_frames)
-    into_next, through, flashes = 0, None, ()
+    into_next, through = 0, None
+    flashes: tuple[tuple[int, float], ...] = ()
     if kind == "fades":
         into_next = int(rng.uniform(0.4, 1.5) * FPS)
         through = (None, 0, 0, 255)[rng.integers(4)]
