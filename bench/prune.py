@@ -23,9 +23,10 @@ from torch.nn.functional import cosine_similarity
 from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
 from bench.prune_report import BUSY, CALM, CLIPS, NONE, Asking, Seeing, write
-from bench.recall import plain, progress
+from bench.recall import knobs, plain, progress
 from config import Config, PruneConfig
 from keyframes.pruner import make_pruner
+from keyframes.reuse import FeatureReuse
 from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM, VisualGroup, pruned
@@ -54,9 +55,9 @@ class EncodedOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         if [id(frame) for frame in frames] != [id(frame) for frame in self._frames]:
-            self._frames, self._groups = list(frames), self._model.encode(frames)
+            self._frames, self._groups = list(frames), self._model.encode(frames, reuse)
         return self._groups
 
 
@@ -197,17 +198,19 @@ def main(
     budgets: Annotated[str, typer.Option(help="Shares of a group's tokens.")] = ",".join(map(str, BUDGETS)),
     seed: Annotated[int, typer.Option(help="Of clips and streams.")] = 0,
     side: Annotated[int, typer.Option(help="Pixels of a painted frame of the streams.")] = 128,
+    memory: Annotated[str, typer.Option(help="Memory settings: standing_chunks=4,recall_chunks=4.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "prune",
 ) -> None:
     """Measure what pruning keeps of tokens and of right answers."""
     torch.set_grad_enabled(False)
-    engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}})
+    engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}, "memory": knobs(memory)})
     if not isinstance(engine.model, Qwen3VL):
         raise typer.BadParameter(f"{model} does not give its hidden states")
     settings = settings_of(strategies, budgets)
     about = {**describe(), "model": engine.model.model_id, "seed": seed, "clips": clips, "minutes": minutes}
     about |= {"still below": NONE.still_below, "refresh seconds": NONE.refresh_seconds, "frame side": side}
+    about |= {"memory": vars(engine.config.memory).copy()}
     found: list[Asking | Seeing] = []
     with progress() as bar:
         for number in bar.track(range(clips), description=CLIPS):

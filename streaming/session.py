@@ -211,15 +211,15 @@ class Session:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(in_seconds(question), named)
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
-        plan = with_standing(plan, self._holders, memory.standing_chunks)
+        plan = with_standing(plan, lambda index: self._holders(index, spans), memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
-    def _holders(self, index: int) -> list[int]:
+    def _holders(self, index: int, spans: Sequence[tuple[float, float]]) -> list[int]:
         """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
         if self._config.prune.strategy != "novelty":
             return []
-        found = holders(index, self._memory.spans(), self._memory.places, self._config.prune.refresh_seconds)
+        found = holders(index, spans, self._memory.places, self._config.prune.refresh_seconds)
         return [holder for holder in found if holder not in self._memory.gone]
 
     def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
