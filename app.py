@@ -78,6 +78,23 @@ DiskBudget = Annotated[
 KvBits = Annotated[
     int | None, typer.Option(help="16 keeps what was seen as computed, 8 in half the memory or less. \\[default: 16]")
 ]
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        help="Leave visual tokens out: novelty drops what has not changed; stc, uniform, merge and coverage keep a "
+        "fixed share; none keeps all. \\[default: none]"
+    ),
+]
+Reuse = Annotated[
+    str | None,
+    typer.Option(
+        help="Use the vision tower's work again for what has not changed: novelty (by what is new in the picture), "
+        "keys (STC: by the keys that moved most), none. \\[default: none]"
+    ),
+]
+PruneBudget = Annotated[
+    float | None, typer.Option(help="Most of a picture's tokens that --prune keeps, 0 to 1. \\[default: its own]")
+]
 SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 SessionName = Annotated[str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")]
@@ -103,6 +120,9 @@ def ask(
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
     kv_bits: KvBits = None,
+    reuse: Reuse = None,
+    prune: Prune = None,
+    prune_budget: PruneBudget = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens. \\[default: 256; demo 64]")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest word. \\[default: 0]")] = None,
     top_p: Annotated[
@@ -143,6 +163,8 @@ def ask(
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
                 "kv_bits": kv_bits,
             },
+            "reuse": {"strategy": reuse},
+            "prune": {"strategy": prune, "budget": prune_budget},
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         }
         engine = open_engine(model, device, dtype, settings)
@@ -169,6 +191,9 @@ def watch(
     host_budget: HostBudget = None,
     disk_budget: DiskBudget = None,
     kv_bits: KvBits = None,
+    reuse: Reuse = None,
+    prune: Prune = None,
+    prune_budget: PruneBudget = None,
 ) -> None:
     """Watch a video into a session that stays, to be asked now or later.
 
@@ -191,6 +216,8 @@ def watch(
                 "disk_bytes": in_bytes("--disk-budget", disk_budget),
                 "kv_bits": kv_bits,
             },
+            "reuse": {"strategy": reuse},
+            "prune": {"strategy": prune, "budget": prune_budget},
         }
         engine = open_engine(model, device, dtype, settings)
         with open_session(engine, session, settings) as opened:
@@ -438,10 +465,16 @@ def open_session(engine: Engine, name: str | None, settings: Settings, read_only
             for knob, value in knobs.items():
                 kept = getattr(getattr(session.config, section), knob)
                 if value not in (None, kept):
-                    raise ValueError(f"This session began with {knob} {kept:g}, which cannot become {value:g} now.")
+                    raise ValueError(
+                        f"This session began with {knob} {shown(kept)}, which cannot become {shown(value)} now."
+                    )
         yield session
     finally:
         session.close()
+
+
+def shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def watch_on(session: Session, video: Path, stop_seconds: float | None = None) -> bool:

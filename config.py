@@ -32,6 +32,7 @@ class MemoryConfig:
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
     recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
     sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
+    standing_chunks: int = 4  # older chunks brought back for what a dense one still shows, where tokens are pruned
     sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
     context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
     carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
@@ -48,6 +49,7 @@ class MemoryConfig:
             "window_chunks": 1,
             "recall_chunks": 0,
             "sparse_chunks": 0,
+            "standing_chunks": 0,
             "context_tokens": 1,
             "carrier_tokens": 0,
             "host_bytes": 0,
@@ -66,17 +68,38 @@ class MemoryConfig:
 class ReuseConfig:
     """How the vision tower's work on a keyframe is used again for the frames behind it."""
 
-    strategy: str = "novelty"  # which patches are recomputed: "novelty" (ours) or "keys" (STC: keys that moved most)
+    strategy: str = "none"  # which patches are recomputed: "novelty" (ours), "keys" (STC: keys that moved most)
     refresh_share: float = 0.25  # of a group's tokens (STC's r); a group with more that changed is computed whole
-    still_below: float = 0.05  # novelty up to which a token counts as unchanged
+    still_below: float = 0.15  # novelty up to which a token counts as unchanged
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("novelty", "keys"):
-            raise ValueError(f"strategy must be one of novelty, keys, not {self.strategy!r}")
+        if self.strategy not in ("none", "novelty", "keys"):
+            raise ValueError(f"strategy must be one of none, novelty, keys, not {self.strategy!r}")
         if not 0 < self.refresh_share <= 1:
             raise ValueError(f"refresh_share must lie in (0, 1], not {self.refresh_share}")
         if not 0 <= self.still_below <= 1:
             raise ValueError(f"still_below must lie in [0, 1], not {self.still_below}")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Which visual tokens of a group go on to the LLM."""
+
+    strategy: str = "none"  # "novelty" (ours), "stc" (dual anchor), "uniform", "merge" (ToMe), "coverage" (diversity)
+    budget: float = 0.0  # most of a group's tokens that stay, as a share; 0: a quarter, with "novelty" all that is new
+    still_below: float = 0.05  # novelty up to which a token counts as unchanged
+    refresh_seconds: float = 60.0  # what was not new for so long stays once more; bounds how far back "still" reaches
+
+    def __post_init__(self) -> None:
+        strategies = ("none", "novelty", "stc", "uniform", "merge", "coverage")
+        if self.strategy not in strategies:
+            raise ValueError(f"strategy must be one of {', '.join(strategies)}, not {self.strategy!r}")
+        if not 0 <= self.budget <= 1:
+            raise ValueError(f"budget must lie in [0, 1], not {self.budget}")
+        if not 0 <= self.still_below <= 1:
+            raise ValueError(f"still_below must lie in [0, 1], not {self.still_below}")
+        if not self.refresh_seconds > 0:
+            raise ValueError(f"refresh_seconds must be more than 0, not {self.refresh_seconds}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,8 @@ class AnswerConfig:
 class Config:
     read: ReadConfig = field(default_factory=ReadConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    reuse: ReuseConfig = field(default_factory=ReuseConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
 
     def overridden(self, changes: Mapping[str, Mapping[str, Any]]) -> Config:

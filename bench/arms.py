@@ -243,7 +243,7 @@ class MeanKeys(Contexts):
     def see(self, frames: Sequence[Frame], session: Session) -> None:
         self._session = session
         newest = session.memory.newest
-        self._means.append(newest.keys[:, :, newest.visual.to(newest.keys.device)].float().mean(2).cpu())
+        self._means.append(newest.keys[:, :, newest.visual.to(newest.keys.device)].float().mean(2).nan_to_num().cpu())
 
     def context(self, asked: Asked) -> Context:
         assert self._session is not None

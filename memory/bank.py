@@ -85,7 +85,7 @@ class KVMemory:
         self._bits = config.kv_bits
         self._format: KVFormat | None = None  # of host and disk
         self._block_bytes = 0
-        self._num_tokens = 0
+        self._num_tokens = self._num_visual_tokens = 0
         self._closed = False
         if store is not None:
             self._restore(store)
@@ -97,6 +97,10 @@ class KVMemory:
     @property
     def num_tokens(self) -> int:
         return self._num_tokens
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return self._num_visual_tokens
 
     @property
     def device_bytes(self) -> int:
@@ -152,6 +156,7 @@ class KVMemory:
             self._move_oldest_to_host()
         self._window.append(resident)
         self._num_tokens += chunk.num_tokens
+        self._num_visual_tokens += int(chunk.visual.sum())
         self._entries.append(_entry(resident.chunk))
 
     def window(self) -> list[KVChunk]:
@@ -176,6 +181,10 @@ class KVMemory:
         chunks = {resident.chunk.index: resident.chunk for resident in self._window}
         chunks |= self._loaded(sorted({index for index in indices if index not in chunks}))
         return [chunks[index] for index in indices]
+
+    def places(self, index: int) -> tuple[PositionLayout, Tensor]:
+        """Where the tokens of a chunk stand, wherever it is, and which of them are visual: bool [n]."""
+        return self._entries[index].layout, self._entries[index].visual
 
     def sizes(self, index: int) -> tuple[int, int]:
         """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
@@ -204,6 +213,8 @@ class KVMemory:
         assert gaps == sizes[:-1], "host addresses are not those of the chunks"
         assert self._host.used_bytes <= self._host.reserved_bytes <= self._host.budget_bytes, "host budget"
         assert self._num_tokens == sum(entry.num_tokens for entry in self._entries), "token count"
+        visual = sum(int(entry.visual.sum()) for entry in self._entries)
+        assert self._num_visual_tokens == visual, "visual token count"
 
     def close(self) -> None:
         """Gives all memory back; chunks handed out before stay valid. May be called twice."""
@@ -213,7 +224,7 @@ class KVMemory:
         self._addresses.clear()
         self._lost.clear()
         self._host.close()
-        self._num_tokens = 0
+        self._num_tokens = self._num_visual_tokens = 0
 
     def _check_follows(self, chunk: KVChunk) -> None:
         if self._closed:
@@ -306,6 +317,7 @@ class KVMemory:
         self._format, self._bits = store.format, store.format.bits
         self._entries = [_Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds) for c in store.chunks]
         self._num_tokens = sum(entry.num_tokens for entry in self._entries)
+        self._num_visual_tokens = sum(int(entry.visual.sum()) for entry in self._entries)
         newest = range(max(0, self.num_chunks - self._window_chunks), self.num_chunks)
         for index in reversed(newest):
             try:

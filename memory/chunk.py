@@ -6,7 +6,9 @@ each other is data (`PositionLayout`), never inferred from a length. Knows nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,13 +39,16 @@ class PositionLayout:
         return int(self.positions.shape[1])
 
 
-def closed_up(positions: Tensor) -> PositionLayout:
+def closed_up(positions: Tensor, left_free: Iterable[int] = ()) -> PositionLayout:
     """A layout in which each position is taken by some token in some row: gaps closed, order kept.
 
     t  0 1 1 1 6          t  0 1 1 1 3
     h  0 1 1 3 6    ->    h  0 1 1 2 3     6 comes right after 3, since nothing stands at 2, 4 or 5
+
+    left_free: positions that stay, although no token stands there.
     """
-    taken = torch.tensor(sorted({place for row in positions.tolist() for place in row}), dtype=torch.int64)
+    places = {place for row in positions.tolist() for place in row}.union(left_free)
+    taken = torch.tensor(sorted(places), dtype=torch.int64)
     return PositionLayout(torch.searchsorted(taken, positions.contiguous()), len(taken))
 
 
@@ -63,11 +68,26 @@ def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pooled_layout(layout: PositionLayout, visual: Tensor) -> tuple[PositionLayout, Tensor]:
-    """Where the tokens of the sparse level stand, one for each cell, and which of them are visual: bool [cells]."""
+    """Where the tokens of the sparse level stand, one for each cell, and which of them are visual: bool [cells].
+
+    A group takes half of the positions that it took, whichever of its tokens are there, so that these keep their
+    places in it.
+    """
     _, first = cells(layout, visual)
     t, h, w = layout.positions[:, first]
     smaller = torch.stack([t, t + (h - t) // 2, t + (w - t) // 2])
-    return closed_up(torch.where(visual[first], smaller, layout.positions[:, first])), visual[first]
+    places = torch.where(visual[first], smaller, layout.positions[:, first])
+    return closed_up(places, _halves(layout, visual)), visual[first]
+
+
+def _halves(layout: PositionLayout, visual: Tensor) -> set[int]:
+    """The first half of the positions between text tokens, where groups stand: 4 and 5 of 4 5 6 7, 4 5 of 4 5 6."""
+    starts = {int(t) for t in layout.positions[0, visual]}
+    text = {int(t) for t in layout.positions[0, ~visual]}
+    free: set[int] = set()
+    for start, stop in pairwise(sorted(starts | text | {t + 1 for t in text} | {0, layout.extent})):
+        free |= set(range(start, start + (stop - start + 1) // 2))
+    return free
 
 
 @dataclass(frozen=True, eq=False)

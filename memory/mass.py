@@ -25,7 +25,8 @@ def candidates(num_chunks: int) -> list[int]:
 def attention_mass(queries: Tensor, chunks: Iterable[KVChunk]) -> list[float]:
     """The share of attention that falls on each chunk's visual tokens, mean over layers, heads and query tokens.
 
-    queries: raw, [layers, heads, n, head_dim]; raw keys, so places make no difference. The shares add up to 1.
+    queries: raw, [layers, heads, n, head_dim]; raw keys, so places make no difference. The shares add up to 1, or are
+    all 0 where no chunk has visual tokens.
     """
     columns: list[Tensor] = []
     for chunk in chunks:
@@ -34,7 +35,7 @@ def attention_mass(queries: Tensor, chunks: Iterable[KVChunk]) -> list[float]:
         grouped = queries.to(keys).reshape(layers, kv_heads, -1, queries.shape[2], head_dim)
         products = torch.einsum("lkgqd,lkmd->lkgqm", grouped, keys) * head_dim**-0.5
         columns.append(products.logsumexp(-1).flatten().cpu())
-    shares: list[float] = torch.stack(columns).softmax(0).mean(1).tolist() if columns else []
+    shares: list[float] = torch.stack(columns).softmax(0).nan_to_num().mean(1).tolist() if columns else []
     return shares
 
 

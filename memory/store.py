@@ -209,8 +209,8 @@ class SessionStore:
             for index, (data, checksum) in enumerate(rows):
                 if zlib.crc32(data) != checksum:
                     raise SessionError(f"{self.folder} is damaged: the index keys of chunk {index} have changed.")
-                keys = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(kind.torch_dtype)
-                yield keys.view(num_heads, -1, kind.head_dim)
+                keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(kind.torch_dtype)
+                yield keys.view(num_heads, keys.numel() // (num_heads * kind.head_dim), kind.head_dim)
 
     def replace_index(self, heads: str, keys: Iterable[Tensor]) -> None:
         """Other index keys for every chunk, and what `heads` will say about them."""

@@ -7,13 +7,15 @@ transformers: `models/hf.py` does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from config import AnswerConfig
+from config import AnswerConfig, ReuseConfig
+from keyframes.pruner import Kept, Seen, TokenPruner, means_of
+from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from streaming.frames import Frame
 
@@ -32,9 +34,11 @@ class VisualGroup:
 
     embeddings: [n, hidden], one row per visual token, row-major over its grid.
     deepstack: one [n, hidden] per early LLM layer that takes vision features directly (Qwen3-VL); empty elsewhere.
-    grid: (rows, columns) of the n tokens.
+    grid: (rows, columns) of all tokens that the tower made.
     pts_seconds: the time written before the group, as the model was trained on it.
     start_seconds, stop_seconds: time of the first and of the last frame of the group.
+    kept: int64 [n] on the CPU, the places in the grid of the tokens that are still there, ascending; none may be left.
+        None where all are.
     """
 
     embeddings: Tensor
@@ -43,6 +47,54 @@ class VisualGroup:
     pts_seconds: float
     start_seconds: float
     stop_seconds: float
+    kept: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows, columns = self.grid
+        n = rows * columns if self.kept is None else len(self.kept)
+        if any(len(features) != n for features in (self.embeddings, *self.deepstack)):
+            raise ValueError(f"{n} tokens of a {rows} x {columns} grid need as many features: {len(self.embeddings)}")
+        if self.kept is not None and not _ascend(self.kept, rows * columns):
+            raise ValueError(f"not places in a {rows} x {columns} grid, in order: {self.kept.tolist()}")
+
+    @property
+    def places(self) -> Tensor:
+        """Where the tokens stand in the grid, row-major: int64 [n]."""
+        return torch.arange(self.grid[0] * self.grid[1]) if self.kept is None else self.kept
+
+    @property
+    def num_pruned(self) -> int:
+        return self.grid[0] * self.grid[1] - len(self.embeddings)
+
+    def pruned(self, stays: Kept) -> VisualGroup:
+        """What stays of a whole group."""
+        assert self.kept is None, "pruned already"
+        embeddings, *deepstack = (_left(features, stays) for features in (self.embeddings, *self.deepstack))
+        return replace(self, embeddings=embeddings, deepstack=tuple(deepstack), kept=stays.places)
+
+
+def _left(features: Tensor, stays: Kept) -> Tensor:
+    if stays.owners is None:
+        return features[stays.places.to(features.device)]
+    return means_of(features, stays.owners.to(features.device), len(stays.places)).to(features.dtype)
+
+
+def _ascend(places: Tensor, stop: int) -> bool:
+    borders = torch.cat([torch.tensor([-1]), places, torch.tensor([stop])])
+    return bool((borders.diff() > 0).all())
+
+
+def pruned(
+    groups: Sequence[VisualGroup], frames: Sequence[Frame], frames_per_group: int, pruner: TokenPruner | None
+) -> list[VisualGroup]:
+    """What stays of consecutive groups, made of these frames; all where there is no pruner."""
+    if pruner is None:
+        return list(groups)
+    images = [
+        [frame.image for frame in frames[k : k + frames_per_group]] for k in range(0, len(frames), frames_per_group)
+    ]
+    seen = [Seen(g.embeddings, g.grid, i, g.start_seconds) for g, i in zip(groups, images, strict=True)]
+    return [group.pruned(pruner.keep(shown)) for group, shown in zip(groups, seen, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +121,11 @@ class VideoLLM(Protocol):
         """The prompt before the video, prefilled: chunk -1."""
         ...
 
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
+        """What `encode` needs to use the vision tower's work again along one stream; None where nothing is reused."""
+        ...
+
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         """Frames through the vision tower, one batch for all groups; an odd last frame is repeated."""
         ...
 

@@ -166,8 +166,12 @@ class Decoder:
     @torch.no_grad()
     def step(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> Tensor:
         """Append text tokens at `position` and on to the cache; float32 logits [vocabulary] of what comes next."""
-        output = self._append(tokens, position, cache)
-        return self._head(output.last_hidden_state[0, -1]).float()  # type: ignore[no-any-return]
+        return self._head(self.state(tokens, position, cache)).float()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def state(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> Tensor:
+        """The same, but for what the output head is given: the last hidden state [hidden]."""
+        return self._append(tokens, position, cache).last_hidden_state[0, -1]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def doubt(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> float:

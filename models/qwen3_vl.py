@@ -17,17 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import AnswerConfig
+from config import AnswerConfig, ReuseConfig
+from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup
 from models.decoding import Chooser, TextStream
 from models.hf import Decoder, lay_out
 from models.pixels import PixelSpec, group_patches
+from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
 TURN_END = "<|im_end|>"
+
+
+Parts = tuple[Tensor, ...]
 
 
 class Qwen3VL:
@@ -70,22 +75,34 @@ class Qwen3VL:
             index=-1,
         )
 
+    def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
+        return None if config.strategy == "none" else FeatureReuse(qwen3_vl_tower(self._visual), config)
+
     @torch.no_grad()
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         groups = [list(frames[i : i + self.frames_per_group]) for i in range(0, len(frames), self.frames_per_group)]
         if not groups:
             return []
+        images = [frame.image for frame in frames]
         groups[-1] += [groups[-1][-1]] * (self.frames_per_group - len(groups[-1]))
         cut = [self._patches(group) for group in groups]
-        grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
-        output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)
-        sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
-        embeddings = output.pooler_output.split(sizes)
-        levels = [level.split(sizes) for level in output.deepstack_features]
+        if reuse is not None and len({grid for _, grid in cut}) == 1:
+            patches = torch.stack([patches for patches, _ in cut]).to(self.dtype)
+            made = reuse.encode(patches, images, cut[0][1]).features
+            embeddings, levels = made.embeddings.unbind(), [level.unbind() for level in made.deepstack]
+        else:
+            embeddings, levels = self._encoded_whole(cut)
         return [
             self._group(group, grid, embeddings[i], tuple(level[i] for level in levels))
             for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
         ]
+
+    def _encoded_whole(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[Parts, list[Parts]]:
+        """Embeddings and DeepStack levels of groups of any sizes, through the stock tower."""
+        grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
+        output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)
+        sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
+        return output.pooler_output.split(sizes), [level.split(sizes) for level in output.deepstack_features]
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
         if not groups:
@@ -151,6 +168,11 @@ class Qwen3VL:
         cache, position = self._decoder.open(context)
         return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
 
+    def last_state(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
+        """Float32 [hidden], the LLM's last hidden state where an answer begins."""
+        cache, position = self._decoder.open(context)
+        return self._decoder.state(self._prompt.question(question, dialogue), position, cache).float()
+
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
         # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
         images = [torch.from_numpy(np.array(frame.image, order="C")) for frame in group]
@@ -204,16 +226,17 @@ class Prompt:
 
     def write(self, groups: Sequence[VisualGroup]) -> Script:
         """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
-        tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side."""
+        tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side. Tokens that
+        were not kept leave their places empty."""
         tokens: list[int] = []
         runs: list[PositionLayout] = []
         marks: list[bool] = []
         for group in groups:
-            rows, columns = group.grid
             stamp = [*self._encode(f"<{group.pts_seconds:.1f} seconds>"), self._start]
-            tokens += [*stamp, *[self._pad] * (rows * columns), self._end]
-            runs += [text_layout(len(stamp)), grid_layout(rows, columns), text_layout(1)]
-            marks += [False] * len(stamp) + [True] * (rows * columns) + [False]
+            grid = grid_layout(*group.grid, group.places)
+            tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
+            runs += [text_layout(len(stamp)), grid, text_layout(1)]
+            marks += [False] * len(stamp) + [True] * grid.num_tokens + [False]
         return Script(tokens, PositionLayout(*lay_out(runs)), torch.tensor(marks))
 
     def stops(self, generation: Any) -> frozenset[int]:
@@ -263,7 +286,7 @@ def text_layout(n: int) -> PositionLayout:
     return PositionLayout(torch.arange(n).expand(3, n).contiguous(), n)
 
 
-def grid_layout(rows: int, columns: int) -> PositionLayout:
-    """The tokens of one group: t stands still, h and w follow the grid."""
-    h, w = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return PositionLayout(torch.stack([torch.zeros_like(h), h, w]).reshape(3, -1), max(rows, columns))
+def grid_layout(rows: int, columns: int, places: Tensor) -> PositionLayout:
+    """The tokens of one group at their `places`, int64 [n]: t stands still, h and w follow the grid."""
+    h, w = places // columns, places % columns
+    return PositionLayout(torch.stack([torch.zeros_like(h), h, w]), max(rows, columns))

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.tokenizer import build_tokenizer, special_ids
@@ -61,6 +67,36 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[
     pixels = side * side * BUDGET_FRAMES
     spec = PixelSpec(patch, merge, 2, min_pixels=pixels, max_pixels=pixels)
     return Qwen3VL(network, tokenizer, spec, f"{shape}, random weights"), network, side
+
+
+def random_tower(shape: str, device: torch.device) -> tuple[Any, int]:
+    """The stock vision tower of a large shape alone, and the side of its frames in pixels.
+
+    Raises ValueError for a shape that is not known.
+    """
+    if shape not in SIZES:
+        raise ValueError(f"{shape!r} is not one of {', '.join(SIZES)}")
+    config = large_config(SIZES[shape], special_ids(build_tokenizer())).vision_config
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    with torch.device(device):
+        return Qwen3VLVisionModel(config).eval().requires_grad_(False), LARGE_SIDE
+
+
+def random_siglip(device: torch.device) -> Any:
+    """The stock SigLIP so400m tower, 27 x 27 patches of 14 at 384 x 384 pixels."""
+    config = SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return SiglipVisionModel(config).eval().requires_grad_(False)
 
 
 def large_config(sizes: _Sizes, ids: dict[str, int]) -> Qwen3VLConfig:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -121,7 +122,12 @@ def kept_settings(config: Config) -> dict[str, dict[str, Any]]:
     """What a session that goes on keeps, so that it becomes what it would have been without the break."""
     knobs = ("chunk_frames", "prefill_chunks", "window_chunks", "carrier_tokens", "kv_bits")
     memory = {knob: getattr(config.memory, knob) for knob in knobs}
-    return {"read": {"fps": config.read.fps}, "memory": memory}
+    return {
+        "read": {"fps": config.read.fps},
+        "memory": memory,
+        "prune": asdict(config.prune),
+        "reuse": asdict(config.reuse),
+    }
 
 
 def kind_of(model: VideoLLM) -> Kind:

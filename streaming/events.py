@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters of a session. `tokens` counts everything in memory; the seconds are wall-clock. The seconds to the first
+    """Counters of a session. `tokens` counts everything in memory, and `visual_tokens` what of it stands for pieces of
+    picture; `pruned_tokens` were left out since the session was opened. The seconds are wall-clock. Those to the first
     token and the tokens of the context are those of the last answer. Of `sparse_chunks` only the sparse level
     is left on the disk, `forgotten_chunks` had to make room altogether: they are no longer recalled."""
 
@@ -28,6 +29,8 @@ class Stats:
     disk_bytes: int = 0
     forgotten_chunks: int = 0
     sparse_chunks: int = 0
+    visual_tokens: int = 0
+    pruned_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config
+from keyframes.pruner import TokenPruner, make_pruner
+from keyframes.reuse import FeatureReuse
 from memory.address import chunk_ranges, in_seconds, named_spans
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
+from memory.recall import RecallPlan, evidence, fit, plan_recall, with_standing, without_dense
+from memory.standing import holders
 from memory.store import ChunkLostError, SessionError, SessionStore
-from models.base import Turn, VideoLLM
+from models.base import Turn, VideoLLM, pruned
 from models.calibration import Profile
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
@@ -51,10 +54,13 @@ class Session:
         self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
+        self._pruner: TokenPruner | None = None  # None as well where it begins anew
+        self._reuse: FeatureReuse | None = None  # the same
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
         self._num_told = 0  # of the memory's losses
+        self._num_pruned = 0
         if store is not None:
             self._restore(store)
 
@@ -164,7 +170,10 @@ class Session:
         reach = self._config.memory.prefill_chunks
         near = self._memory.window()[-reach:] if reach else []
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
-        groups = self._model.encode(frames)
+        pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
+        reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
+        encoded = self._model.encode(frames, reuse) if reuse else self._model.encode(frames)
+        groups = pruned(encoded, frames, self._model.frames_per_group, pruner)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:
@@ -172,6 +181,8 @@ class Session:
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
+        self._pruner, self._reuse = pruner, reuse
+        self._num_pruned += sum(group.num_pruned for group in groups)
 
     def _still_there(self, index: int) -> KVChunk | None:
         """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
@@ -198,8 +209,16 @@ class Session:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(in_seconds(question), named)
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
+        plan = with_standing(plan, self._holders, memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
+
+    def _holders(self, index: int) -> list[int]:
+        """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
+        if self._config.prune.strategy != "novelty":
+            return []
+        found = holders(index, self._memory.spans(), self._memory.places, self._config.prune.refresh_seconds)
+        return [holder for holder in found if holder not in self._memory.gone]
 
     def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
         """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
@@ -305,6 +324,8 @@ class Session:
             frames_read=self._stats.frames_read + frames,
             chunks=memory.num_chunks,
             tokens=memory.num_tokens,
+            visual_tokens=memory.num_visual_tokens,
+            pruned_tokens=self._num_pruned,
             watch_seconds=self._stats.watch_seconds + seconds,
             device_bytes=memory.device_bytes + on_device,
             host_bytes=memory.host_bytes + (index.host_bytes if index else 0),
@@ -353,7 +374,7 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_sec
     """
     stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
     found: list[Evidence] = []
-    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
+    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("standing", "beside", "sample")):
         new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why, chunk.level)
         if found and _are_one(found[-1], new):
             last = found.pop()

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from config import AnswerConfig
+from config import AnswerConfig, ReuseConfig
+from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup
 from streaming.frames import Frame
@@ -58,7 +59,10 @@ class GatedModel:
     def prefix(self) -> KVChunk:
         return _chunk(1, 0.0, 0.0, -1)
 
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def reuse(self, config: ReuseConfig) -> None:
+        return None
+
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         times = [frame.pts_seconds for frame in frames]
         pairs = [times[i : i + 2] for i in range(0, len(times), 2)]
         return [VisualGroup(torch.zeros(1, 4), (), (1, 1), pair[0], pair[0], pair[-1]) for pair in pairs]

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from config import AnswerConfig, MemoryConfig
+from config import AnswerConfig, MemoryConfig, ReuseConfig
+from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup
 from models.calibration import FRAME_SIDE, make_needles
@@ -53,7 +54,10 @@ class PlantedModel:
     def prefix(self) -> KVChunk:
         return self._chunk(torch.zeros(1, self.head_dim), 0.0, 0.0, -1)
 
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def reuse(self, config: ReuseConfig) -> None:
+        return None
+
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         groups = [frames[i : i + 2] for i in range(0, len(frames), 2)]
         return [self._group(group) for group in groups]
 

@@ -29,7 +29,7 @@ from tests.tiny import save_tiny
 REPOSITORY = Path(__file__).resolve().parent.parent
 STATS = {
     "frames_read", "chunks", "tokens", "watch_seconds", "first_token_seconds", "device_bytes", "host_bytes",
-    "disk_bytes", "sparse_chunks", "forgotten_chunks", "context_tokens",
+    "disk_bytes", "sparse_chunks", "forgotten_chunks", "context_tokens", "visual_tokens", "pruned_tokens",
 }  # fmt: skip
 START_SECONDS = 900  # of a process on a busy machine; a limit, not an expectation
 
@@ -109,6 +109,15 @@ def test_options_reach_the_reader_the_memory_and_the_answer(model: str, clip: Pa
     assert len(longer["answer"]) > len(found["answer"])
     drawn = [answers(ask(model, clip, "What?", "--temperature", 2, "--seed", seed, "--json"))[0] for seed in (1, 1, 2)]
     assert drawn[0]["answer"] == drawn[1]["answer"] != drawn[2]["answer"]
+
+
+def test_pruning_is_chosen_by_name_and_told_in_the_stats(model: str, clip: Path) -> None:
+    whole, half = (
+        answers(ask(model, clip, "What?", "--json", *prune))[0]["stats"]
+        for prune in ((), ("--prune", "uniform", "--prune-budget", 0.5))
+    )
+    assert whole["pruned_tokens"] == 0 and half["pruned_tokens"] == half["visual_tokens"] == whole["visual_tokens"] / 2
+    assert "strategy must be one of none, novelty" in refusal(ask(model, clip, "What?", "--prune", "best"))
 
 
 def test_a_small_host_budget_ends_watching_with_advice_and_answers_all_the_same(model: str, clip: Path) -> None:

@@ -24,6 +24,7 @@ from models.demo.questions import Question
 from models.demo.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, random_scene
 from models.demo.see import BatchedTower, patchify
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
+from models.demo.unchanged import new_tokens
 from models.demo.world import Scene, Thing, WorldEvent
 from models.hf import lay_out
 from models.loading import load, recommended_settings
@@ -295,13 +296,61 @@ def test_a_read_is_the_attention_that_the_model_pays(maker: ClipMaker, bank: Ban
         bind.answer_logits(model, *features_of(model, bank), replace(batch, allowed=padding))
         loss, _ = listening.losses(batch)
     paid = []
-    for b, row in enumerate(batch.rows):
-        places = (batch.targets[b] != -100).nonzero()[:, 0].tolist()
-        wanted = torch.from_numpy(aids.read_targets(row, batch, b, places))
+    for b in range(len(batch.rows)):
+        places, marks = aids.read_targets(batch, b)
+        wanted = torch.from_numpy(marks)
         useful = wanted.any(dim=1)
         paid += [-(weights[0][b, h, places] * wanted).sum(-1)[useful].log() for h in aids.READ_HEADS]
     assert gap(loss["read"], torch.cat(paid).mean()) < 1e-4
     assert gap(loss["read"], torch.cat(paid[:1]).mean()) > 1e-4
+
+
+def test_a_pruned_clip_keeps_what_is_new_and_the_places_of_all(maker: ClipMaker, bank: Bank) -> None:
+    new = new_tokens(bank.frames, bank.first_group)
+    assert new[:, bank.first_group].all()  # a scene starts whole
+    assert 0 < new[0].mean() < 1 and (new[0] | ~new[2]).mean() > 0.99  # a higher threshold keeps fewer
+    stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=1)
+    chunks = maker.chunks(np.random.default_rng(2), stage)
+    thin = bind.pruned(np.random.default_rng(3), chunks, np.zeros_like(new[0]), carried=True)
+    apart = bind.pruned(np.random.default_rng(3), chunks, np.zeros_like(new[0]), carried=False)
+    assert thin[0].kept is not None and len(thin[0].kept[0]) == TOKENS_PER_GROUP
+    assert all(len(kept) < 4 for kept in thin[0].kept[1:])
+    assert [len(chunk.kept[0]) for chunk in apart if chunk.kept] == [TOKENS_PER_GROUP] * 2
+    whole, less = maker.sequence(chunks, []), maker.sequence(thin, [])
+    known = dict(zip(whole.feature, whole.positions, strict=True))
+    for feature, position in zip(less.feature, less.positions, strict=True):
+        assert feature < 0 or known[feature] == position
+    assert less.positions[-1] == whole.positions[-1] and len(less.ids) < len(whole.ids)
+
+
+def test_aids_listen_to_pruned_clips(bank: Bank) -> None:
+    new = new_tokens(bank.frames, bank.first_group)
+    maker = ClipMaker(bank.scenes, bank.first_group, TOKENIZER, new & False)
+    model = train.new_model(TOKENIZER, 1)
+    listening = aids.Aids(model.model.language_model)
+    stage = Stage("two", groups=(4, 4), chunks=(2, 2), pruned=1.0, batch=2)
+    batch = next(bind.batches(maker, [(stage, 1.0)], seed=1))
+    groups = aids.groups_of_visual_tokens(batch)
+    assert len(groups) == len(batch.features) < 16 * 16 and len(set(groups.tolist())) < 16
+    bind.answer_logits(model, *features_of(model, bank), batch)
+    losses, _ = listening.losses(batch)
+    torch.autograd.backward(aids.sum_of(losses.values()))
+    assert {name: float(loss) for name, loss in losses.items() if not loss.isfinite()} == {}
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_time_in_a_question_fetches_the_group_of_that_time(maker: ClipMaker) -> None:
+    stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=4, questions=20)
+    batch = next(bind.batches(maker, [(stage, 1.0)], seed=3))
+    fetched = 0
+    for b, row in enumerate(batch.rows):
+        places, wanted = aids.fetch_targets(batch, b)
+        for place, mine in zip(places, wanted, strict=True):
+            second = batch.questions[b][row.owner[place]].second
+            assert {row.moments[row.moment[n]].second for n in mine.nonzero()[0]} == {second}
+            assert row.ids[place] == maker.seconds
+            fetched += 1
+    assert fetched == sum(q.second is not None for asked in batch.questions for q in asked) > 0
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

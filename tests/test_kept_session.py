@@ -239,6 +239,12 @@ def test_a_session_of_8_bits_stays_one_and_other_bits_are_refused_in_a_sentence(
         open_session(engine, str(tmp_path / "s"), {"memory": {"kv_bits": 16}}),
     ):
         pass
+    words = "This session began with strategy none, which cannot become novelty now."
+    with (
+        pytest.raises(ValueError, match=words),
+        open_session(engine, str(tmp_path / "s"), {"prune": {"strategy": "novelty"}}),
+    ):
+        pass
 
 
 def test_a_session_follows_one_source(engine: Engine, tmp_path: Path) -> None:

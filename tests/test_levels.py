@@ -17,12 +17,16 @@ LAYERS, HEADS, DIM = 2, 2, 4
 
 def make_chunk(grids: list[tuple[int, int]], stamp: int = 3, seed: int = 0) -> KVChunk:
     """Groups as the family writes them: `stamp` text tokens, a grid, one text token."""
-    runs = [run for rows, columns in grids for run in (text_layout(stamp), grid_layout(rows, columns), text_layout(1))]
+    runs = [run for grid in grids for run in (text_layout(stamp), whole_grid(*grid), text_layout(1))]
     positions, extent = lay_out(runs)
     marks = [[False] * stamp + [True] * (rows * columns) + [False] for rows, columns in grids]
     visual = torch.tensor([mark for group in marks for mark in group])
     kv = torch.randn(2, LAYERS, HEADS, len(visual), DIM, generator=torch.Generator().manual_seed(seed))
     return KVChunk(kv[0], kv[1], PositionLayout(positions, extent), visual, 0.0, 4.0, 0)
+
+
+def whole_grid(rows: int, columns: int) -> PositionLayout:
+    return grid_layout(rows, columns, torch.arange(rows * columns))
 
 
 def same(one: KVChunk, other: KVChunk) -> bool:
@@ -94,6 +98,29 @@ def test_a_pooled_chunk_is_laid_out_like_one_of_half_the_side() -> None:
     assert torch.equal(pooled.layout.positions, half.layout.positions)
     assert pooled.layout.extent == half.layout.extent
     assert torch.equal(pooled.visual, half.visual)
+
+
+@pytest.mark.parametrize("kept", [[15], [0, 5], [7, 8, 11], []])
+def test_what_is_left_of_a_pruned_group_keeps_its_place_when_pooled(kept: list[int]) -> None:
+    whole = make_chunk([(4, 4), (3, 5)])
+    keep = ~whole.visual
+    keep[[3 + place for place in kept]] = True
+    pruned = KVChunk(
+        whole.keys[:, :, keep],
+        whole.values[:, :, keep],
+        PositionLayout(whole.layout.positions[:, keep], whole.layout.extent),
+        whole.visual[keep],
+        0.0,
+        4.0,
+        0,
+    )
+    pooled, of_whole = pruned.pooled(), whole.pooled()
+    corners = sorted({place // 8 * 2 + place % 4 // 2 for place in kept})
+    wanted = ~of_whole.visual
+    wanted[[3 + corner for corner in corners]] = True
+    assert torch.equal(pooled.layout.positions, of_whole.layout.positions[:, wanted])
+    assert pooled.layout.extent == of_whole.layout.extent
+    assert int(pooled.visual.sum()) == len(corners)
 
 
 def test_text_is_untouched_by_pooling() -> None:

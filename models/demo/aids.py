@@ -1,16 +1,19 @@
 """Aids of the binding stage, thrown away with it: say your time, tell what is around you, look where the answer is.
 
-*Say*: linear heads on an early layer must read each visual token's time stamp off it. *Tell*: a layer later, what was
+*Say*: linear heads on an early layer must read each visual token's time stamp off it, and off a time in a question what
+it names. *Tell*: a layer later, what was
 shown just before; and from the token that closes a group, its time and all that it shows. *Look*: in one later layer,
 two heads' raw q . raw k must point from a name in the question, and from its answer, to the groups they are about, so
-retrieval heads appear early and stay sharp. *Read*: after that, the attention of two heads must rest on the groups that
-the next word of the answer is read from. They speed up by far what the answers alone teach slowly.
+retrieval heads appear early and stay sharp; another head's from a time in the question to the group of that time.
+*Fetch*: what that head sees there, it must attend to, and tell. *Read*: after that, the attention of some heads must
+rest on the groups that the next word is read from. They speed up by far what the answers alone teach slowly.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,8 +42,13 @@ SUMMARY = (  # what a closing token is asked for: things, motions, how many
     *MOTIONS,
     *(str(n) for n in range(5)),
 )
-THEN = vocabulary().index("then")
-TOKENS_ASKED = 4  # visual tokens of each group that must say their time
+THEN, CLOSING = vocabulary().index("then"), vocabulary().index("<|vision_end|>")
+NOTHING = -1e4  # how well a token matches that was pruned
+TOKENS_ASKED = 4  # visual tokens that must say their time, so many for each group
+
+
+Looks = list[tuple[int, int, NDArray[np.bool_]]]  # row, place of the looking token, groups of the row to look at
+AttentionTargets = Callable[[Batch, int], tuple[list[int], NDArray[np.bool_]]]
 
 
 class Aids(nn.Module):
@@ -51,6 +59,7 @@ class Aids(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
         self.closing_time_heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
         self.summary_heads = nn.Linear(HIDDEN, len(SUMMARY))
+        self.fetched_heads = nn.Linear(HIDDEN, len(SUMMARY))
         self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
         self._heard: dict[str, Tensor] = {}
         attention, reading = (text_model.layers[layer].self_attn for layer in (RETRIEVAL_LAYER, READ_LAYER))
@@ -58,6 +67,7 @@ class Aids(nn.Module):
         for name, module in (
             ("early", text_model.layers[TIME_LAYER]),
             ("late", text_model.layers[TELL_LAYER]),
+            ("fetched", text_model.layers[RETRIEVAL_LAYER]),
             ("queries", attention.q_norm),
             ("keys", attention.k_norm),
             ("read queries", reading.q_norm),
@@ -72,71 +82,96 @@ class Aids(nn.Module):
 
         return hear
 
-    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], float]:
-        """The loss of each aid, and how often the look falls on a right group first."""
-        looking, hit = self._looking(batch)
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The loss of each aid, and how often each kind of look falls on a right group first."""
+        names, name_hit = self._looking(batch, name_looks(batch), RETRIEVAL_HEADS)
+        times, time_hit = self._looking(batch, time_looks(batch), TIME_HEADS)
         rows = [r for row, reach in zip(batch.rows, batch.reaches, strict=True) for r in surroundings(row, reach)]
         truth = torch.tensor(rows)  # [groups, 2]
-        late, closing = self._tokens("late", batch), self._heard["late"][closing_tokens(batch)].float()
+        some = some_visual_tokens(batch)
+        early, late = (self._heard[name][batch.visual][some.places].float() for name in ("early", "late"))
+        closing = self._heard["late"][batch.ids == CLOSING].float()
         seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
+        named, named_seconds = self._named_times(batch)
         return {
-            "time": time_loss(self.heads, self._tokens("early", batch), seconds.repeat_interleave(TOKENS_ASKED)),
+            "time": time_loss(self.heads, early, seconds[some.groups]),
+            "named": time_loss(self.heads, named, named_seconds) if len(named) else named.sum(),
             "closing": time_loss(self.closing_time_heads, closing, seconds),
             "summary": self._summary(closing, batch),
-            "before": self._before(late, truth.repeat_interleave(TOKENS_ASKED, 0)) + self._before(closing, truth),
-            "look": looking,
-            "read": self._reading(batch),
-        }, hit
+            "before": self._before(late, truth[some.groups]) + self._before(closing, truth),
+            "look": names,
+            "look for time": times,
+            "fetch": self._attending(batch, ("queries", "keys"), TIME_HEADS, fetch_targets),
+            "fetched": self._fetched(batch),
+            "read": self._attending(batch, ("read queries", "read keys"), READ_HEADS, read_targets),
+        }, {"names": name_hit, "times": time_hit}
 
     def _before(self, tokens: Tensor, truth: Tensor) -> Tensor:
         pairs = zip(self.before_heads, truth.unbind(1), strict=True)
-        return sum_of(nn.functional.cross_entropy(head(tokens), column) for head, column in pairs)
+        losses = [nn.functional.cross_entropy(head(tokens), column, reduction="sum") for head, column in pairs]
+        return sum_of(losses) / int((truth[:, 0] >= 0).sum().clamp(min=1))
 
     def _summary(self, closing: Tensor, batch: Batch) -> Tensor:
-        moments = [m for row in batch.rows for m in row.moments]
-        truth = torch.tensor([summary(m) for m in moments])
-        clean = torch.tensor([m.clean for m in moments])
-        logits = self.summary_heads(closing)[clean]
-        return 20 * nn.functional.binary_cross_entropy_with_logits(logits, truth[clean])
+        return summary_loss(self.summary_heads, closing, [m for row in batch.rows for m in row.moments])
 
-    def _tokens(self, name: str, batch: Batch) -> Tensor:
-        """What some tokens of every group carry in a layer, [tokens asked, hidden]."""
-        tokens = self._heard[name][batch.visual].view(-1, TOKENS_PER_GROUP, HIDDEN)
-        return tokens[:, torch.randperm(TOKENS_PER_GROUP)[:TOKENS_ASKED]].float().flatten(0, 1)
+    def _fetched(self, batch: Batch) -> Tensor:
+        """A time in a question must tell what its group shows, once it has looked there."""
+        found = [
+            (b, n, row.moments[int(groups.argmax())])
+            for b, n, groups in time_looks(batch)
+            if (groups & (row := batch.rows[b]).moments_seen).any()
+        ]
+        rows, places = torch.tensor([(b, n) for b, n, _ in found], dtype=torch.long).reshape(-1, 2).unbind(1)
+        return summary_loss(self.fetched_heads, self._heard["fetched"][rows, places].float(), [m for _, _, m in found])
 
-    def _looking(self, batch: Batch) -> tuple[Tensor, float]:
+    def _named_times(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the times in questions carry in the early layer, [times, hidden], and the seconds they name."""
+        named = [
+            (b, n, batch.questions[b][number].second)
+            for b, row in enumerate(batch.rows)
+            for number, n in row.times.items()
+        ]
+        rows, places, seconds = torch.tensor(named, dtype=torch.long).reshape(-1, 3).unbind(1)
+        return self._heard["early"][rows, places].float(), seconds
+
+    def _looking(self, batch: Batch, looks: Looks, heads: Sequence[int]) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
-        places, timed, wanted, seen = look_targets(batch)
+        wanted, seen = look_targets(batch, looks)
+        rows, places = torch.tensor([(b, n) for b, n, _ in looks], dtype=torch.long).reshape(-1, 2).unbind(1)
         keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
-        queries = self._heard["queries"][places[:, 0], places[:, 1]].float()  # [looks, heads, head_dim]
+        queries = self._heard["queries"][rows, places].float()  # [looks, heads, head_dim]
+        slots = groups_of_visual_tokens(batch) * TOKENS_PER_GROUP + batch.features % TOKENS_PER_GROUP
         scores = queries.new_zeros(wanted.shape)
-        for head in (*RETRIEVAL_HEADS, *TIME_HEADS):
-            match = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
-            best = match.view(len(queries), -1, TOKENS_PER_GROUP).logsumexp(-1)
-            scores = torch.where((timed == (head in TIME_HEADS))[:, None], scores + best, scores)
+        for head in heads:
+            match = queries.new_full((len(queries), wanted.shape[1] * TOKENS_PER_GROUP), NOTHING)
+            match[:, slots] = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
+            scores = scores + match.view(*wanted.shape, TOKENS_PER_GROUP).logsumexp(-1)
         useful = wanted.any(dim=1)
         logs = scores.masked_fill(~seen, float("-inf"))[useful].log_softmax(dim=-1)
         right = wanted[useful]
         if not right.numel():
-            return scores.sum() * 0, 0.0
+            return keys.sum() * 0, 0.0
         loss = -logs.masked_fill(~right, float("-inf")).logsumexp(dim=-1).mean()
         return loss, float(right.gather(1, logs.argmax(-1, keepdim=True)).float().mean())
 
-    def _reading(self, batch: Batch) -> Tensor:
-        """Minus the log of the attention that answer tokens give to the groups they are read from, mean over heads."""
+    def _attending(
+        self, batch: Batch, vectors: tuple[str, str], heads: Sequence[int], targets: AttentionTargets
+    ) -> Tensor:
+        """Minus the log of the attention that some tokens give to where they should look, mean over heads."""
         cosines, sines = self._heard["rotation"].float()
-        queries, keys = (rotated(self._heard[name].float(), cosines, sines) for name in ("read queries", "read keys"))
-        losses = []
-        for b, row in enumerate(batch.rows):
-            places = (batch.targets[b] != -100).nonzero()[:, 0].tolist()
-            wanted = torch.from_numpy(read_targets(row, batch, b, places))
+        queries, keys = (rotated(self._heard[name].float(), cosines, sines) for name in vectors)
+        losses = [keys.new_zeros(0)]
+        for b in range(len(batch.rows)):
+            places, marks = targets(batch, b)
+            wanted = torch.from_numpy(marks)
             useful = wanted.any(dim=1)
             hidden = ~batch.allowed[b, 0, places]
-            for head in READ_HEADS:
+            for head in heads:
                 match = queries[b, places, head] @ keys[b, :, head // self._group_size].T / keys.shape[-1] ** 0.5
                 logs = match.masked_fill(hidden, float("-inf")).log_softmax(dim=-1)
                 losses.append(-logs.masked_fill(~wanted, float("-inf"))[useful].logsumexp(dim=-1))
-        return torch.cat(losses).mean()
+        every = torch.cat(losses)
+        return every.mean() if every.numel() else keys.sum() * 0
 
 
 def rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -145,8 +180,11 @@ def rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     return vectors * cosines[:, :, None] + torch.cat([-second, first], dim=-1) * sines[:, :, None]
 
 
-def read_targets(row: TokenRow, batch: Batch, b: int, places: Sequence[int]) -> NDArray[np.bool_]:
-    """Which tokens of the row each answer token should be read from, bool [places, N]."""
+def read_targets(batch: Batch, b: int) -> tuple[list[int], NDArray[np.bool_]]:
+    """The answer tokens of a row, and which tokens each should be read from, bool [places, N]: those of the groups that
+    show it, or the named time, which has fetched what they show."""
+    row = batch.rows[b]
+    places = [n for n, target in enumerate(row.targets) if target != -100]
     shown = np.zeros((len(places), batch.ids.shape[1]), dtype=bool)
     moment = np.array(row.moment)
     told: Counter[int] = Counter()  # events a caption has told so far, by question
@@ -158,35 +196,54 @@ def read_targets(row: TokenRow, batch: Batch, b: int, places: Sequence[int]) -> 
         if at not in known:
             groups = row.moments_seen & source(row, batch.questions[b][number], told[number])
             known[at] = np.isin(moment, groups.nonzero()[0])
+            if number in row.times:
+                known[at][row.times[number]] = groups.any()
         shown[k, : len(moment)] = known[at]
-    return shown
+    return places, shown
 
 
-def look_targets(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Looks to be taken: the row and place of the looking token, [looks, 2]; whether it looks for a time, [looks];
-    which groups of the batch it should fall on, and which its question sees, bool [looks, groups] each."""
-    borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
-    places: list[tuple[int, int]] = []
-    timed: list[bool] = []
-    wanted: list[NDArray[np.bool_]] = []
-    seen: list[NDArray[np.bool_]] = []
+def fetch_targets(batch: Batch, b: int) -> tuple[list[int], NDArray[np.bool_]]:
+    """The times named in a row's questions, and which tokens belong to the groups of these times, bool [places, N]."""
+    row, moment = batch.rows[b], np.array(batch.rows[b].moment)
+    shown = np.zeros((len(row.times), batch.ids.shape[1]), dtype=bool)
+    for k, number in enumerate(row.times):
+        groups = row.moments_seen & answering(row, batch.questions[b][number])[0]
+        shown[k, : len(moment)] = np.isin(moment, groups.nonzero()[0])
+    return list(row.times.values()), shown
+
+
+def name_looks(batch: Batch) -> Looks:
+    """From the names of things, and from the answers about them, to the groups that show them."""
+    looks: Looks = []
     for b, row in enumerate(batch.rows):
         facts = Facts(row.moments)
-        looks = [(n, showing(row, facts.by_name.get(name, ()))) for n, name in row.names]
-        asked = [answering(row, question) for question in batch.questions[b]]
-        looks += [(n, groups) for n in range(len(row.ids)) if row.targets[n] != -100 for groups in asked[row.owner[n]]]
-        for n, groups in looks:
-            places.append((b, n))
-            timed.append(row.targets[n] != -100 and batch.questions[b][row.owner[n]].second is not None)
-            for marks, mine in ((wanted, row.moments_seen & groups), (seen, np.array(row.moments_seen))):
-                marks.append(np.zeros(borders[-1], dtype=bool))
-                marks[-1][borders[b] : borders[b + 1]] = mine
-    return (
-        torch.tensor(places),
-        torch.tensor(timed),
-        torch.from_numpy(np.stack(wanted)),
-        torch.from_numpy(np.stack(seen)),
-    )
+        looks += [(b, n, showing(row, facts.by_name.get(name, ()))) for n, name in row.names]
+        asked = [[] if q.second is not None else answering(row, q) for q in batch.questions[b]]
+        answers = [n for n, target in enumerate(row.targets) if target != -100]
+        looks += [(b, n, groups) for n in answers for groups in asked[row.owner[n]]]
+    return looks
+
+
+def time_looks(batch: Batch) -> Looks:
+    """From the times named in questions to the groups of these times."""
+    return [
+        (b, n, answering(row, batch.questions[b][number])[0])
+        for b, row in enumerate(batch.rows)
+        for number, n in row.times.items()
+    ]
+
+
+def look_targets(batch: Batch, looks: Looks) -> tuple[Tensor, Tensor]:
+    """Which groups of the batch each look should fall on, and which its question sees, bool [looks, groups] each; of
+    those that have tokens."""
+    borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])
+    wanted, seen = (np.zeros((len(looks), borders[-1]), dtype=bool) for _ in range(2))
+    full = np.isin(np.arange(borders[-1]), groups_of_visual_tokens(batch))
+    for k, (b, _, groups) in enumerate(looks):
+        mine = slice(borders[b], borders[b + 1])
+        seen[k, mine] = batch.rows[b].moments_seen & full[mine]
+        wanted[k, mine] = seen[k, mine] & groups
+    return torch.from_numpy(wanted), torch.from_numpy(seen)
 
 
 def answering(row: TokenRow, question: Question) -> list[NDArray[np.bool_]]:
@@ -246,11 +303,35 @@ def _before(moment: Moment, chunk: int, reach: int, shown: list[tuple[WorldEvent
     return shape, list(COLOURS).index(thing.colour) + 1
 
 
-def closing_tokens(batch: Batch) -> Tensor:
-    """Marks the token right behind the last visual token of each group, bool [B, N]."""
-    marks = torch.zeros_like(batch.visual)
-    marks[:, 1:] = batch.visual[:, :-1] & ~batch.visual[:, 1:]
-    return marks
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """Some of a batch's visual tokens: their places among all of them, and their groups' numbers, [n] each."""
+
+    places: Tensor
+    groups: Tensor
+
+
+def groups_of_visual_tokens(batch: Batch) -> Tensor:
+    """For every visual token the number of its group in the batch, [visual tokens]."""
+    borders = np.cumsum([0, *(len(row.moments) for row in batch.rows)])[:-1]
+    own = [np.array(row.moment)[np.array(row.feature) >= 0] for row in batch.rows]
+    numbers = [numbers + border for numbers, border in zip(own, borders, strict=True)]
+    return torch.from_numpy(np.concatenate(numbers))
+
+
+def some_visual_tokens(batch: Batch) -> VisualTokens:
+    groups = groups_of_visual_tokens(batch)
+    places = torch.randperm(len(groups))[: TOKENS_ASKED * sum(len(row.moments) for row in batch.rows)]
+    return VisualTokens(places, groups[places])
+
+
+def summary_loss(heads: nn.Module, tokens: Tensor, moments: Sequence[Moment]) -> Tensor:
+    """How badly `tokens` [n, hidden] tell what these n moments show; moments of two events are not asked."""
+    clean = torch.tensor([m.clean for m in moments], dtype=torch.bool)
+    if not clean.any():
+        return tokens.sum() * 0
+    truth = torch.tensor([summary(m) for m in moments])
+    return 20 * nn.functional.binary_cross_entropy_with_logits(heads(tokens)[clean], truth[clean])
 
 
 def summary(moment: Moment) -> list[float]:

@@ -1,14 +1,15 @@
 """The binding stage: the LLM learns to answer from what the (frozen) tower sees, over ever longer clips.
 
 Clips are put together from the bank: chunks of scenes at times anywhere within a day, prefilled apart or in view of
-their predecessors, some of them hidden from the questions, as recall will later do. All questions of a clip share one
+their predecessors, some of them hidden from the questions, as recall will later do; some without the tokens that show
+nothing new, as a pruner leaves them. All questions of a clip share one
 sequence, each with its own view: the clip and itself, at positions that restart behind the clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +26,7 @@ from models.demo.world import COLOURS, SHAPES, Scene
 DAY_SECONDS = 86_400
 CLIP = -1  # the owner of a token that belongs to the clip rather than to one question
 PREFIX_CHUNK = -1
+STRAYS = 0.02  # share of a pruned clip's tokens that are kept though they show nothing new
 LOOK_ALIKES = 0.6  # share of recalled scenes that show a thing of the same shape or colour
 
 
@@ -38,17 +40,19 @@ class Stage:
     hidden: float = 0.0  # share of chunks the questions do not see
     far: float = 1.0  # chance that scenes of one clip lie far apart in time
     recalled: bool = False  # look-alikes at random places of one video, the last at its end, as recall brings them
+    pruned: float = 0.0  # share of clips without the tokens that show nothing new
     questions: int = 12
     batch: int = 16
 
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """One chunk of the bank placed in a stream: its groups' numbers and truth."""
+    """One chunk of the bank placed in a stream: its groups' numbers and truth, and the tokens each kept (None: all)."""
 
     groups: tuple[int, ...]
     truth: tuple[Moment, ...]
     hidden: bool = False
+    kept: tuple[NDArray[np.intp], ...] | None = None
 
 
 @dataclass(eq=False)
@@ -60,13 +64,14 @@ class TokenRow:
     chunk: list[int] = field(default_factory=list)  # PREFIX_CHUNK, or number of the chunk; the last one for questions
     owner: list[int] = field(default_factory=list)  # CLIP or number of the question
     seen: list[bool] = field(default_factory=list)  # visible to questions
-    group: list[int] = field(default_factory=list)  # the bank's group for visual tokens, else -1
+    feature: list[int] = field(default_factory=list)  # number among all tokens of the bank for visual ones, else -1
     targets: list[int] = field(default_factory=list)  # token to predict next, -100 where nothing is asked
     moments: list[Moment] = field(default_factory=list)  # truth of every group, one entry per group
     moments_seen: list[bool] = field(default_factory=list)
     moments_chunk: list[int] = field(default_factory=list)
     moment: list[int] = field(default_factory=list)  # number of the group among `moments`, -1 outside of them
     names: list[tuple[int, str]] = field(default_factory=list)  # where a question has named a thing, and which
+    times: dict[int, int] = field(default_factory=dict)  # where a question has named a time, by number of the question
 
     def add(
         self,
@@ -75,7 +80,7 @@ class TokenRow:
         chunk: int,
         owner: int,
         seen: bool,
-        group: int = -1,
+        feature: int = -1,
         moment: int = -1,
     ) -> None:
         self.ids.append(token)
@@ -83,7 +88,7 @@ class TokenRow:
         self.chunk.append(chunk)
         self.owner.append(owner)
         self.seen.append(seen)
-        self.group.append(group)
+        self.feature.append(feature)
         self.moment.append(moment)
         self.targets.append(-100)
 
@@ -91,11 +96,20 @@ class TokenRow:
 class ClipMaker:
     """Draws clips and their questions from a bank's scenes."""
 
-    def __init__(self, scenes: Sequence[Scene], first_group: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        first_group: Sequence[int],
+        tokenizer: PreTrainedTokenizerFast,
+        new_tokens: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """new_tokens: which of the bank's tokens are new, bool [levels, groups, tokens]; None: nothing is pruned."""
         self.scenes, self.first_group, self.tokenizer = scenes, first_group, tokenizer
+        self._new_tokens = new_tokens
         ids = tokenizer.convert_tokens_to_ids
         self.vision = (int(ids("<|vision_start|>")), int(ids("<|video_pad|>")), int(ids("<|vision_end|>")))
         self.end = int(ids("<|im_end|>"))
+        self.seconds = int(ids("seconds"))
         self.prefix = self.tokens("<|im_start|>user\n")
         self.header = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
         pairs = [(c, s) for c in COLOURS for s in SHAPES] + [("digit", str(n)) for n in range(10)]
@@ -155,7 +169,11 @@ class ClipMaker:
         self, rng: np.random.Generator, stage: Stage, wanted: int | None = None
     ) -> tuple[TokenRow, list[Question], int]:
         """One clip with its questions, and how many chunks before its own each chunk was prefilled with."""
+        reach = int(rng.choice([0, 1, 2, 99], p=[0.05, 0.15, 0.6, 0.2]))
         chunks = self.chunks(rng, stage, wanted)
+        if self._new_tokens is not None and rng.random() < stage.pruned:
+            marks = self._new_tokens[int(rng.integers(len(self._new_tokens)))]
+            chunks = pruned(rng, chunks, marks, carried=reach > 0)
         facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
         names, weights = list(FAMILIES), np.array(list(FAMILIES.values()))
         questions: list[Question] = []
@@ -163,7 +181,6 @@ class ClipMaker:
             made = ask(rng, facts, str(family))
             if made is not None and len(questions) < stage.questions:
                 questions.append(made)
-        reach = int(rng.choice([0, 1, 2, 99], p=[0.05, 0.15, 0.6, 0.2]))
         return self.sequence(chunks, questions), questions, reach
 
     def sequence(self, chunks: Sequence[StoredChunk], questions: Sequence[Question]) -> TokenRow:
@@ -182,6 +199,8 @@ class ClipMaker:
             answer = [*self.tokens(question.answer), self.end]
             named = [self._names.get(pair) for pair in pairwise(asked)]
             row.names += [(len(row.ids) + k + 1, name) for k, name in enumerate(named) if name]
+            if question.second is not None:
+                row.times[number] = len(row.ids) + asked.index(self.seconds)
             for k, token in enumerate(asked + answer[:-1]):
                 row.add(token, (cursor + k,) * 3, len(chunks), number, False)
             row.targets[-len(answer) :] = answer
@@ -204,11 +223,33 @@ class ClipMaker:
             for token in [*self._stamp(moment), opening]:
                 row.add(token, (at, at, at), number, CLIP, seen, moment=k)
                 at += 1
-            for cell in range(TOKENS_PER_GROUP):
-                row.add(pad, (at, at + cell // GRID, at + cell % GRID), number, CLIP, seen, group, k)
+            for cell in range(TOKENS_PER_GROUP) if chunk.kept is None else chunk.kept[k - first].tolist():
+                feature = group * TOKENS_PER_GROUP + cell
+                row.add(pad, (at, at + cell // GRID, at + cell % GRID), number, CLIP, seen, feature, k)
             at += GRID
             row.add(closing, (at, at, at), number, CLIP, seen, moment=k)
             at += 1
+
+
+def pruned(
+    rng: np.random.Generator, chunks: Sequence[StoredChunk], new: NDArray[np.bool_], carried: bool
+) -> list[StoredChunk]:
+    """The chunks with only the tokens marked as new [groups, tokens], and a few others.
+
+    A group keeps all of its tokens where it does not follow the one before it in the bank, or stands at the head of a
+    chunk that saw no other: carried tells whether chunks saw their predecessors.
+    """
+    thinned = []
+    previous = -1
+    for chunk in chunks:
+        kept = []
+        for place, group in enumerate(chunk.groups):
+            follows = group == previous + 1 and (carried or place > 0)
+            keep = new[group] | (rng.random(TOKENS_PER_GROUP) < STRAYS) if follows else np.ones(TOKENS_PER_GROUP)
+            kept.append(np.flatnonzero(keep))
+            previous = group
+        thinned.append(replace(chunk, kept=tuple(kept)))
+    return thinned
 
 
 def _random_start(rng: np.random.Generator) -> float:
@@ -240,14 +281,14 @@ def _random_gap(rng: np.random.Generator, far: bool) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Padded rows: ids [B, N], positions [3, B, N], allowed [B, 1, N, N], visual [B, N], groups of the visual tokens in
-    row order, targets [B, N]."""
+    """Padded rows: ids [B, N], positions [3, B, N], allowed [B, 1, N, N], visual [B, N], numbers of the visual tokens
+    among all of the bank in row order, targets [B, N]."""
 
     ids: Tensor
     positions: Tensor
     allowed: Tensor
     visual: Tensor
-    groups: Tensor
+    features: Tensor
     targets: Tensor
     questions: list[list[Question]]
     owner: Tensor
@@ -262,18 +303,18 @@ def collate(drawn: Sequence[tuple[TokenRow, list[Question], int]]) -> Batch:
     positions = np.zeros((3, *shape), dtype=np.int64)
     allowed = np.zeros((len(drawn), 1, longest, longest), dtype=bool)
     allowed[:, :, np.arange(longest), np.arange(longest)] = True
-    groups = np.full(shape, -1, dtype=np.int64)
+    features = np.full(shape, -1, dtype=np.int64)
     for b, (row, _, reach) in enumerate(drawn):
         n = len(row.ids)
-        ids[b, :n], targets[b, :n], owner[b, :n], groups[b, :n] = row.ids, row.targets, row.owner, row.group
+        ids[b, :n], targets[b, :n], owner[b, :n], features[b, :n] = row.ids, row.targets, row.owner, row.feature
         positions[:, b, :n] = np.array(row.positions).T
         allowed[b, 0, :n, :n] = view(row, reach)
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(positions),
         torch.from_numpy(allowed),
-        torch.from_numpy(groups >= 0),
-        torch.from_numpy(groups[groups >= 0]),
+        torch.from_numpy(features >= 0),
+        torch.from_numpy(features[features >= 0]),
         torch.from_numpy(targets),
         [questions for _, questions, _ in drawn],
         torch.from_numpy(owner),
@@ -323,7 +364,7 @@ def answer_logits(
 
 def _tokens(features: Tensor, batch: Batch) -> Tensor:
     """The bank's features of every visual token of the batch, in row order, [visual tokens, hidden]."""
-    return features[batch.groups[::TOKENS_PER_GROUP]].flatten(0, 1).float()
+    return features.flatten(0, 1)[batch.features].float()
 
 
 def right_answers(logits: Tensor, batch: Batch) -> Iterator[tuple[Question, bool]]:

@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
@@ -29,22 +31,23 @@ from models.demo.bind import Batch, ClipMaker, Stage
 from models.demo.optimiser import Schedule, make_optimisers
 from models.demo.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
 from models.demo.tokenizer import build_tokenizer, special_ids
+from models.demo.unchanged import new_tokens
 
 log = logging.getLogger("longlook.train")
 
 GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
-CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), batch=16)
-SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, batch=8, far=0.8, questions=14)
-LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, batch=4, far=0.6, questions=20)
-RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, batch=4, questions=20, recalled=True)
-RECALLED_FEW = Stage("recalled few", groups=(4, 4), chunks=(2, 4), hidden=0.2, batch=8, questions=14, recalled=True)
+CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), pruned=0.2, batch=16)
+SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, pruned=0.4, batch=8, far=0.8, questions=14)
+LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, pruned=0.4, batch=4, far=0.6, questions=20)
+RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, pruned=0.4, batch=4, questions=20, recalled=True)
+FEW = Stage("recalled few", groups=(4, 4), chunks=(2, 4), hidden=0.2, pruned=0.4, batch=8, questions=14, recalled=True)
 # (share of the steps, stages with their weights): see first, then bind, then at length and as recall puts it together.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 CURRICULUM: Curriculum = (
     (0.06, ((GLANCE, 1.0),)),
     (0.16, ((GLANCE, 0.15), (CHUNK, 0.85))),
-    (0.28, ((CHUNK, 0.25), (SHORT, 0.35), (RECALLED_FEW, 0.4))),
-    (0.50, ((CHUNK, 0.08), (SHORT, 0.12), (RECALLED_FEW, 0.2), (LONG, 0.25), (RECALLED, 0.35))),
+    (0.28, ((CHUNK, 0.25), (SHORT, 0.35), (FEW, 0.4))),
+    (0.50, ((CHUNK, 0.08), (SHORT, 0.12), (FEW, 0.2), (LONG, 0.25), (RECALLED, 0.35))),
 )
 # How the model wants to be used: what it was trained on.
 RECOMMENDED = {
@@ -77,6 +80,14 @@ def bank_features(model: Qwen3VLForConditionalGeneration, bank: Bank, folder: Pa
         torch.save(see.features(model.model.visual, bank.frames), path)
     embeddings, deepstack = torch.load(path, weights_only=True)
     return embeddings, deepstack
+
+
+def marks_of_new(bank: Bank, folder: Path) -> NDArray[np.bool_]:
+    """Which tokens of the bank show something new, by threshold; made once."""
+    path = folder / "new.npy"
+    if not path.exists():
+        np.save(path, new_tokens(bank.frames, bank.first_group))
+    return np.asarray(np.load(path))
 
 
 def stages_at(progress: float) -> Sequence[tuple[Stage, float]]:
@@ -137,7 +148,9 @@ def train_bind(
         schedule.step()
         tally.add(logits.detach(), batch)
         tally.aids = (
-            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items()) + f" hit@1 {hit:.2f}"
+            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items())
+            + " hit@1"
+            + "".join(f" {name} {share:.2f}" for name, share in hit.items())
         )
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
@@ -187,7 +200,7 @@ def main(
     bank = build(folder / "bank", chunks, seed)
     train_see(model, bank, folder, see_steps, seed)
     features = bank_features(model, bank, folder)
-    maker = ClipMaker(bank.scenes, bank.first_group, tokenizer)
+    maker = ClipMaker(bank.scenes, bank.first_group, tokenizer, marks_of_new(bank, folder))
     train_bind(model, maker, features, folder, bind_steps, seed)
     save(model, tokenizer, out)
     log.info("saved to %s", out)

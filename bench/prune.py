@@ -1,0 +1,222 @@
+"""Tokens kept against right answers: every strategy of the token pruner at several budgets, beside no pruning.
+
+    python -m bench.prune --clips 120 --minutes 60
+
+On short clips of the demo world, which also tell how near the LLM's last hidden state stays to that without pruning
+(cosine, where the answer begins), and on two streams: a surveillance-like one (one background, now and then something
+appears) and the busy one of `bench.recall`, with its questions. All settings see the same frames, encoded once, in one
+run. Writes JSON, Markdown and plots into `bench/results/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from rich.progress import Progress
+from torch.nn.functional import cosine_similarity
+
+from bench.asked import Asked, Asker, long_stream
+from bench.machine import describe
+from bench.prune_report import BUSY, CALM, CLIPS, NONE, Asking, Seeing, write
+from bench.recall import plain, progress
+from config import Config, PruneConfig
+from keyframes.pruner import make_pruner
+from memory.address import in_seconds
+from memory.chunk import KVChunk
+from models.base import VideoLLM, VisualGroup, pruned
+from models.demo.evaluate import Clip, make_clip
+from models.demo.streams import Stream
+from models.qwen3_vl import Qwen3VL
+from streaming.engine import Engine, load_engine
+from streaming.events import Answer, Notice
+from streaming.frames import Frame
+from streaming.session import Session, in_parts
+
+RESULTS = Path(__file__).parent / "results"
+STRATEGIES = ("novelty", "stc", "uniform", "merge", "coverage")
+BUDGETS = (0.5, 0.25, 0.125)
+
+
+class EncodedOnce:
+    """A model whose vision tower sees the same frames once, however many sessions hand them over."""
+
+    def __init__(self, model: VideoLLM) -> None:
+        self._model = model
+        self._frames: list[Frame] = []
+        self._groups: list[VisualGroup] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        if [id(frame) for frame in frames] != [id(frame) for frame in self._frames]:
+            self._frames, self._groups = list(frames), self._model.encode(frames)
+        return self._groups
+
+
+def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[PruneConfig]) -> Iterator[Asking | Seeing]:
+    """One short clip under all settings; its hidden chunks are prefilled and not shown, as recall would."""
+    encoded = [model.encode(part) for part in clip.frames]
+    states: dict[str, torch.Tensor] = {}
+    for prune in settings:
+        groups = prune_clip(clip, encoded, model.frames_per_group, prune)
+        context = [model.prefix(), *remembered(model, clip, groups, config.memory.prefill_chunks)]
+        yield seeing(CLIPS, prune, [g for part in groups for g in part], context[1:], clip)
+        for question in clip.questions:
+            words = in_seconds(question.text)
+            said = "".join(model.answer(words, context, (), config.answer))
+            state = model.last_state(words, context)
+            near = float(cosine_similarity(state, states.setdefault(question.text, state), dim=0))
+            told = (question.group, question.text, question.answer, said)
+            yield Asking(CLIPS, prune.strategy, prune.budget, *told, plain(said) == plain(question.answer), near)
+
+
+def prune_clip(
+    clip: Clip, encoded: Sequence[list[VisualGroup]], frames_per_group: int, prune: PruneConfig
+) -> list[list[VisualGroup]]:
+    """The pruner begins anew behind a gap and behind a hidden chunk: nothing else shows what that one kept."""
+    pruner, parts = make_pruner(prune), []
+    for number, (groups, frames) in enumerate(zip(encoded, clip.frames, strict=True)):
+        if number and not follows(clip, number):
+            pruner = make_pruner(prune)
+        parts.append(pruned(groups, frames, frames_per_group, pruner))
+    return parts
+
+
+def follows(clip: Clip, number: int) -> bool:
+    """Whether a chunk goes on where the one before ended, which is shown as well."""
+    before, chunk = clip.chunks[number - 1 : number + 1]
+    return not before.hidden and chunk.groups[0] == before.groups[-1] + 1
+
+
+def remembered(model: VideoLLM, clip: Clip, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk]:
+    chunks: list[KVChunk] = []
+    for number, part in enumerate(groups):
+        chunks.append(model.prefill(part, [model.prefix(), *(chunks[-reach:] if reach else [])], number))
+    return [chunk for chunk, stored in zip(chunks, clip.chunks, strict=True) if not stored.hidden]
+
+
+def seeing(
+    footage: str, prune: PruneConfig, groups: Sequence[VisualGroup], chunks: Sequence[KVChunk], clip: Clip
+) -> Seeing:
+    kept = sum(len(group.embeddings) for group in groups)
+    before = kept + sum(group.num_pruned for group in groups)
+    seconds = sum(part[-1].pts_seconds - part[0].pts_seconds for part in clip.frames)
+    kv_bytes = sum(chunk.memory_bytes for chunk in chunks)
+    return Seeing(footage, prune.strategy, prune.budget, seconds, before, kept, kv_bytes)
+
+
+def calm_stream(seed: int, seconds: float) -> Stream:
+    """One background throughout, and every other scene one event, or none."""
+    stream = long_stream(seed, seconds)
+    background = stream.scenes[0].background_seed
+    scenes = [
+        replace(scene, background_seed=background, events=scene.events[:1] if k % 2 else ())
+        for k, scene in enumerate(stream.scenes)
+    ]
+    return replace(stream, scenes=tuple(scenes))
+
+
+@dataclass(frozen=True, eq=False)
+class Watching:
+    """A stream of one kind, watched by one session for each setting."""
+
+    footage: str
+    stream: Stream
+    engine: Engine
+    settings: Sequence[PruneConfig]
+    questions: int
+    side: int
+
+    def run(self, seed: int, bar: Progress) -> Iterator[Asking | Seeing]:
+        model = cast(VideoLLM, EncodedOnce(self.engine.model))
+        configs = [replace(self.engine.config, prune=prune) for prune in self.settings]
+        sessions = [Engine(model, self.engine.profile, config).open() for config in configs]
+        waiting = Asker(self.stream, seed).all(self.questions)
+        read, size = self.engine.config.read, self.engine.config.memory.chunk_frames
+        frames = round(self.stream.duration_seconds * read.fps)
+        task = bar.add_task(self.footage, total=-(-frames // size) + len(waiting))
+        for part in in_parts(self.stream.frames(self.side, read.fps), size):
+            for session in sessions:
+                watch(session, part)
+            bar.advance(task)
+            while waiting and waiting[0].at_seconds <= part[-1].pts_seconds + 1 / read.fps:
+                asked = waiting.pop(0)
+                yield from (self._asking(session, asked) for session in sessions)
+                bar.advance(task)
+        for session in sessions:
+            yield self._seeing(session)
+            session.close()
+
+    def _asking(self, session: Session, asked: Asked) -> Asking:
+        prune, question = session.config.prune, asked.question
+        said = next(event.text for event in session.ask(question.text) if isinstance(event, Answer))
+        right = plain(said) == plain(question.answer)
+        told = (asked.kind, question.text, question.answer, said, right, None)
+        return Asking(self.footage, prune.strategy, prune.budget, *told)
+
+    def _seeing(self, session: Session) -> Seeing:
+        prune, stats = session.config.prune, session.stats
+        before, kept = stats.visual_tokens + stats.pruned_tokens, stats.visual_tokens
+        kv_bytes = session.memory.num_tokens * bytes_per_token(session)
+        return Seeing(self.footage, prune.strategy, prune.budget, self.stream.duration_seconds, before, kept, kv_bytes)
+
+
+def watch(session: Session, part: Sequence[Frame]) -> None:
+    for event in session.watch(part):
+        if isinstance(event, Notice):
+            raise RuntimeError(event.text)
+
+
+def bytes_per_token(session: Session) -> int:
+    newest = session.memory.newest
+    return newest.memory_bytes // newest.num_tokens
+
+
+def settings_of(strategies: str, budgets: str) -> list[PruneConfig]:
+    """No pruning first; novelty without a budget as well as with each."""
+    found = [NONE]
+    for strategy in filter(None, strategies.split(",")):
+        own = [0.0] if strategy == "novelty" else []
+        found += [PruneConfig(strategy, budget) for budget in [*own, *map(float, filter(None, budgets.split(",")))]]
+    return found
+
+
+def main(
+    model: Annotated[str, typer.Option(help="demo, a folder or a hub id.")] = "demo",
+    clips: Annotated[int, typer.Option(help="Short clips.", min=0)] = 120,
+    minutes: Annotated[float, typer.Option(help="Length of each stream; 0 for none.", min=0)] = 60,
+    questions: Annotated[int, typer.Option(help="Questions of each kind and stream.", min=1)] = 24,
+    strategies: Annotated[str, typer.Option(help="With commas between.")] = ",".join(STRATEGIES),
+    budgets: Annotated[str, typer.Option(help="Shares of a group's tokens.")] = ",".join(map(str, BUDGETS)),
+    seed: Annotated[int, typer.Option(help="Of clips and streams.")] = 0,
+    side: Annotated[int, typer.Option(help="Pixels of a painted frame of the streams.")] = 128,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "prune",
+) -> None:
+    """Measure what pruning keeps of tokens and of right answers."""
+    torch.set_grad_enabled(False)
+    engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}})
+    if not isinstance(engine.model, Qwen3VL):
+        raise typer.BadParameter(f"{model} does not give its hidden states")
+    settings = settings_of(strategies, budgets)
+    about = {**describe(), "model": engine.model.model_id, "seed": seed, "clips": clips, "minutes": minutes}
+    about |= {"still below": NONE.still_below, "refresh seconds": NONE.refresh_seconds, "frame side": side}
+    found: list[Asking | Seeing] = []
+    with progress() as bar:
+        for number in bar.track(range(clips), description=CLIPS):
+            found += ask_clip(engine.model, make_clip(seed, number), engine.config, settings)
+        for footage, make in ((CALM, calm_stream), (BUSY, long_stream)) if minutes else ():
+            watching = Watching(footage, make(seed, 60 * minutes), engine, settings, questions, side)
+            found += watching.run(seed, bar)
+            write(out, found, about)
+    print("\n".join(write(out, found, about)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

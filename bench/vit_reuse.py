@@ -1,0 +1,316 @@
+"""What reusing a vision tower's work saves, against the stock tower in batches: time and multiply-adds per frame.
+
+    python -m bench.vit_reuse --videos ../shared/videos
+    python -m bench.vit_reuse --towers qwen3-vl-4b --frames 64     (on a GPU)
+
+Clips of a static camera, a moving camera and many cuts go chunk by chunk through the tower, whole and with reuse by
+turns; measuring what is new belongs to the reuse. Weights of large towers are random: neither cost nor choice depends
+on them; how far features stay from the stock tower's is told for the embedded model's trained one. Exits with 1 where
+a target is missed. Writes JSON and Markdown into `bench/results/`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.machine import describe
+from bench.report import table
+from config import ReuseConfig
+from keyframes.novelty import small
+from keyframes.references import References
+from keyframes.reuse import FeatureReuse
+from keyframes.vit_cacher import Features, Work, refreshed_tokens
+from models.demo.architecture import SIDE
+from models.loading import load
+from models.pixels import PixelSpec, group_patches, resize
+from models.shapes import random_siglip, random_tower
+from models.towers import Tower, qwen3_vl_tower, siglip_tower
+from streaming.file_source import FileSource
+from streaming.frames import Frame
+from streaming.reader import Reader
+
+RESULTS = Path(__file__).parent / "results"
+FPS = 2.0
+CLIPS = {
+    "static camera": "intel_car_detection.mp4",
+    "static camera, always something moving": "dlc_openfield_mouse.mp4",
+    "moving camera": "mdn_crystal.webm",
+    "many cuts": "derived_toys_sequence.mp4",
+}
+TOWERS = ("demo", "siglip-so400m", "qwen3-vl-4b")
+FASTER = 2.0  # at least, on a static camera
+NOT_SLOWER = 0.95  # at least, with many cuts: a twentieth is the noise of the clock
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A tower to measure. stock: patches [g, T, values] to what it makes of them; grid in patches."""
+
+    name: str
+    tower: Tower
+    stock: Callable[[Tensor], Tensor]
+    cut: Callable[[Sequence[Frame]], Tensor]
+    grid: tuple[int, int]
+    chunk_frames: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip through one tower. Times and multiply-adds per frame, whole against reused; work as shares of groups."""
+
+    tower: str
+    clip: str
+    frames: int
+    whole_ms: float
+    reused_ms: float
+    measuring_ms: float
+    whole_gmacs: float
+    reused_gmacs: float
+    work: dict[str, float]
+    cosine: float
+    control_cosine: float
+
+    @property
+    def ratio(self) -> float:
+        return self.whole_ms / self.reused_ms
+
+
+def subject(name: str, device: torch.device) -> Subject:
+    """Raises ValueError for a tower that is not known."""
+    if name == "siglip-so400m":
+        return _siglip(device)
+    if name == "demo":
+        model: Any = load("demo", device=str(device))
+        visual, side, patch = model._visual, SIDE, model._pixels.patch_size
+    else:
+        visual, side = random_tower(name, device)
+        patch = 16
+    spec = PixelSpec(patch, 2, 2)
+    grid = (side // patch, side // patch)
+
+    def cut(frames: Sequence[Frame]) -> Tensor:
+        images = [square(frame, side) for frame in frames]
+        return torch.stack([_patches(images[k : k + 2], spec, side) for k in range(0, len(images), 2)]).to(device)
+
+    def stock(patches: Tensor) -> Tensor:
+        grids = torch.tensor([[1, *grid]] * len(patches), device=device)
+        out: Tensor = visual(patches.flatten(0, 1), grid_thw=grids).pooler_output
+        return out.reshape(len(patches), -1, out.shape[-1])
+
+    return Subject(name, qwen3_vl_tower(visual), stock, cut, grid, 8 if name == "demo" else 16)
+
+
+def _siglip(device: torch.device) -> Subject:
+    """SigLIP so400m, patches of 14 at 384 x 384, as LLaVA-OneVision has it."""
+    vision = random_siglip(device)
+    across = 384 // 14
+
+    inner = across * 14
+
+    def cut(frames: Sequence[Frame]) -> Tensor:
+        pixels = torch.stack([square(frame, 384) for frame in frames])[:, :inner, :inner].float() / 127.5 - 1
+        cells = pixels.reshape(len(frames), across, 14, across, 14, 3).permute(0, 1, 3, 5, 2, 4)
+        return cells.reshape(len(frames), across**2, -1).to(device)
+
+    def stock(patches: Tensor) -> Tensor:
+        cells = patches.reshape(len(patches), across, across, 3, 14, 14).permute(0, 3, 1, 4, 2, 5)
+        full = torch.zeros(len(patches), 3, 384, 384, device=device)
+        full[..., :inner, :inner] = cells.reshape(len(patches), 3, inner, inner)
+        hidden: Tensor = vision(full, output_hidden_states=True).hidden_states[-1]
+        return hidden
+
+    return Subject("siglip-so400m", siglip_tower(vision), stock, cut, (across, across), 16)
+
+
+def square(frame: Frame, side: int) -> Tensor:
+    """The picture at the tower's size, uint8 [side, side, 3]."""
+    pixels = torch.from_numpy(frame.image).permute(2, 0, 1)[None]
+    return resize(pixels, (side, side))[0].permute(1, 2, 0)
+
+
+def _patches(pair: list[Tensor], spec: PixelSpec, side: int) -> Tensor:
+    full = PixelSpec(spec.patch_size, 2, 2, min_pixels=side * side * 256, max_pixels=side * side * 256)
+    return group_patches([*pair, *pair[-1:] * (2 - len(pair))], full)[0]
+
+
+def clip_frames(path: Path, count: int) -> list[Frame]:
+    with Reader(FileSource(path, FPS)) as reader:
+        return list(islice(reader, count))
+
+
+class Runs:
+    """One clip through one tower, chunk by chunk, in both ways."""
+
+    def __init__(self, subject: Subject, frames: Sequence[Frame], config: ReuseConfig) -> None:
+        size = subject.tower.frames_per_group
+        self._subject, self._config = subject, config
+        self._frames = frames[: len(frames) // size * size]
+        parts = range(0, len(self._frames), subject.chunk_frames)
+        self._chunks = [self._frames[k : k + subject.chunk_frames] for k in parts]
+        self._patches = [subject.cut(chunk) for chunk in self._chunks]
+
+    def row(self, clip: str, repeats: int) -> Row:
+        """Both by turns, `repeats` times; the fastest of each counts."""
+        whole, reused = [], []
+        for _ in range(repeats):
+            whole.append(self._whole())
+            reused.append(self._reused())
+        _, features, work = reused[0]
+        truth = whole[0][1]
+        count = len(self._frames)
+        costs = self._macs()
+        groups = Counter(work)
+        base = truth.flatten(0, 1)
+        return Row(
+            tower=self._subject.name,
+            clip=clip,
+            frames=count,
+            whole_ms=1000 * min(w[0] for w in whole) / count,
+            reused_ms=1000 * min(r[0] for r in reused) / count,
+            measuring_ms=1000 * self._measuring() / count,
+            whole_gmacs=costs[Work.WHOLE] * len(work) / count,
+            reused_gmacs=sum(costs[kind] * n for kind, n in groups.items()) / count,
+            work={kind.value: groups[kind] / len(work) for kind in Work},
+            cosine=float(cosine_similarity(features.flatten(0, 1), base, dim=-1).mean()),
+            control_cosine=float(cosine_similarity(truth[:1].expand_as(truth).flatten(0, 1), base, dim=-1).mean()),
+        )
+
+    def _whole(self) -> tuple[float, Tensor]:
+        started = now(self._patches[0].device)
+        made = [self._subject.stock(patches) for patches in self._patches]
+        return now(self._patches[0].device) - started, torch.cat(made).float()
+
+    def _reused(self) -> tuple[float, Tensor, list[Work]]:
+        tower, device = self._subject.tower, self._patches[0].device
+        reuse = FeatureReuse(tower, self._config)
+        made: list[Tensor] = []
+        work: list[Work] = []
+        started = now(device)
+        for frames, patches in zip(self._chunks, self._patches, strict=True):
+            encoded = reuse.encode(patches, [frame.image for frame in frames], self._subject.grid)
+            made.append(encoded.features.embeddings)
+            work += encoded.work
+        return now(device) - started, torch.cat(made).float(), work
+
+    def _measuring(self) -> float:
+        """Seconds that telling what is new takes alone."""
+        tower, device = self._subject.tower, self._patches[0].device
+        references = References(tower.frames_per_group, tower.merge_size, self._config)
+        started = now(device)
+        for frames in self._chunks:
+            references.follow(small([frame.image for frame in frames], self._subject.grid, device))
+        return now(device) - started
+
+    def _macs(self) -> dict[Work, float]:
+        """Giga multiply-adds of one group by what is done for it."""
+        tower, patches = self._subject.tower, self._patches[0][:1]
+        reference = tower.whole(patches, self._subject.grid, [0])[1][0]
+        tokens = torch.arange(refreshed_tokens(reference.features.embeddings.shape[1], self._config.refresh_share))
+        return {
+            Work.STILL: 0.0,
+            Work.REFRESHED: gmacs(lambda: tower.refreshed(patches, reference, tokens[None].to(patches.device))),
+            Work.WHOLE: gmacs(lambda: tower.whole(patches, self._subject.grid, [])),
+        }
+
+
+def gmacs(run: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops() / 2e9)
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def check_equal(subject: Subject, frames: Sequence[Frame]) -> float:
+    """Largest difference between our walk through the tower and the stock forward. Raises ValueError beyond 1e-3."""
+    patches = subject.cut(frames[: subject.tower.frames_per_group])
+    ours: Features = subject.tower.whole(patches, subject.grid, [])[0]
+    apart = float((ours.embeddings.float() - subject.stock(patches).float()).abs().max())
+    if apart > TOLERANCE:
+        raise ValueError(f"{subject.name}: our walk and the stock forward differ by {apart}")
+    return apart
+
+
+def missed(rows: Sequence[Row]) -> list[str]:
+    """The targets that were not met, in words."""
+    told = []
+    for row in rows:
+        wanted = FASTER if row.clip == "static camera" else NOT_SLOWER if row.clip == "many cuts" else 0.0
+        if row.ratio < wanted:
+            told.append(f"{row.tower} on {row.clip}: {row.ratio:.2f} x, wanted {wanted} x")
+    return told
+
+
+def report(rows: Sequence[Row]) -> list[str]:
+    cells = [
+        [r.tower, r.clip, str(r.frames), f"{r.whole_ms:.2f}", f"{r.reused_ms:.2f}", f"{r.ratio:.2f} x",
+         f"{r.measuring_ms:.2f}", f"{r.whole_gmacs:.2f}", f"{r.reused_gmacs:.2f}",
+         f"{r.whole_gmacs / max(r.reused_gmacs, 1e-9):.2f} x",
+         " / ".join(f"{100 * r.work[kind.value]:.0f}" for kind in Work), f"{r.cosine:.3f} ({r.control_cosine:.3f})"]
+        for r in rows
+    ]  # fmt: skip
+    head = ["tower", "clip", "frames", "stock ms/frame", "reuse ms/frame", "faster", "of it measuring",
+            "stock GMAC/frame",
+            "reuse GMAC/frame", "fewer", "% whole / refreshed / still", "cosine (first frame throughout)"]  # fmt: skip
+    return [
+        *table(head, cells),
+        "",
+        *(f"Missed: {line}." for line in missed(rows)),
+        *([] if missed(rows) else ["All targets are met."]),
+    ]
+
+
+def main(
+    videos: Annotated[Path, typer.Option(help="Folder of the clips.")] = Path("../shared/videos"),
+    towers: Annotated[str, typer.Option(help="Which, with commas: " + " | ".join(TOWERS))] = ",".join(TOWERS),
+    frames: Annotated[int, typer.Option(help="Most frames of each clip, for large towers.")] = 64,
+    share: Annotated[float, typer.Option(help="Tokens refreshed.")] = ReuseConfig.refresh_share,
+    repeats: Annotated[int, typer.Option(help="Runs in each way, of which the fastest counts.")] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS / "vit_reuse",
+) -> None:
+    """Compare reuse with the stock tower on real clips."""
+    torch.set_grad_enabled(False)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    config = ReuseConfig("novelty", refresh_share=share)
+    rows = []
+    for name in towers.split(","):
+        tower = subject(name, place)
+        for clip, file in track(CLIPS.items(), name):
+            read = clip_frames(videos / file, 200 if name == "demo" else frames)
+            check_equal(tower, read)
+            rows.append(Runs(tower, read, config).row(clip, repeats if name != "demo" else 5))
+    about = {**describe(), "reuse": asdict(config), "frames per second": FPS}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data = {"about": about, "missed": missed(rows), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
+    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    told = [f"- {name}: {value}" for name, value in about.items()]
+    lines = report(rows)
+    out.with_suffix(".md").write_text(
+        "\n".join(["# What reusing the vision tower's work saves", "", *told, "", *lines, ""])
+    )
+    print("\n".join(lines))
+    raise typer.Exit(1 if missed(rows) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

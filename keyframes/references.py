@@ -1,0 +1,65 @@
+"""Which frames the vision tower's work is reused from: a picture that has settled, once the last such one is outlived.
+
+A group of frames in which more tokens have changed than would be refreshed is computed whole. It becomes what later
+groups are compared with only if nothing much moves in it: something large that passes by leaves the old reference in
+place, which fits again when it has gone. Knows nothing of towers; scenes and their cuts are the business of
+`keyframes/detector.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from config import ReuseConfig
+from keyframes.novelty import novelty
+from keyframes.vit_cacher import refreshed_tokens, token_novelty
+
+MOVING = 0.5  # of the tokens that would be refreshed: so many may move in a reference, and are refreshed for ever after
+
+
+class References:
+    """Follows one stream, a few groups at a time."""
+
+    def __init__(self, frames_per_group: int, merge_size: int, config: ReuseConfig) -> None:
+        self._size, self._merge_size, self._config = frames_per_group, merge_size, config
+        self._reference: Tensor | None = None
+        self._own: Tensor | None = None  # change per patch inside the reference's group
+        self._latest: Tensor | None = None
+
+    def follow(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
+        """Novelty per patch against the last keyframe, float32 [n, rows, columns], and which frames are keyframes.
+
+        pictures: small ones [n, 3, h, w] of consecutive groups (`keyframes.novelty.small`); where the stream's end cut
+        the last group short, fewer.
+        """
+        marks = [False] * len(pictures)
+        if self._latest is None or self._latest.shape != pictures.shape[1:]:
+            self._reference = self._own = None
+            self._latest = pictures[0]
+        moved = novelty(pictures, torch.cat([self._latest[None], pictures[:-1]]))
+        change = torch.ones_like(moved) if self._reference is None else novelty(pictures, self._reference)
+        for start in range(0, len(pictures), self._size):
+            stop = min(start + self._size, len(pictures))
+            if self._outlived(change[start:stop]) and (self._reference is None or self._settled(moved[stop - 1])):
+                marks[start] = True
+                self._reference, self._own = pictures[start], moved[start + 1 : stop]
+                change[start:] = novelty(pictures[start:], self._reference)
+        self._latest = pictures[-1]
+        return change, marks
+
+    def _outlived(self, change: Tensor) -> bool:
+        """Whether a group has more changed tokens than would be refreshed; what moved in the reference is changed."""
+        own = change[:0] if self._own is None else self._own
+        return self._count(torch.cat([change, own])) > self._limit(change)
+
+    def _settled(self, moved: Tensor) -> bool:
+        return self._count(moved[None]) <= MOVING * self._limit(moved[None])
+
+    def _count(self, change: Tensor) -> int:
+        """Tokens that have changed in any of the frames [n, rows, columns]."""
+        tokens = token_novelty(change, 1, self._merge_size).amax(0)
+        return int((tokens > self._config.still_below).sum())
+
+    def _limit(self, change: Tensor) -> int:
+        return refreshed_tokens(change[0].numel() // self._merge_size**2, self._config.refresh_share)
