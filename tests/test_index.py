@@ -119,7 +119,8 @@ def test_one_chunk_that_holds_all_the_best_tokens_does_not_hide_the_others() -> 
     torch.testing.assert_close(found.gather(1, best), plain.gather(1, best), atol=1e-4, rtol=0)
 
 
-def test_lists_begin_with_the_first_token_too_many_and_newer_chunks_are_flat() -> None:
+def test_lists_begin_with_the_first_token_too_many_and_newer_chunks_are_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "SPARE", 1)
     chunks = list(_around_centres(8 * 100, torch.Generator().manual_seed(5)).split(100, dim=1))
     index, in_lists = HeadIndex(HEADS, DIM, segment_tokens=500), []
     for number, keys in enumerate(chunks):
