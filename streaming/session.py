@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config
+from keyframes.borders import parts_at_cuts
 from keyframes.pruner import TokenPruner, make_pruner
 from keyframes.reuse import FeatureReuse
 from memory.address import chunk_ranges, in_seconds, named_spans
@@ -53,9 +55,9 @@ class Session:
         self._store = store
         self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
-        self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._pruner: TokenPruner | None = None  # None as well where it begins anew
         self._reuse: FeatureReuse | None = None  # the same
+        self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
@@ -72,7 +74,7 @@ class Session:
         """
         yield from self._losses()
         started = time.perf_counter()
-        for part in in_parts(frames, self._config.memory.chunk_frames):
+        for part in in_parts(frames, self._config.memory.chunk_frames, self._config.memory.borders):
             try:
                 with self._take_turn(False):
                     if self._closed:
@@ -207,26 +209,27 @@ class Session:
             plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
         else:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
-            scores = self._scores(in_seconds(question))
+            scores = self._scores(in_seconds(question), named)
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
-        plan = with_standing(plan, self._holders, memory.standing_chunks)
+        plan = with_standing(plan, lambda index: self._holders(index, spans), memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
-    def _holders(self, index: int) -> list[int]:
+    def _holders(self, index: int, spans: Sequence[tuple[float, float]]) -> list[int]:
         """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
         if self._config.prune.strategy != "novelty":
             return []
-        found = holders(index, self._memory.spans(), self._memory.places, self._config.prune.refresh_seconds)
+        found = holders(index, spans, self._memory.places, self._config.prune.refresh_seconds)
         return [holder for holder in found if holder not in self._memory.gone]
 
-    def _scores(self, question: str) -> list[float] | None:
+    def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
         """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
         memory, num_chunks = self._config.memory, self._memory.num_chunks
         if self._index is not None and self._profile is not None:
             queries = self._profile.queries_of(self._model, question)
-            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
-            return evidence(found.scores, self._profile.norms)
+            near = {i for r in named for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))}
+            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks, also=near)
+            return evidence(found, self._profile.norms)
         looked_at = [i for i in candidates(num_chunks - memory.window_chunks) if i not in self._memory.gone]
         if len(looked_at) <= memory.recall_chunks:
             return None  # all of them come back anyway
@@ -316,7 +319,8 @@ class Session:
         self._count(frames, sum(chunk.watch_seconds for chunk in store.chunks))
 
     def _count(self, frames: int, seconds: float) -> None:
-        memory, prefix = self._memory, self._model.prefix()
+        memory, prefix, index = self._memory, self._model.prefix(), self._index
+        on_device = self._carriers.memory_bytes + prefix.memory_bytes + (index.device_bytes if index else 0)
         self._stats = replace(
             self._stats,
             frames_read=self._stats.frames_read + frames,
@@ -325,8 +329,8 @@ class Session:
             visual_tokens=memory.num_visual_tokens,
             pruned_tokens=self._num_pruned,
             watch_seconds=self._stats.watch_seconds + seconds,
-            device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
-            host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
+            device_bytes=memory.device_bytes + on_device,
+            host_bytes=memory.host_bytes + (index.host_bytes if index else 0),
             disk_bytes=self._store.disk_bytes if self._store else 0,
             sparse_chunks=self._store.num_sparse if self._store else 0,
             forgotten_chunks=self._store.num_forgotten if self._store else 0,
@@ -352,16 +356,15 @@ def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor
     return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
 
 
-def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
-    """Runs of `count` frames; the last one may be shorter."""
-    part: list[Frame] = []
-    for frame in frames:
-        part.append(frame)
-        if len(part) == count:
-            yield part
-            part = []
-    if part:
-        yield part
+def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iterator[list[Frame]]:
+    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but never longer.
+
+    A cut is known a few frames later, so a run is given that much later then.
+    """
+    if borders == "cuts":
+        return parts_at_cuts(frames, -(-count // 2), count)
+    frames = iter(frames)
+    return iter(lambda: list(islice(frames, count)), [])
 
 
 def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_seconds: float) -> tuple[Evidence, ...]:
