@@ -33,7 +33,7 @@ class MemoryConfig:
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
     recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
     sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
-    standing_chunks: int = 4  # older chunks brought back for what a dense one still shows, where tokens are pruned
+    standing_chunks: int = 6  # older chunks brought back for what a dense one still shows, where tokens are pruned
     sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
     context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
     carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`

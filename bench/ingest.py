@@ -107,7 +107,7 @@ class Ingest:
 
     def _begin(self) -> None:
         self.memory = KVMemory(self.config, self.model.device)
-        self.index = HeadIndex(len(self._profile.heads), self.model.head_dim)
+        self.index = HeadIndex(len(self._profile.heads), self.model.head_dim, self.model.dtype)
 
     def _time_vision(self) -> None:
         """The vision tower runs inside `encode`; hooks tell its share from the preprocessing's."""
@@ -142,7 +142,7 @@ class Ingest:
         """Milliseconds to the first token of an answer, and the tokens of its context."""
         started = self.clock.now()
         found = self.index.search(self._profile.queries_of(self.model, QUESTION), self.config.recall_chunks)
-        scores = found.scores.mean(0).tolist()
+        scores = found.mean(0).tolist()
         plan = plan_recall(scores, [], len(scores), self.config.window_chunks, self.config.recall_chunks)
         context = [self.model.prefix(), *self.memory.get(plan.indices)]
         next(self.model.answer_tokens(QUESTION, context, (), AnswerConfig(max_new_tokens=1)), None)

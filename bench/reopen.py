@@ -93,7 +93,7 @@ class Bench:
 
     def measure(self, folder: Path, hours: float) -> Opening:
         assert self.engine.profile is not None
-        config = self.engine.config.memory
+        config, model = self.engine.config.memory, self.engine.model
         spent: list[float] = []
         forget(folder)
         with stopwatch(spent.append):
@@ -101,7 +101,7 @@ class Bench:
         with stopwatch(spent.append):
             KVMemory(config, torch.device("cpu"), store).close()
         with stopwatch(spent.append):
-            index = HeadIndex(len(self.engine.profile.heads), self.engine.model.head_dim)
+            index = HeadIndex(len(self.engine.profile.heads), model.head_dim, model.dtype)
             for number, keys in enumerate(store.index_keys(index.num_heads)):
                 index.add(number, keys)
         store.close()

@@ -7,7 +7,9 @@ retrieve, or of what becomes of the scores.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -15,42 +17,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-EXACT_TOKENS = 1 << 17  # up to here all chunks are scored; 64-dimensional keys then take 0.06 s on one CPU core
-BLOCK_TOKENS = 1 << 15  # keys looked at together when scoring exactly; bounds the scratch memory
-
-
-@dataclass(frozen=True, eq=False)
-class MaxSim:
-    """Scores of every chunk for every head.
-
-    scores: float32 [heads, chunks]. Where `exact` is false it is an upper bound, the same for all such chunks of a
-    head. A chunk with nothing indexed has -inf.
-    exact: bool [chunks].
-    """
-
-    scores: Tensor
-    exact: Tensor
+SEGMENT_TOKENS = 1 << 17  # that are searched flat before lists are learnt of them
+LIST_TOKENS = 512  # of a segment, for each of its lists
+LEARNT_STEP = 8  # one token in so many is looked at to learn the lists; 64 for each teach k-means enough
+LEARNING_ROUNDS = 8  # of k-means
+LISTS_PER_VISIT = 8  # of which a query token looks into one, the nearest
+CHUNK_TOKENS = 32  # asked of FAISS for each chunk wanted, before it is asked for more
+MOST_TOKENS = 2048  # that FAISS gives for a query on a GPU
+SPARE = 4  # so many times the chunks wanted are looked at with their true keys
+BLOCK_CHUNKS = 16  # whose true keys are looked at together
 
 
 class HeadIndex:
-    """One FAISS inner-product index per head; tokens in the order of their chunks.
+    """Keys of every head, tokens in the order of their chunks.
+
+    The one rule of growth: the newest tokens, up to `segment_tokens`, are searched flat: every chunk among them is
+    scored. When they become more they are a segment: FAISS gets them in inverted lists of 8-bit keys, an index for each
+    head, with lists learnt from them and never again. It proposes chunks, and those are scored with their true keys. So
+    what a token costs, and what is learnt at once, stay the same however long the stream. On a GPU where faiss has one.
+
+        segment 0 (lists) | segment 1 (lists) | flat
+        chunk 0 1 2 3 ... |         ...       | ... newest
 
     num_heads, head_dim: of the keys given to `add`, one row of keys per retrieval head (the KV head that serves it).
-    exact_tokens: with at most so many tokens per head all chunks are scored exactly, beyond that those FAISS finds.
+    dtype: in which true keys are kept; that of the model loses nothing.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, exact_tokens: int = EXACT_TOKENS) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, dtype: torch.dtype = torch.float32, segment_tokens: int = SEGMENT_TOKENS
+    ) -> None:
         if num_heads < 1 or head_dim < 1:
             raise ValueError(f"an index needs heads and dimensions, not {num_heads} x {head_dim}")
         self.num_heads = num_heads
         self.head_dim = head_dim
-        self._exact_tokens = exact_tokens
-        self._flats = [faiss.IndexFlatIP(head_dim) for _ in range(num_heads)]
+        self._dtype = dtype
+        self._segment_tokens = segment_tokens
+        self._keys: list[Tensor] = []  # of each chunk, [heads, n, head_dim]
         self._borders = [0]  # chunk i owns tokens borders[i] to borders[i + 1], half-open
+        self._segments: list[_Segment] = []
+        self._flat_from = 0  # first chunk that is in no segment
+        self._gpu = faiss.StandardGpuResources() if faiss.get_num_gpus() else None
 
     @property
     def num_chunks(self) -> int:
-        return len(self._borders) - 1
+        return len(self._keys)
 
     @property
     def num_tokens(self) -> int:
@@ -58,82 +68,117 @@ class HeadIndex:
         return self._borders[-1]
 
     @property
-    def index_bytes(self) -> int:
-        """Bytes of the keys, float32, all heads."""
-        return self.num_tokens * self.num_heads * self.head_dim * 4
+    def host_bytes(self) -> int:
+        """Of the true keys, all heads, and of the lists."""
+        keys = self.num_tokens * self.num_heads * self.head_dim * self._dtype.itemsize
+        return keys + (0 if self._gpu else self._list_bytes)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the lists, where faiss has a GPU."""
+        return self._list_bytes if self._gpu else 0
+
+    @property
+    def _list_bytes(self) -> int:
+        """A byte for every dimension of a key and eight for its number."""
+        return self._borders[self._flat_from] * self.num_heads * (self.head_dim + 8)
 
     def add(self, chunk_index: int, keys: Tensor) -> None:
         """Indexes the next chunk's visual tokens: raw keys [heads, n, head_dim], n may be 0."""
         if chunk_index != self.num_chunks:
             raise ValueError(f"chunk {chunk_index} cannot follow {self.num_chunks} indexed chunks")
-        rows = self._rows(keys, "keys")
-        for flat, head_rows in zip(self._flats, rows, strict=True):
-            flat.add(head_rows)
-        self._borders.append(self.num_tokens + rows.shape[1])
+        self._check(keys, "keys")
+        self._keys.append(keys.detach().to("cpu", self._dtype, copy=True))
+        self._borders.append(self.num_tokens + keys.shape[1])
+        if self.num_tokens - self._borders[self._flat_from] > self._segment_tokens:
+            self._close_segment()
 
-    def search(self, queries: Tensor, limit: int) -> MaxSim:
-        """MaxSim of raw queries [heads, q, head_dim] with every chunk.
+    def search(self, queries: Tensor, limit: int, also: Iterable[int] = ()) -> Tensor:
+        """MaxSim of raw queries [heads, q, head_dim] with every chunk, float32 [heads, chunks].
 
-        For each head, at least its `limit` best chunks are exact, and so is every chunk found for any head.
+        Exact for the chunks that are searched flat, those in `also`, and those that FAISS proposes for any head: up to
+        `SPARE * limit` for each, at least `limit` where the lists it visits have as many. All others get the least of
+        these scores, since they stand behind them. A chunk with nothing indexed has -inf.
         """
-        rows = self._rows(queries, "queries")
-        if rows.shape[1] == 0 or limit < 1:
-            raise ValueError(f"nothing to search for: {rows.shape[1]} query tokens, {limit} chunks")
-        scores = np.full((self.num_heads, self.num_chunks), -np.inf, dtype=np.float32)
-        found = np.ones(self.num_chunks, dtype=np.bool_)
-        if self.num_tokens > self._exact_tokens:
-            found = self._find(rows, limit, scores)
-        for run in _true_runs(found):
-            self._score_exactly(rows, run, scores)
-        empty = np.diff(self._borders) == 0
-        scores[:, empty], found[empty] = -np.inf, True
-        return MaxSim(torch.from_numpy(scores), torch.from_numpy(found))
+        self._check(queries, "queries")
+        if queries.shape[1] == 0 or limit < 1:
+            raise ValueError(f"nothing to search for: {queries.shape[1]} query tokens, {limit} chunks")
+        queries = queries.detach().to("cpu", torch.float32)
+        chunks = sorted({*range(self._flat_from, self.num_chunks), *self._proposed(queries, limit), *also})
+        found = self._max_sim(queries, chunks)
+        least = found.masked_fill(found == -torch.inf, torch.inf).amin(1, keepdim=True) if chunks else -torch.inf
+        scores = torch.full((self.num_heads, self.num_chunks), -torch.inf)
+        scores[:, torch.tensor(self._borders).diff() > 0] = least
+        scores[:, chunks] = found
+        return scores
 
-    def _rows(self, tensor: Tensor, name: str) -> NDArray[np.float32]:
+    def _check(self, tensor: Tensor, name: str) -> None:
         if tensor.ndim != 3 or tensor.shape[0] != self.num_heads or tensor.shape[2] != self.head_dim:
             raise ValueError(f"{name} need [{self.num_heads}, n, {self.head_dim}], not {list(tensor.shape)}")
-        rows: NDArray[np.float32] = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-        return rows
 
-    def _find(self, rows: NDArray[np.float32], limit: int, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Marks the chunks that FAISS finds for any head; writes the bound of all others into `scores`."""
-        found = np.zeros(self.num_chunks, dtype=np.bool_)
-        for head in range(self.num_heads):
-            chunks, scores[head] = self._find_for(head, rows[head], limit)
-            found[chunks] = True
-        return found
+    def _close_segment(self) -> None:
+        """Makes a segment of what is flat."""
+        borders = np.array(self._borders[self._flat_from :]) - self._borders[self._flat_from]
+        keys = torch.cat(self._keys[self._flat_from :], 1)
+        indexes = [self._with_lists(rows.float().numpy()) for rows in keys]
+        self._segments.append(_Segment(self._flat_from, borders, indexes))
+        self._flat_from = self.num_chunks
 
-    def _find_for(self, head: int, rows: NDArray[np.float32], limit: int) -> tuple[NDArray[np.int64], float]:
-        """Chunks among which are the `limit` best of a head, and what no other chunk exceeds.
+    def _with_lists(self, keys: NDArray[np.float32]) -> Any:
+        """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample of them."""
+        num_lists = max(1, len(keys) // LIST_TOKENS)
+        index = faiss.index_factory(self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index.cp.niter, index.nprobe = LEARNING_ROUNDS, -(-num_lists // LISTS_PER_VISIT)
+        index.train(keys[::LEARNT_STEP])
+        index.add(keys)
+        return faiss.index_cpu_to_gpu(self._gpu, 0, index) if self._gpu else index
 
-        The k best tokens are asked for per query token. No token left out beats `bound`, the best of the k-th scores,
-        so a chunk with a found score of at least `bound` is surely placed. As many tokens as the largest `limit` chunks
-        have are always enough.
-        """
-        sizes = np.sort(np.diff(self._borders))
-        enough = min(self.num_tokens, int(sizes[-limit:].sum()))
-        k = min(enough, 8 * limit)
+    def _proposed(self, queries: Tensor, limit: int) -> set[int]:
+        """Chunks of the segments that FAISS takes for the best of some head."""
+        proposed: set[int] = set()
+        for head, rows in enumerate(queries.numpy()):
+            different = np.unique(rows, axis=0)  # a head that is asked with few tokens has them several times
+            scores = np.full(self.num_chunks, -np.inf, dtype=np.float32)
+            for segment in self._segments:
+                values, chunks = segment.search(head, different, limit)
+                np.maximum.at(scores, chunks, values)
+            best = np.argsort(-scores)[: SPARE * limit]
+            proposed.update(best[np.isfinite(scores[best])].tolist())
+        return proposed
+
+    def _max_sim(self, queries: Tensor, chunks: Sequence[int]) -> Tensor:
+        """Exact scores of some chunks, [heads, len(chunks)]."""
+        scores = torch.full((self.num_heads, len(chunks)), -torch.inf)
+        columns = queries.transpose(1, 2)
+        for start in range(0, len(chunks), BLOCK_CHUNKS):
+            keys = [self._keys[chunk] for chunk in chunks[start : start + BLOCK_CHUNKS]]
+            sizes = torch.tensor([rows.shape[1] for rows in keys])
+            owners = torch.arange(start, start + len(keys)).repeat_interleave(sizes).expand(self.num_heads, -1)
+            scores.scatter_reduce_(1, owners, (torch.cat(keys, 1).float() @ columns).amax(-1), "amax")
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    """Consecutive chunks from `first_chunk` on, an index of their tokens for each head.
+
+    borders: int64 [chunks + 1]; its chunk i owns tokens borders[i] to borders[i + 1], half-open.
+    """
+
+    first_chunk: int
+    borders: NDArray[np.int64]
+    indexes: Sequence[Any]
+
+    def search(
+        self, head: int, queries: NDArray[np.float32], limit: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The best tokens for each query: scores, up to the rounding of keys, and chunks. They are of at least `limit`
+        chunks, as far as the lists visited have so many."""
+        most = min(MOST_TOKENS, int(self.borders[-1]))
+        count = min(CHUNK_TOKENS * limit, most)
         while True:
-            values, tokens = self._flats[head].search(rows, k)
-            bound = float(values[:, -1].max()) if k < self.num_tokens else -np.inf
-            chunks = np.unique(np.searchsorted(self._borders, tokens[values >= bound], side="right") - 1)
-            if k == enough or chunks.size >= limit:
-                return chunks, bound
-            k = min(enough, 4 * k)
-
-    def _score_exactly(self, rows: NDArray[np.float32], chunks: range, scores: NDArray[np.float32]) -> None:
-        """Replaces the scores of consecutive chunks by their exact MaxSim."""
-        scores[:, chunks.start : chunks.stop] = -np.inf
-        start, stop = self._borders[chunks.start], self._borders[chunks.stop]
-        for first in range(start, stop, BLOCK_TOKENS):
-            num_tokens = min(BLOCK_TOKENS, stop - first)
-            owners = np.searchsorted(self._borders, np.arange(first, first + num_tokens), side="right") - 1
-            for head, flat in enumerate(self._flats):
-                keys = flat.reconstruct_n(first, num_tokens)
-                np.maximum.at(scores[head], owners, (keys @ rows[head].T).max(axis=1))
-
-
-def _true_runs(marks: NDArray[np.bool_]) -> list[range]:
-    """Half-open ranges of consecutive true marks."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], marks, [False]))))
-    return [range(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+            values, tokens = self.indexes[head].search(queries, count)
+            chunks = np.searchsorted(self.borders, tokens[tokens >= 0], side="right") - 1
+            if count == most or np.unique(chunks).size >= limit:
+                return values[tokens >= 0], self.first_chunk + chunks
+            count = min(4 * count, most)

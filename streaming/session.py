@@ -55,9 +55,9 @@ class Session:
         self._store = store
         self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
-        self._index = HeadIndex(len(profile.heads), model.head_dim) if profile else None
         self._pruner: TokenPruner | None = None  # None as well where it begins anew
         self._reuse: FeatureReuse | None = None  # the same
+        self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
@@ -209,26 +209,27 @@ class Session:
             plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
         else:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
-            scores = self._scores(in_seconds(question))
+            scores = self._scores(in_seconds(question), named)
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
-        plan = with_standing(plan, self._holders, memory.standing_chunks)
+        plan = with_standing(plan, lambda index: self._holders(index, spans), memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
-    def _holders(self, index: int) -> list[int]:
+    def _holders(self, index: int, spans: Sequence[tuple[float, float]]) -> list[int]:
         """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
         if self._config.prune.strategy != "novelty":
             return []
-        found = holders(index, self._memory.spans(), self._memory.places, self._config.prune.refresh_seconds)
+        found = holders(index, spans, self._memory.places, self._config.prune.refresh_seconds)
         return [holder for holder in found if holder not in self._memory.gone]
 
-    def _scores(self, question: str) -> list[float] | None:
+    def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
         """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
         memory, num_chunks = self._config.memory, self._memory.num_chunks
         if self._index is not None and self._profile is not None:
             queries = self._profile.queries_of(self._model, question)
-            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks)
-            return evidence(found.scores, self._profile.norms)
+            near = {i for r in named for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))}
+            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks, also=near)
+            return evidence(found, self._profile.norms)
         looked_at = [i for i in candidates(num_chunks - memory.window_chunks) if i not in self._memory.gone]
         if len(looked_at) <= memory.recall_chunks:
             return None  # all of them come back anyway
@@ -318,7 +319,8 @@ class Session:
         self._count(frames, sum(chunk.watch_seconds for chunk in store.chunks))
 
     def _count(self, frames: int, seconds: float) -> None:
-        memory, prefix = self._memory, self._model.prefix()
+        memory, prefix, index = self._memory, self._model.prefix(), self._index
+        on_device = self._carriers.memory_bytes + prefix.memory_bytes + (index.device_bytes if index else 0)
         self._stats = replace(
             self._stats,
             frames_read=self._stats.frames_read + frames,
@@ -327,8 +329,8 @@ class Session:
             visual_tokens=memory.num_visual_tokens,
             pruned_tokens=self._num_pruned,
             watch_seconds=self._stats.watch_seconds + seconds,
-            device_bytes=memory.device_bytes + self._carriers.memory_bytes + prefix.memory_bytes,
-            host_bytes=memory.host_bytes + (self._index.index_bytes if self._index else 0),
+            device_bytes=memory.device_bytes + on_device,
+            host_bytes=memory.host_bytes + (index.host_bytes if index else 0),
             disk_bytes=self._store.disk_bytes if self._store else 0,
             sparse_chunks=self._store.num_sparse if self._store else 0,
             forgotten_chunks=self._store.num_forgotten if self._store else 0,

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from app import open_session
+from memory.index import HeadIndex
 from memory.store import SessionError
 from models.calibration import RetrievalHead
 from streaming.engine import Engine
@@ -118,8 +120,24 @@ def test_other_retrieval_heads_get_their_keys_from_what_is_stored(engine: Engine
     watched(whole)
     assert mixed._index is not None and whole._index is not None
     query = torch.randn(1, 3, engine.model.head_dim)
-    assert torch.equal(mixed._index.search(query, 8).scores, whole._index.search(query, 8).scores)
+    assert torch.equal(mixed._index.search(query, 8), whole._index.search(query, 8))
     mixed.close()
+
+
+def test_lists_are_learnt_again_from_the_keys_that_are_stored(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.session.HeadIndex", partial(HeadIndex, segment_tokens=64))
+    session = engine.open(tmp_path / "s")
+    watched(session)
+    session.close()
+    again, whole = engine.open(tmp_path / "s", read_only=True), engine.open()
+    watched(whole)
+    assert again._index is not None and whole._index is not None
+    assert again._index.num_tokens > 64 and again._index.host_bytes == whole._index.host_bytes
+    query = torch.randn(2, 3, engine.model.head_dim)
+    assert torch.equal(again._index.search(query, 1), whole._index.search(query, 1))
+    again.close()
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8])
@@ -339,5 +357,5 @@ def test_keys_that_were_not_made_are_not_taken_for_none(engine: Engine, tmp_path
     watched(whole, 0, 24)
     query = torch.randn(2, 3, engine.model.head_dim)
     assert session._index is not None and whole._index is not None
-    assert torch.equal(session._index.search(query, 8).scores, whole._index.search(query, 8).scores)
+    assert torch.equal(session._index.search(query, 8), whole._index.search(query, 8))
     session.close()
