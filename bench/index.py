@@ -184,15 +184,22 @@ def main(
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     lengths = sorted(round(1e6 * float(length)) for length in tokens.split(","))
-    measured = [m for dim in map(int, dims.split(",")) for m in measure_made_up(dim, lengths, questions)]
+    measured: list[Measured] = []
+    for dim in map(int, dims.split(",")):
+        measured += measure_made_up(dim, lengths, questions)
+        write(out, measured)
     measured += measure_real(minutes, 2 * questions)
-    about = {**describe(), "faiss": version("faiss-cpu"), "key dtype": "bfloat16 (made up)"}
+    write(out, measured)
+    print("\n".join(report(measured)))
+
+
+def write(out: Path, measured: Sequence[Measured]) -> None:
+    about = {**describe(), "faiss": version("faiss-cpu"), "dtype of made-up keys": "bfloat16"}
     out.parent.mkdir(parents=True, exist_ok=True)
     data = {"about": about, "measured": [asdict(m) for m in measured]}
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     told = [f"- {name}: {value}" for name, value in about.items()]
     out.with_suffix(".md").write_text("\n".join(["# The index as it grows", "", *told, "", *report(measured), ""]))
-    print("\n".join(report(measured)))
 
 
 if __name__ == "__main__":
