@@ -177,7 +177,7 @@ def main(
     tokens: Annotated[str, typer.Option(help="Lengths in millions of tokens, with commas between.")] = "0.1,0.5,2",
     dims: Annotated[str, typer.Option(help="Dimensions of made-up keys.")] = "48,128",
     minutes: Annotated[float, typer.Option(help="Length of the embedded model's stream.")] = 30.0,
-    questions: Annotated[int, typer.Option(help="Questions at each length.", min=1)] = 16,
+    questions: Annotated[int, typer.Option(help="Questions at each length.", min=1)] = 24,
     out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS / "index",
 ) -> None:
     """Grow indexes, ask them, and say what they cost and miss."""
