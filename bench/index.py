@@ -177,22 +177,29 @@ def main(
     tokens: Annotated[str, typer.Option(help="Lengths in millions of tokens, with commas between.")] = "0.1,0.5,2",
     dims: Annotated[str, typer.Option(help="Dimensions of made-up keys.")] = "48,128",
     minutes: Annotated[float, typer.Option(help="Length of the embedded model's stream.")] = 30.0,
-    questions: Annotated[int, typer.Option(help="Questions at each length.", min=1)] = 16,
+    questions: Annotated[int, typer.Option(help="Questions at each length.", min=1)] = 24,
     out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS / "index",
 ) -> None:
     """Grow indexes, ask them, and say what they cost and miss."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     lengths = sorted(round(1e6 * float(length)) for length in tokens.split(","))
-    measured = [m for dim in map(int, dims.split(",")) for m in measure_made_up(dim, lengths, questions)]
+    measured: list[Measured] = []
+    for dim in map(int, dims.split(",")):
+        measured += measure_made_up(dim, lengths, questions)
+        write(out, measured)
     measured += measure_real(minutes, 2 * questions)
-    about = {**describe(), "faiss": version("faiss-cpu"), "key dtype": "bfloat16 (made up)"}
+    write(out, measured)
+    print("\n".join(report(measured)))
+
+
+def write(out: Path, measured: Sequence[Measured]) -> None:
+    about = {**describe(), "faiss": version("faiss-cpu"), "dtype of made-up keys": "bfloat16"}
     out.parent.mkdir(parents=True, exist_ok=True)
     data = {"about": about, "measured": [asdict(m) for m in measured]}
     out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     told = [f"- {name}: {value}" for name, value in about.items()]
     out.with_suffix(".md").write_text("\n".join(["# The index as it grows", "", *told, "", *report(measured), ""]))
-    print("\n".join(report(measured)))
 
 
 if __name__ == "__main__":
