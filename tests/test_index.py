@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import faiss
 import pytest
 import torch
@@ -121,7 +123,7 @@ def test_one_chunk_that_holds_all_the_best_tokens_does_not_hide_the_others() -> 
 
 def test_lists_begin_with_the_first_token_too_many_and_newer_chunks_are_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "SPARE", 1)
-    chunks = list(_around_centres(8 * 100, torch.Generator().manual_seed(5)).split(100, dim=1))
+    chunks = list(torch.split(_around_centres(8 * 100, torch.Generator().manual_seed(5)), 100, dim=1))
     index, in_lists = HeadIndex(HEADS, DIM, segment_tokens=500), []
     for number, keys in enumerate(chunks):
         index.add(number, keys)
@@ -142,7 +144,12 @@ def test_lists_are_learnt_once_for_each_segment_from_a_part_of_it(monkeypatch: p
     monkeypatch.setattr(index_module, "LIST_TOKENS", 4 * 42)
     learnt: list[int] = []
     train = faiss.IndexIVF.train
-    monkeypatch.setattr(faiss.IndexIVF, "train", lambda index, keys: [learnt.append(len(keys)), train(index, keys)])
+
+    def counted(index: Any, keys: Any) -> None:
+        learnt.append(len(keys))
+        train(index, keys)
+
+    monkeypatch.setattr(faiss.IndexIVF, "train", counted)
     chunks = history(300)
     assert build(chunks, SEGMENT).num_tokens > 2 * SEGMENT
     assert len(learnt) == 2 * HEADS and all(SEGMENT // 4 <= count <= SEGMENT // 4 + 8 for count in learnt)
