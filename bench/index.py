@@ -27,6 +27,7 @@ from bench.asked import Asker, long_stream
 from bench.machine import describe
 from bench.report import table
 from memory.address import in_seconds
+from memory.chunk import KVChunk
 from memory.index import SEGMENT_TOKENS, HeadIndex
 from memory.recall import evidence
 from streaming.engine import load_engine
@@ -143,7 +144,8 @@ def measure_real(minutes: float, questions: int) -> list[Measured]:
     assert profile is not None
     shape = len(profile.heads), model.head_dim, model.dtype
     flat, lists = Grown(HeadIndex(*shape, FLAT)), Grown(HeadIndex(*shape, REAL_SEGMENT))
-    stream, near = long_stream(7, 60 * minutes), []
+    stream = long_stream(7, 60 * minutes)
+    near: list[KVChunk] = []
     for number, part in enumerate(in_parts(stream.frames(128, config.read.fps), config.memory.chunk_frames)):
         chunk = model.prefill(model.encode(part), [model.prefix(), *near], number)
         near = [*near, chunk][-config.memory.prefill_chunks :]

@@ -127,7 +127,7 @@ class HeadIndex:
     def _with_lists(self, keys: NDArray[np.float32]) -> Any:
         """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample of them."""
         num_lists = max(1, len(keys) // LIST_TOKENS)
-        index = faiss.index_factory(self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         index.cp.niter, index.nprobe = LEARNING_ROUNDS, -(-num_lists // LISTS_PER_VISIT)
         index.train(keys[::LEARNT_STEP])
         index.add(keys)
