@@ -109,6 +109,9 @@ def ask(
     ask_at: Annotated[
         float | None, typer.Option(help="Ask as if the stream stood at this second; later is not seen.")
     ] = None,
+    skim: Annotated[
+        bool, typer.Option("--skim", help="Look at the file's own keyframes only: quick, and rough.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per question, a line each.")] = False,
     model: ModelName = "demo",
     device: Device = "auto",
@@ -143,6 +146,7 @@ def ask(
       app.py ask clip.mp4 "When does the red circle appear?"
       app.py ask clip.mp4 "What is shown at 1:35?" "How many stars?" --json
       app.py ask clip.mp4 "What is shown now?" --ask-at 90
+      app.py ask film.mkv "Is there a chase?" --skim
       app.py ask clip.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
       app.py ask --session trip "When does the red circle appear?"
     """
@@ -152,6 +156,8 @@ def ask(
             raise typer.BadParameter("there is no question", context)
         if ask_at is not None and path is None:
             raise ValueError("--ask-at needs a video to be watched up to there.")
+        if skim and session is not None:
+            raise ValueError("--skim is for a first look; a session keeps what was watched properly.")
         stop_seconds = checked_moment(ask_at, probe(path)) if path else None
         settings: Settings = {
             "read": {"fps": fps},
@@ -169,7 +175,7 @@ def ask(
         }
         engine = open_engine(model, device, dtype, settings)
         with open_session(engine, session, settings, read_only=path is None) as opened:
-            if path and watch_on(opened, path, stop_seconds):
+            if path and watch_on(opened, path, stop_seconds, skim):
                 say("Stopped; answering from what was seen so far.")
             for question in asked:
                 if as_json:
@@ -477,7 +483,7 @@ def shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def watch_on(session: Session, video: Path, stop_seconds: float | None = None) -> bool:
+def watch_on(session: Session, video: Path, stop_seconds: float | None = None, skim: bool = False) -> bool:
     """Watches what a session has not seen of a video yet; gives whether Ctrl-C stopped it."""
     read, seen_seconds = session.config.read, session.seen_seconds
     session.follow(str(video.resolve()))
@@ -490,7 +496,7 @@ def watch_on(session: Session, video: Path, stop_seconds: float | None = None) -
         if stop_seconds is not None and start_seconds >= stop_seconds:
             return False
         said.print(f"Going on at {clock(start_seconds)}.")
-    source = FileSource(video, read.fps, start_seconds, stop_seconds)
+    source = FileSource(video, read.fps, start_seconds, stop_seconds, only_keyframes=skim)
     try:
         with Reader(source, read.queue_frames, read.stall_seconds) as reader:
             return drained(session, reader, source, stop_seconds)

@@ -28,11 +28,12 @@ class MemoryConfig:
     """What is kept, where, and how much of it comes back for a question."""
 
     chunk_frames: int = 16  # frames prefilled together (Video-XL-2)
+    borders: str = "full"  # a chunk ends when it is "full"; with "cuts", at a cut in its second half as well
     prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees while it is prefilled
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
     recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
     sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
-    standing_chunks: int = 4  # older chunks brought back for what a dense one still shows, where tokens are pruned
+    standing_chunks: int = 6  # older chunks brought back for what a dense one still shows, where tokens are pruned
     sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
     context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
     carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
@@ -55,7 +56,12 @@ class MemoryConfig:
             "host_bytes": 0,
             "disk_bytes": 0,
         }
-        choices = {"sparse": ("pooled", "salient"), "recall": ("auto", "always", "never"), "kv_bits": (16, 8)}
+        choices = {
+            "borders": ("full", "cuts"),
+            "sparse": ("pooled", "salient"),
+            "recall": ("auto", "always", "never"),
+            "kv_bits": (16, 8),
+        }
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")

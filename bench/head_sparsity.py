@@ -132,7 +132,8 @@ def missed_most(engine: Engine, model: Qwen3VL, shape: tuple[int, int], question
             other = model.first_logits(text, changed(context, window, lambda c, d=dense: kept_sparse(c, d)))  # type: ignore[misc]
             moved[number] += (true.exp() * (true - other.log_softmax(-1))).sum()
     session.close()
-    return moved.argsort(descending=True).tolist()
+    order: list[int] = moved.argsort(descending=True).tolist()
+    return order
 
 
 def main(

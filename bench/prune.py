@@ -23,13 +23,15 @@ from torch.nn.functional import cosine_similarity
 from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
 from bench.prune_report import BUSY, CALM, CLIPS, NONE, Asking, Seeing, write
-from bench.recall import plain, progress
+from bench.recall import knobs, plain, progress
 from config import Config, PruneConfig
 from keyframes.pruner import make_pruner
+from keyframes.reuse import FeatureReuse
 from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM, VisualGroup, pruned
 from models.demo.evaluate import Clip, make_clip
+from models.demo.scenes import FPS
 from models.demo.streams import Stream
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine
@@ -53,9 +55,9 @@ class EncodedOnce:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         if [id(frame) for frame in frames] != [id(frame) for frame in self._frames]:
-            self._frames, self._groups = list(frames), self._model.encode(frames)
+            self._frames, self._groups = list(frames), self._model.encode(frames, reuse)
         return self._groups
 
 
@@ -65,8 +67,10 @@ def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Prun
     states: dict[str, torch.Tensor] = {}
     for prune in settings:
         groups = prune_clip(clip, encoded, model.frames_per_group, prune)
-        context = [model.prefix(), *remembered(model, clip, groups, config.memory.prefill_chunks)]
-        yield seeing(CLIPS, prune, [g for part in groups for g in part], context[1:], clip)
+        chunks = remembered(model, groups, config.memory.prefill_chunks)
+        yield seen_of(clip, groups, chunks, prune)
+        shown = [chunk for chunk, stored in zip(chunks, clip.chunks, strict=True) if not stored.hidden]
+        context = [model.prefix(), *shown]
         for question in clip.questions:
             words = in_seconds(question.text)
             said = "".join(model.answer(words, context, (), config.answer))
@@ -94,21 +98,19 @@ def follows(clip: Clip, number: int) -> bool:
     return not before.hidden and chunk.groups[0] == before.groups[-1] + 1
 
 
-def remembered(model: VideoLLM, clip: Clip, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk]:
+def remembered(model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk]:
+    """Chunk by chunk, each in view of the `reach` chunks before it."""
     chunks: list[KVChunk] = []
     for number, part in enumerate(groups):
         chunks.append(model.prefill(part, [model.prefix(), *(chunks[-reach:] if reach else [])], number))
-    return [chunk for chunk, stored in zip(chunks, clip.chunks, strict=True) if not stored.hidden]
+    return chunks
 
 
-def seeing(
-    footage: str, prune: PruneConfig, groups: Sequence[VisualGroup], chunks: Sequence[KVChunk], clip: Clip
-) -> Seeing:
-    kept = sum(len(group.embeddings) for group in groups)
-    before = kept + sum(group.num_pruned for group in groups)
-    seconds = sum(part[-1].pts_seconds - part[0].pts_seconds for part in clip.frames)
-    kv_bytes = sum(chunk.memory_bytes for chunk in chunks)
-    return Seeing(footage, prune.strategy, prune.budget, seconds, before, kept, kv_bytes)
+def seen_of(clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk], prune: PruneConfig) -> Seeing:
+    kept = sum(len(group.embeddings) for part in groups for group in part)
+    left_out = sum(group.num_pruned for part in groups for group in part)
+    seconds, kv_bytes = sum(map(len, clip.frames)) / FPS, sum(chunk.memory_bytes for chunk in chunks)
+    return Seeing(CLIPS, prune.strategy, prune.budget, seconds, kept + left_out, kept, kv_bytes)
 
 
 def calm_stream(seed: int, seconds: float) -> Stream:
@@ -196,17 +198,19 @@ def main(
     budgets: Annotated[str, typer.Option(help="Shares of a group's tokens.")] = ",".join(map(str, BUDGETS)),
     seed: Annotated[int, typer.Option(help="Of clips and streams.")] = 0,
     side: Annotated[int, typer.Option(help="Pixels of a painted frame of the streams.")] = 128,
+    memory: Annotated[str, typer.Option(help="Memory settings: standing_chunks=4,recall_chunks=4.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "prune",
 ) -> None:
     """Measure what pruning keeps of tokens and of right answers."""
     torch.set_grad_enabled(False)
-    engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}})
+    engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}, "memory": knobs(memory)})
     if not isinstance(engine.model, Qwen3VL):
         raise typer.BadParameter(f"{model} does not give its hidden states")
     settings = settings_of(strategies, budgets)
     about = {**describe(), "model": engine.model.model_id, "seed": seed, "clips": clips, "minutes": minutes}
     about |= {"still below": NONE.still_below, "refresh seconds": NONE.refresh_seconds, "frame side": side}
+    about |= {"memory": vars(engine.config.memory).copy()}
     found: list[Asking | Seeing] = []
     with progress() as bar:
         for number in bar.track(range(clips), description=CLIPS):

@@ -117,8 +117,9 @@ def plan_recall(
 
 def with_standing(plan: RecallPlan, holders: Callable[[int], Sequence[int]], most: int) -> RecallPlan:
     """The plan with at most so many chunks beside, dense, that hold what its own dense ones still show: for every one
-    of these, the most important first, the holders in their order."""
-    dense = sorted((chunk for chunk in plan.chunks if chunk.level == "dense"), key=_importance)
+    of these, those of named times before all others and then the most important first, the holders in their order."""
+    asked = sorted(plan.chunks, key=lambda chunk: (chunk.why != "named time", _importance(chunk)))
+    dense = [chunk for chunk in asked if chunk.level == "dense"]
     wanted = dict.fromkeys(index for chunk in dense for index in holders(chunk.index))
     there = {chunk.index for chunk in dense}
     found = list(islice((index for index in wanted if index not in there), most))

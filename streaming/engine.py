@@ -120,7 +120,7 @@ class Engine:
 
 def kept_settings(config: Config) -> dict[str, dict[str, Any]]:
     """What a session that goes on keeps, so that it becomes what it would have been without the break."""
-    knobs = ("chunk_frames", "prefill_chunks", "window_chunks", "carrier_tokens", "kv_bits")
+    knobs = ("chunk_frames", "borders", "prefill_chunks", "window_chunks", "carrier_tokens", "kv_bits")
     memory = {knob: getattr(config.memory, knob) for knob in knobs}
     return {
         "read": {"fps": config.read.fps},

@@ -29,12 +29,19 @@ class FileSource:
     """The frames of a video file, `fps` a second of its own time; see `Sampler` for which pictures are taken.
 
     Only pictures whose time lies in [start_seconds, stop_seconds) are given; times count from the first picture of the
-    file whatever the start. `warnings` grows while reading, one sentence each; `progress` with every packet read.
-    Raises SourceError at once where the file cannot be watched, ValueError for a rate or stretch that makes no sense.
+    file whatever the start. only_keyframes: of the file's own keyframes only, and nothing else is decoded; how many
+    those are is up to who made the file. `warnings` grows while reading, one sentence each; `progress` with every
+    packet read. Raises SourceError at once where the file cannot be watched, ValueError for a rate or stretch that
+    makes no sense.
     """
 
     def __init__(
-        self, path: Path | str, fps: float = 2.0, start_seconds: float = 0.0, stop_seconds: float | None = None
+        self,
+        path: Path | str,
+        fps: float = 2.0,
+        start_seconds: float = 0.0,
+        stop_seconds: float | None = None,
+        only_keyframes: bool = False,
     ) -> None:
         if fps <= 0:
             raise ValueError(f"fps must be positive, not {fps}")
@@ -45,6 +52,7 @@ class FileSource:
         self._fps = fps
         self._start_seconds = start_seconds
         self._stop_seconds = float("inf") if stop_seconds is None else stop_seconds
+        self._only_keyframes = only_keyframes
         self._video: VideoFile | None = None
         self._size = (self.info.width, self.info.height)
         self._closed = False
@@ -58,7 +66,7 @@ class FileSource:
         """The sampled frames in order. Raises EmptyStretchError where the stretch asked for has none."""
         damage = _Damage(self.info.path.name, self.warnings)
         index = 0
-        with VideoFile(self.info.path, self.info.first_stamp, damage.add) as video:
+        with VideoFile(self.info.path, self.info.first_stamp, damage.add, self._only_keyframes) as video:
             self._video = video
             for picture in self._sampled(video):
                 yield self._frame(video, picture, index)

@@ -77,14 +77,20 @@ class VideoFile:
     """An open file and its best video stream. Close it, or use it in a `with`.
 
     first_stamp: the stamp that means 0 s; None takes that of the first picture.
+    only_keyframes: leave everything else undecoded.
     on_damage: called with the time in seconds of each packet not decoded and each picture decoded in part.
     Raises SourceError where the file is missing, is no video, or has no video stream.
     """
 
     def __init__(
-        self, path: Path, first_stamp: int | None = None, on_damage: Callable[[float], None] | None = None
+        self,
+        path: Path,
+        first_stamp: int | None = None,
+        on_damage: Callable[[float], None] | None = None,
+        only_keyframes: bool = False,
     ) -> None:
         self._path = path
+        self._only_keyframes = only_keyframes
         self.container, self.stream = open_video(path)
         self._file_bytes = path.stat().st_size
         self.rate = _fraction(self.stream.average_rate) or _DEFAULT_RATE
@@ -104,6 +110,8 @@ class VideoFile:
         """
         earliest = None if from_keyframe else float("-inf")
         for packet in self.packets():
+            if self._only_keyframes and not packet.is_keyframe:
+                continue
             if earliest is None:
                 if not packet.is_keyframe:
                     continue

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import Config
+from keyframes.borders import parts_at_cuts
 from keyframes.pruner import TokenPruner, make_pruner
 from keyframes.reuse import FeatureReuse
 from memory.address import chunk_ranges, in_seconds, named_spans
@@ -53,9 +55,9 @@ class Session:
         self._store = store
         self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
-        self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._pruner: TokenPruner | None = None  # None as well where it begins anew
         self._reuse: FeatureReuse | None = None  # the same
+        self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()  # replaced while it is our turn, and only then
         self._closed = False
@@ -72,7 +74,7 @@ class Session:
         """
         yield from self._losses()
         started = time.perf_counter()
-        for part in in_parts(frames, self._config.memory.chunk_frames):
+        for part in in_parts(frames, self._config.memory.chunk_frames, self._config.memory.borders):
             try:
                 with self._take_turn(False):
                     if self._closed:
@@ -209,15 +211,15 @@ class Session:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(in_seconds(question), named)
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
-        plan = with_standing(plan, self._holders, memory.standing_chunks)
+        plan = with_standing(plan, lambda index: self._holders(index, spans), memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
-    def _holders(self, index: int) -> list[int]:
+    def _holders(self, index: int, spans: Sequence[tuple[float, float]]) -> list[int]:
         """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
         if self._config.prune.strategy != "novelty":
             return []
-        found = holders(index, self._memory.spans(), self._memory.places, self._config.prune.refresh_seconds)
+        found = holders(index, spans, self._memory.places, self._config.prune.refresh_seconds)
         return [holder for holder in found if holder not in self._memory.gone]
 
     def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
@@ -354,16 +356,15 @@ def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor
     return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
 
 
-def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
-    """Runs of `count` frames; the last one may be shorter."""
-    part: list[Frame] = []
-    for frame in frames:
-        part.append(frame)
-        if len(part) == count:
-            yield part
-            part = []
-    if part:
-        yield part
+def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iterator[list[Frame]]:
+    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but never longer.
+
+    A cut is known a few frames later, so a run is given that much later then.
+    """
+    if borders == "cuts":
+        return parts_at_cuts(frames, -(-count // 2), count)
+    frames = iter(frames)
+    return iter(lambda: list(islice(frames, count)), [])
 
 
 def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_seconds: float) -> tuple[Evidence, ...]:

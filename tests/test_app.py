@@ -169,6 +169,14 @@ def test_asking_at_a_moment_leaks_nothing_later(model: str, tmp_path: Path) -> N
     assert max(item["stop_seconds"] for item in stood[0][1]) <= 6.0
 
 
+def test_a_skim_looks_at_the_keyframes_of_the_file(model: str, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole.mkv", steady(96, 8), Recipe(gop=24, options={"x264-params": "scenecut=0"})).path
+    (skimmed,) = answers(ask(model, whole, "What is shown?", "--skim", "--json"))
+    (watched,) = answers(ask(model, whole, "What is shown?", "--json"))
+    assert (skimmed["stats"]["frames_read"], watched["stats"]["frames_read"]) == (4, 24)
+    assert "--skim" in refusal(ask(model, whole, "What?", "--skim", "--session", tmp_path / "kept"))
+
+
 # Mistakes.
 
 

@@ -52,6 +52,16 @@ def assert_true(frames: list[Frame], clip: Golden) -> None:
     assert [frame.index for frame in frames] == list(range(len(frames)))
 
 
+@pytest.mark.parametrize("name", ["open-gop mp4", "slides"])
+def test_a_skim_reads_the_keyframes_alone_each_with_its_true_time(clips: GoldenSet, name: str) -> None:
+    clip = clips[name]
+    frames = list(FileSource(clip.path, EVERY_PICTURE, only_keyframes=True).frames())
+    assert_true(frames, clip)
+    every = {"open-gop mp4": 12, "slides": 2}[name]
+    assert numbers(frames) == list(range(0, len(clip.pts_seconds), every))
+    assert len(list(FileSource(clip.path, EVERY_PICTURE).frames())) == len(clip.pts_seconds)
+
+
 @pytest.mark.parametrize("name", ALL_CLIPS)
 def test_every_picture_is_read_once_with_its_true_time(clips: GoldenSet, name: str) -> None:
     clip = clips[name]

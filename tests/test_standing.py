@@ -196,3 +196,10 @@ def test_standing_chunks_come_for_the_most_important_first_within_their_number()
     assert list(levels(1)) == [(4, "recalled", "dense"), (6, "standing", "dense"), (9, "recent", "dense")]
     assert [index for index, why, _ in levels(3) if why == "standing"] == [1, 3, 6]
     assert [index for index, why, _ in levels(9) if why == "standing"] == [1, 2, 3, 6]
+
+
+def test_what_stood_at_a_named_time_comes_before_what_stands_now() -> None:
+    plan = RecallPlan((PlannedChunk(5, 0.0, "named time"), PlannedChunk(9, 0.0, "recent")))
+    held = {5: [2], 9: [8]}
+    found = with_standing(plan, lambda index: held[index], 1)
+    assert [(chunk.index, chunk.why) for chunk in found.chunks if chunk.why == "standing"] == [(2, "standing")]

@@ -27,7 +27,7 @@ DAY_SECONDS = 86_400
 CLIP = -1  # the owner of a token that belongs to the clip rather than to one question
 PREFIX_CHUNK = -1
 STRAYS = 0.02  # share of a pruned clip's tokens that are kept though they show nothing new
-LOOK_ALIKES = 0.6  # share of recalled scenes that show a thing of the same shape or colour
+LOOK_ALIKES = 0.7  # share of recalled scenes that show a thing of the same shape or colour
 
 
 @dataclass(frozen=True)

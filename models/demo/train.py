@@ -39,15 +39,15 @@ GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
 CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), pruned=0.2, batch=16)
 SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, pruned=0.4, batch=8, far=0.8, questions=14)
 LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, pruned=0.4, batch=4, far=0.6, questions=20)
-RECALLED = Stage("recalled", groups=(4, 4), chunks=(4, 9), hidden=0.3, pruned=0.4, batch=4, questions=20, recalled=True)
-FEW = Stage("recalled few", groups=(4, 4), chunks=(2, 4), hidden=0.2, pruned=0.4, batch=8, questions=14, recalled=True)
+MANY = Stage("recalled", groups=(4, 4), chunks=(6, 12), hidden=0.5, pruned=0.3, batch=4, questions=20, recalled=True)
+FEW = Stage("recalled few", groups=(4, 4), chunks=(3, 6), hidden=0.4, pruned=0.3, batch=8, questions=14, recalled=True)
 # (share of the steps, stages with their weights): see first, then bind, then at length and as recall puts it together.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 CURRICULUM: Curriculum = (
     (0.06, ((GLANCE, 1.0),)),
     (0.16, ((GLANCE, 0.15), (CHUNK, 0.85))),
     (0.28, ((CHUNK, 0.25), (SHORT, 0.35), (FEW, 0.4))),
-    (0.50, ((CHUNK, 0.08), (SHORT, 0.12), (FEW, 0.2), (LONG, 0.25), (RECALLED, 0.35))),
+    (0.50, ((CHUNK, 0.08), (SHORT, 0.1), (FEW, 0.22), (LONG, 0.2), (MANY, 0.4))),
 )
 # How the model wants to be used: what it was trained on.
 RECOMMENDED = {

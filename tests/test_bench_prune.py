@@ -1,0 +1,116 @@
+"""The prune bench compares like with like: the same frames, a pruner anew where its past is not shown, true ratios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+from xml.etree import ElementTree
+
+import pytest
+from rich.progress import Progress
+
+from bench.prune import EncodedOnce, Watching, calm_stream, prune_clip, settings_of
+from bench.prune_report import BUSY, CALM, NONE, Asking, Seeing, rows_of, tables, targets, write
+from config import PruneConfig
+from models.base import VideoLLM
+from models.demo.bind import StoredChunk
+from models.demo.evaluate import LENGTHS, Clip
+from models.loading import load
+from tests.test_standing import scene
+from tests.tiny import noise_frames, save_tiny
+from tests.watching import tiny_engine
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_settings_are_no_pruning_then_every_strategy_at_every_budget() -> None:
+    found = [(s.strategy, s.budget) for s in settings_of("novelty,stc", "0.5,0.1")]
+    wanted = [("none", 0.0), ("novelty", 0.0), ("novelty", 0.5), ("novelty", 0.1), ("stc", 0.5), ("stc", 0.1)]
+    assert found == wanted
+
+
+def test_the_tower_sees_the_same_frames_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(checkpoint)
+    once = cast(VideoLLM, EncodedOnce(model))
+    frames = noise_frames(4)
+    first = once.encode(frames)
+    assert once.encode(list(frames))[0] is first[0] and once.num_layers == model.num_layers
+    assert once.encode(noise_frames(4, seed=1))[0] is not first[0]
+
+
+@pytest.mark.parametrize(
+    ("first_groups", "hidden", "kept"),
+    [
+        ((0, 2, 4), False, [6, 0, 0, 0, 0, 0]),
+        ((0, 2, 8), False, [6, 0, 0, 0, 6, 0]),
+        ((0, 2, 4), True, [6, 0, 0, 0, 6, 0]),
+    ],
+)
+def test_pruning_a_clip_begins_anew_behind_a_gap_and_behind_what_is_not_shown(
+    checkpoint: Path, first_groups: tuple[int, ...], hidden: bool, kept: list[int]
+) -> None:
+    model, frames = load(checkpoint), scene(12)
+    parts = [frames[0:4], frames[4:8], frames[8:12]]
+    chunks = [StoredChunk((g, g + 1), (), hidden and k == 1) for k, g in enumerate(first_groups)]
+    clip = Clip(LENGTHS[0], chunks, parts, [])
+    groups = prune_clip(clip, [model.encode(part) for part in parts], 2, PruneConfig("novelty"))
+    assert [len(group.embeddings) for part in groups for group in part] == kept
+
+
+def test_a_surveillance_like_stream_has_one_background_and_fewer_events() -> None:
+    calm = calm_stream(0, 600.0)
+    assert len({scene.background_seed for scene in calm.scenes}) == 1
+    assert all(len(scene.events) <= 1 for scene in calm.scenes) and 5 < len(calm.events()) < len(calm.scenes)
+
+
+def asking(strategy: str, right: bool, budget: float = 0.0, footage: str = CALM) -> Asking:
+    return Asking(footage, strategy, budget, "past", "What?", "a", "a" if right else "b", right, None)
+
+
+def seeing(strategy: str, kept: int, budget: float = 0.0, footage: str = CALM) -> Seeing:
+    return Seeing(footage, strategy, budget, 1800.0, 100, kept, kept << 30)
+
+
+def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path: Path) -> None:
+    found: list[Asking | Seeing] = [
+        *(asking("none", right) for right in (True, True, True, False)),
+        *(asking("novelty", right) for right in (True, True, False, False)),
+        seeing("none", 100),
+        seeing("novelty", 20),
+        *(asking(name, True, footage=BUSY) for name in ("none", "novelty")),
+        seeing("none", 100, footage=BUSY),
+        seeing("novelty", 60, footage=BUSY),
+    ]
+    rows = rows_of(found)
+    assert [(r.kept, r.right, r.kv_gib_per_hour) for r in rows[:2]] == [(1.0, 0.75, 200.0), (0.2, 0.5, 40.0)]
+    assert [(t.measured, t.is_met) for t in targets(rows)] == [
+        ("20.0%", True),
+        ("0.500 beside 0.750, ratio 0.667", False),
+        ("60.0%", False),
+        ("1.000 beside 1.000, ratio 1.000", True),
+    ]
+    assert all(t.is_met is None for t in targets(rows[:1]))
+    assert "| novelty |  | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
+    write(tmp_path / "prune", found, {"machine": "none"})
+    assert "| surveillance: tokens kept | at most 25% | 20.0% | yes |" in (tmp_path / "prune.md").read_text()
+    for footage in (CALM, BUSY):
+        ElementTree.parse(tmp_path / f"prune-{footage}.svg")
+
+
+@pytest.mark.timeout(600)
+def test_all_settings_are_asked_the_same_and_tell_what_they_kept(checkpoint: Path) -> None:
+    settings = [NONE, PruneConfig("novelty"), PruneConfig("uniform", 0.5)]
+    stream = calm_stream(0, 24.0)
+    watching = Watching(CALM, stream, tiny_engine(checkpoint), settings, questions=1, side=48)
+    with Progress(disable=True) as bar:
+        found = list(watching.run(0, bar))
+    asked = [item for item in found if isinstance(item, Asking)]
+    for setting in settings:
+        mine = [a.question for a in asked if a.strategy == setting.strategy]
+        assert mine == [a.question for a in asked if a.strategy == "none"] and mine
+    none, novelty, uniform = (item for item in found if isinstance(item, Seeing))
+    assert none.tokens_kept == none.tokens_before == novelty.tokens_before == 2 * uniform.tokens_kept
+    assert novelty.tokens_kept < 0.5 * none.tokens_kept and novelty.kv_bytes < none.kv_bytes
