@@ -226,8 +226,8 @@ def stock_inputs(model: Qwen3VL, frames: list[Frame]) -> dict[str, Tensor]:
     size, prompt = model.frames_per_group, model._prompt
     cut = [model._patches(frames[k : k + size]) for k in range(0, len(frames), size)]
     groups = [
-        model._group(frames[k : k + size], grid, torch.empty(0), ())
-        for k, (_, grid) in zip(range(0, len(frames), size), cut, strict=True)
+        model._group(frames[k : k + size], grid, torch.empty(patches.shape[0] // model._pixels.merge_size**2, 0), ())
+        for k, (patches, grid) in zip(range(0, len(frames), size), cut, strict=True)
     ]
     script = prompt.write(groups)
     before, after = prompt.prefix(), prompt.question(QUESTION, ())

@@ -37,10 +37,13 @@ class _Sizes:
     vision_hidden: int
     vision_intermediate: int
     deepstack: tuple[int, int, int]
+    layers: int = 36
+    heads: int = 32
 
 
 SIZES = {
     "qwen3-vl-4b": _Sizes(2560, 9728, True, 24, 1024, 4096, (5, 11, 17)),
+    "4b-tower-0.6b": _Sizes(1024, 3072, True, 24, 1024, 4096, (5, 11, 17), layers=28, heads=16),  # Qwen3-0.6B behind it
     "qwen3-vl-8b": _Sizes(4096, 12288, False, 27, 1152, 4304, (8, 16, 24)),
 }
 SHAPES = ("demo", *SIZES)
@@ -105,8 +108,8 @@ def large_config(sizes: _Sizes, ids: dict[str, int]) -> Qwen3VLConfig:
         "vocab_size": 151_936,
         "hidden_size": sizes.hidden,
         "intermediate_size": sizes.intermediate,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
         "num_key_value_heads": 8,
         "head_dim": 128,
         "max_position_embeddings": 262_144,

@@ -1,0 +1,182 @@
+"""What reuse in the vision tower and pruning of its tokens save together on a real clip, beside the stock model.
+
+    python -m bench.savings --video ../shared/videos/intel_car_detection.mp4
+    python -m bench.savings --shape 4b-tower-0.6b --frames 32
+
+All rows see the same frames in one run: the stock model in one forward over the whole clip, then longlook chunk by
+chunk, plain, with reuse, with pruning and with both. Weights are random: costs do not depend on them. Multiply-adds
+are counted in the first run of each. Writes JSON and Markdown into `bench/results/`; exits with 1 where a target is missed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import typer
+from rich.progress import track
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.ingest import FPS, Clock, stock_inputs
+from bench.machine import describe
+from bench.report import table
+from config import PruneConfig, ReuseConfig
+from keyframes.pruner import make_pruner
+from memory.chunk import KVChunk
+from models.base import pruned
+from models.qwen3_vl import Qwen3VL
+from models.shapes import SHAPES, random_model
+from streaming.file_source import FileSource
+from streaming.frames import Frame
+from streaming.reader import Reader
+
+T = TypeVar("T")
+RESULTS = Path(__file__).parent / "results"
+REACH = 2  # chunks that a new one sees
+FASTER, KV_SHARE = 4.0, 0.25  # targets: as fast as the stock model, of the plain KV
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way through the clip; multiply-adds (giga) and bytes are of the whole of it."""
+
+    way: str
+    frames: int
+    seconds: float
+    gmacs: float
+    tokens: int
+    kv_bytes: int
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.frames / self.seconds
+
+    @property
+    def kv_gib_per_hour(self) -> float:
+        return self.kv_bytes / GIB * 3600 * FPS / self.frames
+
+
+WAYS = {
+    "plain": (ReuseConfig(), PruneConfig()),
+    "reuse": (ReuseConfig("novelty"), PruneConfig()),
+    "pruning": (ReuseConfig(), PruneConfig("novelty")),
+    "both": (ReuseConfig("novelty"), PruneConfig("novelty")),
+}
+
+
+def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig) -> list[KVChunk]:
+    """The chunks of a clip, as a session makes them."""
+    tower, pruner = model.reuse(reuse), make_pruner(prune)
+    chunks: list[KVChunk] = []
+    for number, frames in enumerate(parts):
+        groups = pruned(model.encode(frames, tower), frames, model.frames_per_group, pruner)
+        chunks.append(model.prefill(groups, [model.prefix(), *chunks[-REACH:]], number))
+    return chunks
+
+
+def ours(model: Qwen3VL, frames: Sequence[Frame], chunk_frames: int, way: str, repeats: int) -> Row:
+    parts = [frames[k : k + chunk_frames] for k in range(0, len(frames), chunk_frames)]
+    chunks, seconds, gmacs = fastest(model, lambda: watched(model, parts, *WAYS[way]), repeats)
+    held = sum(chunk.keys.nbytes + chunk.values.nbytes for chunk in chunks)
+    return Row(way, len(frames), seconds, gmacs, sum(chunk.num_tokens for chunk in chunks), held)
+
+
+def stock(model: Qwen3VL, network: Any, frames: Sequence[Frame], repeats: int) -> Row:
+    """One forward over the clip with a question behind it."""
+
+    def forward() -> tuple[int, Any]:
+        inputs = stock_inputs(model, list(frames))
+        network.model.rope_deltas = None
+        output = network(**inputs, use_cache=True, logits_to_keep=1)
+        return inputs["input_ids"].shape[1], output.past_key_values
+
+    (tokens, cache), seconds, gmacs = fastest(model, forward, repeats)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    return Row("stock", len(frames), seconds, gmacs, tokens, held)
+
+
+def fastest(model: Qwen3VL, run: Callable[[], T], repeats: int) -> tuple[T, float, float]:
+    """What a run gives, the seconds of the fastest, and giga multiply-adds; the first run is the one counted."""
+    clock, seconds = Clock(model.device), []
+    for number in range(repeats):
+        started = clock.now()
+        if number == 0:
+            with FlopCounterMode(display=False) as counter:
+                made = run()
+        else:
+            made = run()
+        seconds.append(clock.now() - started)
+    return made, min(seconds), counter.get_total_flops() / 2e9
+
+
+def missed(rows: Sequence[Row]) -> list[str]:
+    """The targets that were not met, in words."""
+    by_way = {row.way: row for row in rows}
+    faster = by_way["stock"].seconds / by_way["both"].seconds
+    kept = by_way["both"].kv_bytes / by_way["plain"].kv_bytes
+    told = [] if faster >= FASTER else [f"{faster:.2f} x the stock model, wanted {FASTER:.0f} x"]
+    return told if kept <= KV_SHARE else [*told, f"{100 * kept:.0f} % of the plain KV, wanted {100 * KV_SHARE:.0f} %"]
+
+
+def report(rows: Sequence[Row]) -> list[str]:
+    first, plain = rows[0], rows[1]
+    cells = [
+        [r.way, f"{r.frames_per_second:.2f}", f"{first.seconds / r.seconds:.2f} x", f"{r.gmacs / r.frames:.3f}",
+         f"{first.gmacs / r.gmacs:.2f} x", f"{r.tokens / r.seconds:.0f}", f"{r.kv_gib_per_hour:.3f}",
+         f"{100 * r.kv_bytes / plain.kv_bytes:.0f} %"]
+        for r in rows
+    ]  # fmt: skip
+    head = [
+        "way",
+        "frames/s",
+        "as fast as stock",
+        "GMAC/frame",
+        "fewer",
+        "tokens/s into the LLM",
+        "KV GiB/h",
+        "of plain",
+    ]
+    told = [f"Missed: {line}." for line in missed(rows)] or ["All targets are met."]
+    return [*table(head, cells), "", *told]
+
+
+def main(
+    video: Annotated[Path, typer.Option(help="A clip of a static camera.")] = Path(
+        "../shared/videos/intel_car_detection.mp4"
+    ),
+    shape: Annotated[str, typer.Option(help=" | ".join(SHAPES))] = "demo",
+    frames: Annotated[int, typer.Option(help="Most frames of the clip.", min=2)] = 60,
+    chunk_frames: Annotated[int, typer.Option(help="Frames of a chunk.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Runs, of which the fastest counts.", min=1)] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: by the shape]")] = None,
+) -> None:
+    """Compare four ways of watching one clip with the stock model."""
+    torch.set_grad_enabled(False)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    model, network, _ = random_model(shape, place, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    with Reader(FileSource(video, FPS)) as reader:
+        clip = list(islice(reader, frames // 2 * 2))
+    rows = [stock(model, network, clip, repeats)]
+    rows += [ours(model, clip, chunk_frames, way, repeats) for way in track(WAYS, shape)]
+    about = {**describe(), "clip": video.name, "shape": shape, "frames": len(clip), "chunk frames": chunk_frames}
+    path = out or RESULTS / f"savings-{shape}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {"about": about, "missed": missed(rows), "rows": [asdict(row) for row in rows]}
+    path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+    told, lines = [f"- {name}: {value}" for name, value in about.items()], report(rows)
+    path.with_suffix(".md").write_text(
+        "\n".join([f"# Reuse and pruning on one clip: {shape}", "", *told, "", *lines, ""])
+    )
+    print("\n".join(lines))
+    raise typer.Exit(1 if missed(rows) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
