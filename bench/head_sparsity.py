@@ -11,7 +11,6 @@ and Markdown into `bench/results/`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import typer
 from torch import Tensor
 
 from bench.asked import Asked, Asker, long_stream
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.recall import plain
 from bench.report import table
 from memory.address import in_seconds
@@ -164,12 +163,9 @@ def main(
         session.close()
     sizes = {way.name: way.num_bytes(chunk) for way in every}
     about = {**describe(), "model": model.model_id, "minutes": minutes, "seeds": seed}
-    data = {"about": about, "bytes of an old chunk": sizes, "answers": [asdict(a) for a in answers]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
+    data = {"bytes of an old chunk": sizes, "answers": [asdict(a) for a in answers]}
     lines = report(answers, sizes)
-    out.with_suffix(".md").write_text("\n".join(["# Old chunks, dense for some heads only", "", *told, "", *lines, ""]))
+    save(out, "Old chunks, dense for some heads only", about, lines, data)
     print("\n".join(lines))
 
 

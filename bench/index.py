@@ -10,7 +10,6 @@ Markdown into `bench/results/`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import typer
 from torch import Tensor
 
 from bench.asked import Asker, long_stream
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.report import table
 from memory.address import in_seconds
 from memory.chunk import KVChunk
@@ -197,11 +196,7 @@ def main(
 
 def write(out: Path, measured: Sequence[Measured]) -> None:
     about = {**describe(), "faiss": version("faiss-cpu"), "dtype of made-up keys": "bfloat16"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "measured": [asdict(m) for m in measured]}
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
-    out.with_suffix(".md").write_text("\n".join(["# The index as it grows", "", *told, "", *report(measured), ""]))
+    save(out, "The index as it grows", about, report(measured), {"measured": [asdict(m) for m in measured]})
 
 
 if __name__ == "__main__":

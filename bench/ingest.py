@@ -9,7 +9,6 @@ Weights are random: costs do not depend on them. Writes JSON and Markdown into `
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import typer
 from rich.progress import Progress
 from torch import Tensor
 
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.report import table
 from config import AnswerConfig, MemoryConfig
 from memory.bank import KVMemory, MemoryFullError
@@ -288,13 +287,9 @@ def main(
     costs, emptied = measure(model, config, side, round(hours * 3600 * FPS), points)
     stock = stock_costs(model, network, side, stock_frames, stock_seconds)
     about = {**describe(), "shape": shape, "frame side": side, "memory": asdict(config), "host begun anew": emptied}
-    path = out or RESULTS / f"ingest-{shape}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "ours": [asdict(c) for c in costs], "stock": [asdict(s) for s in stock]}
-    path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
+    data = {"ours": [asdict(c) for c in costs], "stock": [asdict(s) for s in stock]}
     lines = report(costs, stock)
-    path.with_suffix(".md").write_text("\n".join([f"# What watching costs: {shape}", "", *told, "", *lines, ""]))
+    save(out or RESULTS / f"ingest-{shape}", f"What watching costs: {shape}", about, lines, data)
     print("\n".join(lines))
 
 

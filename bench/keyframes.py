@@ -30,7 +30,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 from scenedetect.scene_manager import compute_downscale_factor
 
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.report import Target, table
 from bench.shots import KINDS, write
 from keyframes.detector import Keyframe, KeyframeDetector
@@ -271,15 +271,11 @@ def judged(met: Sequence[Target]) -> list[str]:
     return table(["ours", "target", "measured", "met"], [[t.what, t.wanted, t.measured, words[t.is_met]] for t in met])
 
 
-def save(out: Path, scores: Sequence[Score], about: dict[str, str]) -> None:
+def write_down(out: Path, scores: Sequence[Score], about: dict[str, str]) -> None:
     """`out`.json and .md."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     met = targets(scores)
-    data = {"about": about, "targets": [asdict(t) for t in met], "scores": [asdict(s) for s in scores]}
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
-    lines = ["# Hard cuts", "", *told, "", *judged(met), "", *report(scores), ""]
-    out.with_suffix(".md").write_text("\n".join(lines))
+    data = {"targets": [asdict(t) for t in met], "scores": [asdict(s) for s in scores]}
+    save(out, "Hard cuts", about, [*judged(met), "", *report(scores)], data)
 
 
 def main(
@@ -301,7 +297,7 @@ def main(
     if not scores:
         raise typer.BadParameter(f"no clip of {', '.join(map(str, truths))} lies in {videos}")
     about = {**describe(), "matched within": f"{TOLERANCE_SECONDS} s", "thresholds were chosen on": TUNED_ON}
-    save(out, scores, about)
+    write_down(out, scores, about)
     print("\n".join([*report(scores), "", *judged(targets(scores))]))
     raise typer.Exit(0 if all(target.is_met for target in targets(scores)) else 1)
 

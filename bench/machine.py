@@ -1,13 +1,16 @@
-"""What a measurement was made on: hardware, versions, commit."""
+"""What a measurement was made on: hardware, versions, commit; and how it is written down."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +29,14 @@ def describe() -> dict[str, str]:
         "transformers": version("transformers"),
         "python": platform.python_version(),
     }
+
+
+def save(out: Path, title: str, about: Mapping[str, Any], lines: Sequence[str], data: Mapping[str, Any]) -> None:
+    """`out`.json with `data`, and `out`.md with `lines`, both with what they were measured on."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps({"about": about, **data}, indent=1) + "\n")
+    told = [f"- {name}: {value}" for name, value in about.items()]
+    out.with_suffix(".md").write_text("\n".join([f"# {title}", "", *told, "", *lines, ""]))
 
 
 def _git(*words: str) -> str:

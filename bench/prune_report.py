@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from bench.machine import save
 from bench.plot import line_chart
 from bench.report import Target, lines, share, table
 from config import PruneConfig
@@ -152,17 +152,14 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
 def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any]) -> list[str]:
     """`out`.json, .md, and a plot for each footage beside them; gives the tables."""
     rows = rows_of(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "targets": [asdict(t) for t in targets(rows)], "rows": [asdict(r) for r in rows]}
+    out.parent.mkdir(parents=True, exist_ok=True)  # for the plots
+    data = {"targets": [asdict(t) for t in targets(rows)], "rows": [asdict(r) for r in rows]}
     data["answers"] = [asdict(item) for item in found if isinstance(item, Asking)]
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     words = {True: "yes", False: "no", None: "not measured"}
     judged = [[t.what, t.wanted, t.measured, words[t.is_met]] for t in targets(rows)]
     told = [*table(["novelty, no budget", "target", "measured", "met"], judged), "", *tables(rows)]
     plots = [plot(out, footage, rows) for footage in dict.fromkeys(row.footage for row in rows)]
-    facts = [f"- {name}: {value}" for name, value in about.items()]
-    text = ["# Tokens kept against right answers", "", *facts, "", *told, *by_kind(found), "", *plots, ""]
-    out.with_suffix(".md").write_text("\n".join(text))
+    save(out, "Tokens kept against right answers", about, [*told, *by_kind(found), "", *plots], data)
     return told
 
 

@@ -8,7 +8,6 @@ folder's files are dropped from the system's cache before each opening. Writes J
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import typer
 from rich.progress import track
 
 from bench.ingest import FPS, QUESTION, painted_frames, two_heads
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.report import table
 from config import AnswerConfig, Config, MemoryConfig
 from memory.bank import KVMemory
@@ -167,12 +166,9 @@ def main(
                 bench.write(Path(folder) / "s", round(length * 3600 / CHUNK_SECONDS))
                 openings.append(bench.measure(Path(folder) / "s", length))
     about = {**describe(), "shape": "demo, random weights, bfloat16"}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "openings": [asdict(opening) for opening in openings]}
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
-    out.with_suffix(".md").write_text("\n".join(["# Opening a kept session", "", *told, "", *report(openings), ""]))
-    print("\n".join(report(openings)))
+    lines = report(openings)
+    save(out, "Opening a kept session", about, lines, {"openings": [asdict(opening) for opening in openings]})
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from bench.machine import save
 from bench.plot import Line, line_chart
 
 MIB = 1 << 20
@@ -51,14 +51,11 @@ class Result:
 
 def write(out: Path, results: Sequence[Result], targets: Sequence[Target], about: dict[str, Any]) -> None:
     """`out`.json, .md, and -accuracy.svg, -bytes.svg beside them."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "targets": [asdict(t) for t in targets], "results": [asdict(r) for r in results]}
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
+    data = {"targets": [asdict(t) for t in targets], "results": [asdict(r) for r in results]}
     plots = [f"![{what}]({out.name}-{what}.svg)" for what in ("accuracy", "bytes")]
-    parts = [told, judged(targets), summarise(results), by_family(results), plots]
-    text = ["# Right answers at length", "", *(line for part in parts for line in [*part, ""])]
-    out.with_suffix(".md").write_text("\n".join(text))
+    parts = [judged(targets), summarise(results), by_family(results)]
+    lines = [*(line for part in parts for line in [*part, ""]), *plots]
+    save(out, "Right answers at length", about, lines, data)
     plot(out, results)
 
 

@@ -11,7 +11,6 @@ missed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -24,7 +23,7 @@ from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ingest import FPS, Clock, stock_inputs
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.report import table
 from config import PruneConfig, ReuseConfig
 from keyframes.pruner import make_pruner
@@ -167,14 +166,9 @@ def main(
     rows = [stock(model, network, clip, repeats)]
     rows += [ours(model, clip, chunk_frames, way, repeats) for way in track(WAYS, shape)]
     about = {**describe(), "clip": video.name, "shape": shape, "frames": len(clip), "chunk frames": chunk_frames}
-    path = out or RESULTS / f"savings-{shape}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "missed": missed(rows), "rows": [asdict(row) for row in rows]}
-    path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told, lines = [f"- {name}: {value}" for name, value in about.items()], report(rows)
-    path.with_suffix(".md").write_text(
-        "\n".join([f"# Reuse and pruning on one clip: {shape}", "", *told, "", *lines, ""])
-    )
+    lines = report(rows)
+    data = {"missed": missed(rows), "rows": [asdict(row) for row in rows]}
+    save(out or RESULTS / f"savings-{shape}", f"Reuse and pruning on one clip: {shape}", about, lines, data)
     print("\n".join(lines))
     raise typer.Exit(1 if missed(rows) else 0)
 

@@ -11,7 +11,6 @@ a target is missed. Writes JSON and Markdown into `bench/results/`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine import describe
+from bench.machine import describe, save
 from bench.report import table
 from config import ReuseConfig
 from keyframes.novelty import small
@@ -36,7 +35,7 @@ from keyframes.reuse import FeatureReuse
 from keyframes.vit_cacher import Features, Work, refreshed_tokens
 from models.demo.architecture import SIDE
 from models.loading import load
-from models.pixels import PixelSpec, group_patches, resize
+from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
 from streaming.file_source import FileSource
@@ -100,12 +99,13 @@ def subject(name: str, device: torch.device) -> Subject:
     else:
         visual, side = random_tower(name, device)
         patch = 16
-    spec = PixelSpec(patch, 2, 2)
+    pixels = side * side * BUDGET_FRAMES
+    spec = PixelSpec(patch, 2, 2, min_pixels=pixels, max_pixels=pixels)
     grid = (side // patch, side // patch)
 
     def cut(frames: Sequence[Frame]) -> Tensor:
         images = [square(frame, side) for frame in frames]
-        return torch.stack([_patches(images[k : k + 2], spec, side) for k in range(0, len(images), 2)]).to(device)
+        return torch.stack([_patches(images[k : k + 2], spec) for k in range(0, len(images), 2)]).to(device)
 
     def stock(patches: Tensor) -> Tensor:
         grids = torch.tensor([[1, *grid]] * len(patches), device=device)
@@ -143,9 +143,8 @@ def square(frame: Frame, side: int) -> Tensor:
     return resize(pixels, (side, side))[0].permute(1, 2, 0)
 
 
-def _patches(pair: list[Tensor], spec: PixelSpec, side: int) -> Tensor:
-    full = PixelSpec(spec.patch_size, 2, 2, min_pixels=side * side * 256, max_pixels=side * side * 256)
-    return group_patches([*pair, *pair[-1:] * (2 - len(pair))], full)[0]
+def _patches(pair: list[Tensor], spec: PixelSpec) -> Tensor:
+    return group_patches([*pair, *pair[-1:] * (2 - len(pair))], spec)[0]
 
 
 def clip_frames(path: Path, count: int) -> list[Frame]:
@@ -300,14 +299,9 @@ def main(
             check_equal(tower, read)
             rows.append(Runs(tower, read, config).row(clip, repeats if name != "demo" else 5))
     about = {**describe(), "reuse": asdict(config), "frames per second": FPS}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    data = {"about": about, "missed": missed(rows), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    told = [f"- {name}: {value}" for name, value in about.items()]
     lines = report(rows)
-    out.with_suffix(".md").write_text(
-        "\n".join(["# What reusing the vision tower's work saves", "", *told, "", *lines, ""])
-    )
+    data = {"missed": missed(rows), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
+    save(out, "What reusing the vision tower's work saves", about, lines, data)
     print("\n".join(lines))
     raise typer.Exit(1 if missed(rows) else 0)
 

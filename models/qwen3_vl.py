@@ -30,9 +30,7 @@ from streaming.frames import Frame
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
 TURN_END = "<|im_end|>"
-
-
-Parts = tuple[Tensor, ...]
+PerGroup = tuple[Tensor, ...]
 
 
 class Qwen3VL:
@@ -97,7 +95,7 @@ class Qwen3VL:
             for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
         ]
 
-    def _encoded_whole(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[Parts, list[Parts]]:
+    def _encoded_whole(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[PerGroup, list[PerGroup]]:
         """Embeddings and DeepStack levels of groups of any sizes, through the stock tower."""
         grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
         output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)

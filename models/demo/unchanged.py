@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.demo.architecture import GRID, SIDE
+from models.demo.bank import CELL, GRID
 
-CELL = SIDE // GRID
 LEVELS = (4.0, 6.0, 9.0)  # mean change of a token's pixels (of 255) from which it is new; two encodings differ by < 3
 
 
