@@ -31,7 +31,7 @@ from scenedetect.detectors import AdaptiveDetector, ContentDetector
 from scenedetect.scene_manager import compute_downscale_factor
 
 from bench.machine import describe, save
-from bench.report import Target, table
+from bench.report import Target, judged, table
 from bench.shots import KINDS, write
 from keyframes.detector import Keyframe, KeyframeDetector
 from streaming.frames import Frame
@@ -266,16 +266,11 @@ def report(scores: Sequence[Score]) -> list[str]:
     )
 
 
-def judged(met: Sequence[Target]) -> list[str]:
-    words = {True: "yes", False: "no", None: "not measured"}
-    return table(["ours", "target", "measured", "met"], [[t.what, t.wanted, t.measured, words[t.is_met]] for t in met])
-
-
 def write_down(out: Path, scores: Sequence[Score], about: dict[str, str]) -> None:
     """`out`.json and .md."""
     met = targets(scores)
     data = {"targets": [asdict(t) for t in met], "scores": [asdict(s) for s in scores]}
-    save(out, "Hard cuts", about, [*judged(met), "", *report(scores)], data)
+    save(out, "Hard cuts", about, [*judged(met, OURS), "", *report(scores)], data)
 
 
 def main(
@@ -298,7 +293,7 @@ def main(
         raise typer.BadParameter(f"no clip of {', '.join(map(str, truths))} lies in {videos}")
     about = {**describe(), "matched within": f"{TOLERANCE_SECONDS} s", "thresholds were chosen on": TUNED_ON}
     write_down(out, scores, about)
-    print("\n".join([*report(scores), "", *judged(targets(scores))]))
+    print("\n".join([*report(scores), "", *judged(targets(scores), OURS)]))
     raise typer.Exit(0 if all(target.is_met for target in targets(scores)) else 1)
 
 

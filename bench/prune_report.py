@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.machine import save
 from bench.plot import line_chart
-from bench.report import Target, lines, share, table
+from bench.report import Target, judged, lines, share, table
 from config import PruneConfig
 
 NONE = PruneConfig()
@@ -155,9 +155,7 @@ def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any]) ->
     out.parent.mkdir(parents=True, exist_ok=True)  # for the plots
     data = {"targets": [asdict(t) for t in targets(rows)], "rows": [asdict(r) for r in rows]}
     data["answers"] = [asdict(item) for item in found if isinstance(item, Asking)]
-    words = {True: "yes", False: "no", None: "not measured"}
-    judged = [[t.what, t.wanted, t.measured, words[t.is_met]] for t in targets(rows)]
-    told = [*table(["novelty, no budget", "target", "measured", "met"], judged), "", *tables(rows)]
+    told = [*judged(targets(rows), "novelty, no budget"), "", *tables(rows)]
     plots = [plot(out, footage, rows) for footage in dict.fromkeys(row.footage for row in rows)]
     save(out, "Tokens kept against right answers", about, [*told, *by_kind(found), "", *plots], data)
     return told

@@ -59,11 +59,11 @@ def write(out: Path, results: Sequence[Result], targets: Sequence[Target], about
     plot(out, results)
 
 
-def judged(targets: Sequence[Target]) -> list[str]:
-    """A Markdown table: a row for each target of ours."""
+def judged(targets: Sequence[Target], subject: str = f"{OURS}, longest stream") -> list[str]:
+    """A Markdown table: a row for each target of the subject."""
     words = {True: "yes", False: "no", None: "not measured"}
     rows = [[t.what, t.wanted, t.measured, words[t.is_met]] for t in targets]
-    return table([f"{OURS}, longest stream", "target", "measured", "met"], rows)
+    return table([subject, "target", "measured", "met"], rows)
 
 
 def summarise(results: Sequence[Result]) -> list[str]:
