@@ -174,8 +174,7 @@ class Session:
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
         pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
         reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
-        encoded = self._model.encode(frames, reuse) if reuse else self._model.encode(frames)
-        groups = pruned(encoded, frames, self._model.frames_per_group, pruner)
+        groups = pruned(self._model.encode(frames, reuse), frames, self._model.frames_per_group, pruner)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:

@@ -148,7 +148,7 @@ def prune_every_call(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's model keeps the tokens of KEPT, from the third chunk on none: two groups a chunk."""
     stock_encode, called = engine.model.encode, 0
 
-    def encode(frames: Sequence[Frame]) -> list[VisualGroup]:
+    def encode(frames: Sequence[Frame], reuse: None) -> list[VisualGroup]:
         nonlocal called
         called += 1
         kept = KEPT[2 * called - 2 : 2 * called] if called < 3 else ([], [])
