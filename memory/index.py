@@ -25,7 +25,7 @@ LISTS_PER_VISIT = 4  # of which a query token looks into one, the nearest
 CHUNK_TOKENS = 32  # asked of FAISS for each chunk wanted, before it is asked for more
 MOST_TOKENS = 2048  # that FAISS gives for a query on a GPU
 SPARE = 4  # so many times the chunks wanted are looked at with their true keys
-BLOCK_CHUNKS = 16  # whose true keys are looked at together
+BLOCK_TOKENS = 1 << 13  # whose true keys lie together, and are looked at together
 
 
 class HeadIndex:
@@ -52,7 +52,8 @@ class HeadIndex:
         self.head_dim = head_dim
         self._dtype = dtype
         self._segment_tokens = segment_tokens
-        self._keys: list[Tensor] = []  # of each chunk, [heads, n, head_dim]
+        self._keys: list[Tensor] = []  # of each chunk, [heads, n, head_dim], where they lie in their block
+        self._blocks: list[_Block] = []  # of the chunks that are searched flat
         self._borders = [0]  # chunk i owns tokens borders[i] to borders[i + 1], half-open
         self._segments: list[_Segment] = []
         self._flat_from = 0  # first chunk that is in no segment
@@ -88,7 +89,10 @@ class HeadIndex:
         if chunk_index != self.num_chunks:
             raise ValueError(f"chunk {chunk_index} cannot follow {self.num_chunks} indexed chunks")
         self._check(keys, "keys")
-        self._keys.append(keys.detach().to("cpu", self._dtype, copy=True))
+        if not self._blocks or not self._blocks[-1].has_room(keys.shape[1]):
+            shape = (self.num_heads, max(BLOCK_TOKENS, keys.shape[1]), self.head_dim)
+            self._blocks.append(_Block(torch.empty(shape, dtype=self._dtype)))
+        self._keys.append(self._blocks[-1].add(keys.detach()))
         self._borders.append(self.num_tokens + keys.shape[1])
         if self.num_tokens - self._borders[self._flat_from] > self._segment_tokens:
             self._close_segment()
@@ -104,8 +108,13 @@ class HeadIndex:
         if queries.shape[1] == 0 or limit < 1:
             raise ValueError(f"nothing to search for: {queries.shape[1]} query tokens, {limit} chunks")
         queries = queries.detach().to("cpu", torch.float32)
-        chunks = sorted({*range(self._flat_from, self.num_chunks), *self._proposed(queries, limit), *also})
-        found = self._max_sim(queries, chunks)
+        chunks = sorted(index for index in {*self._proposed(queries, limit), *also} if index < self._flat_from)
+        found = [self._max_sim(queries, chunks), *(block.max_sim(queries) for block in self._blocks)]
+        chunks += range(self._flat_from, self.num_chunks)
+        return self._with_the_others(chunks, torch.cat(found, 1))
+
+    def _with_the_others(self, chunks: Sequence[int], found: Tensor) -> Tensor:
+        """Scores of all chunks where those of some are known."""
         least = found.masked_fill(found == -torch.inf, torch.inf).amin(1, keepdim=True) if chunks else -torch.inf
         scores = torch.full((self.num_heads, self.num_chunks), -torch.inf)
         scores[:, torch.tensor(self._borders).diff() > 0] = least
@@ -119,10 +128,10 @@ class HeadIndex:
     def _close_segment(self) -> None:
         """Makes a segment of what is flat."""
         borders = np.array(self._borders[self._flat_from :]) - self._borders[self._flat_from]
-        keys = torch.cat(self._keys[self._flat_from :], 1)
+        keys = torch.cat([block.keys for block in self._blocks], 1)
         indexes = [self._with_lists(rows.float().numpy()) for rows in keys]
         self._segments.append(_Segment(self._flat_from, borders, indexes))
-        self._flat_from = self.num_chunks
+        self._flat_from, self._blocks = self.num_chunks, []
 
     def _with_lists(self, keys: NDArray[np.float32]) -> Any:
         """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample of them."""
@@ -148,14 +157,47 @@ class HeadIndex:
 
     def _max_sim(self, queries: Tensor, chunks: Sequence[int]) -> Tensor:
         """Exact scores of some chunks, [heads, len(chunks)]."""
-        scores = torch.full((self.num_heads, len(chunks)), -torch.inf)
-        columns = queries.transpose(1, 2)
-        for start in range(0, len(chunks), BLOCK_CHUNKS):
-            keys = [self._keys[chunk] for chunk in chunks[start : start + BLOCK_CHUNKS]]
-            sizes = torch.tensor([rows.shape[1] for rows in keys])
-            owners = torch.arange(start, start + len(keys)).repeat_interleave(sizes).expand(self.num_heads, -1)
-            scores.scatter_reduce_(1, owners, (torch.cat(keys, 1).float() @ columns).amax(-1), "amax")
-        return scores
+        if not chunks:
+            return torch.empty(self.num_heads, 0)
+        return _max_sim(
+            queries, torch.cat([self._keys[i] for i in chunks], 1), [self._keys[i].shape[1] for i in chunks]
+        )
+
+
+def _max_sim(queries: Tensor, keys: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Scores [heads, chunks] of queries [heads, q, head_dim] with keys [heads, n, head_dim], so many of each chunk."""
+    scores = torch.full((len(keys), len(sizes)), -torch.inf)
+    owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).expand(len(keys), -1)
+    return scores.scatter_reduce_(1, owners, (queries @ keys.float().transpose(1, 2)).amax(1), "amax")
+
+
+class _Block:
+    """True keys of consecutive chunks in one piece, room: [heads, most tokens, head_dim]."""
+
+    def __init__(self, room: Tensor) -> None:
+        self._room = room
+        self._sizes: list[int] = []
+        self._used = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """[heads, n, head_dim]"""
+        return self._room[:, : self._used]
+
+    def has_room(self, num_tokens: int) -> bool:
+        return self._used + num_tokens <= self._room.shape[1]
+
+    def add(self, keys: Tensor) -> Tensor:
+        """Copies a chunk's keys in and gives them back where they lie now."""
+        place = self._room[:, self._used : self._used + keys.shape[1]]
+        place.copy_(keys)
+        self._used += keys.shape[1]
+        self._sizes.append(keys.shape[1])
+        return place
+
+    def max_sim(self, queries: Tensor) -> Tensor:
+        """Exact scores of its chunks, [heads, chunks]."""
+        return _max_sim(queries, self.keys, self._sizes)
 
 
 @dataclass(frozen=True, eq=False)

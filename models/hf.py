@@ -156,12 +156,10 @@ class Decoder:
         positions, extent = lay_out([chunk.layout for chunk in context])
         cosines, sines = self._rotation(positions)
         context = [chunk.to(self.device) for chunk in context]
-        cache = DynamicCache()
-        for layer in range(context[0].keys.shape[0]):
-            keys = torch.cat([chunk.keys[layer] for chunk in context], dim=1)
-            values = torch.cat([chunk.values[layer] for chunk in context], dim=1)
-            cache.update(rotate(keys, cosines, sines)[None], values[None], layer)
-        return cache, extent
+        layers = range(context[0].keys.shape[0])
+        keys = [torch.cat([chunk.keys[layer] for chunk in context], dim=1) for layer in layers]
+        values = [torch.cat([chunk.values[layer] for chunk in context], dim=1) for layer in layers]
+        return filled_cache([rotate(k, cosines, sines)[None] for k in keys], [v[None] for v in values]), extent
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> Tensor:
@@ -206,6 +204,14 @@ class Decoder:
         cosines, sines = rotary(probe, positions[:, None].to(self.device))
         scale = rotary.attention_scaling
         return (cosines[0], sines[0]) if scale == 1 else (cosines[0] / scale, sines[0] / scale)
+
+
+def filled_cache(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
+    """A stock cache that holds the rotated keys and the values of every layer, [B, kv_heads, n, head_dim] each."""
+    cache = DynamicCache()
+    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+        cache.update(k, v, layer)
+    return cache
 
 
 def lay_out(layouts: Sequence[PositionLayout]) -> tuple[Tensor, int]:

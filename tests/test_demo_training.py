@@ -14,8 +14,8 @@ from torch import Tensor
 
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk
-from models.base import VisualGroup
-from models.demo import aids, bind, see, train
+from models.base import Head, VisualGroup
+from models.demo import aids, bind, recalled, see, train
 from models.demo import bank as bank_file
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.bank import LABELS, Bank, scene_frames, scene_labels
@@ -232,20 +232,21 @@ def test_padding_changes_nothing(small: Small, maker: ClipMaker, bank: Bank) -> 
     long = (maker.sequence(clip_of(bank), QUESTIONS), QUESTIONS, 99)
     features = features_of(small.network, bank)
     with torch.no_grad():
-        alone, targets = bind.answer_logits(small.network, *features, bind.collate([short]))
-        padded, _ = bind.answer_logits(small.network, *features, bind.collate([short, long]))
-    assert gap(alone, padded[: len(targets)]) < 1e-4
+        alone = bind.answer_logits(small.network, *features, bind.collate([short]))
+        padded = bind.answer_logits(small.network, *features, bind.collate([short, long]))
+    assert gap(alone, padded[: len(alone)]) < 1e-4
+
+
+def frames_of(bank: Bank, chunk: StoredChunk) -> list[Frame]:
+    pairs = [(bank.frames[group], m.pts_seconds) for group, m in zip(chunk.groups, chunk.truth, strict=True)]
+    return [Frame(image, at + d, 0) for pair, at in pairs for image, d in zip(pair, (-0.25, 0.25), strict=True)]
 
 
 def stream(driver: Qwen3VL, bank: Bank, chunks: Sequence[StoredChunk]) -> list[KVChunk]:
     """The clip through the driver, everything in view."""
     context = [driver.prefix()]
     for number, chunk in enumerate(chunks):
-        frames = []
-        for group, moment in zip(chunk.groups, chunk.truth, strict=True):
-            pair = bank.frames[group]
-            frames += [Frame(image, moment.pts_seconds + d, 0) for image, d in zip(pair, (-0.25, 0.25), strict=True)]
-        context.append(driver.prefill(driver.encode(frames), context, number))
+        context.append(driver.prefill(driver.encode(frames_of(bank, chunk)), context, number))
     return context
 
 
@@ -253,7 +254,7 @@ def test_training_sees_the_numbers_that_the_driver_answers_from(small: Small, ma
     chunks = clip_of(bank)
     batch = bind.collate([(maker.sequence(chunks, QUESTIONS), QUESTIONS, 99)])
     with torch.no_grad():
-        logits, _ = bind.answer_logits(small.network, *features_of(small.network, bank), batch)
+        logits = bind.answer_logits(small.network, *features_of(small.network, bank), batch)
     asked = batch.owner[batch.targets != -100]
     context = stream(small.driver, bank, chunks)
     for number, question in enumerate(QUESTIONS):
@@ -290,7 +291,7 @@ def test_a_read_is_the_attention_that_the_model_pays(maker: ClipMaker, bank: Ban
     weights: list[Tensor] = []
     llm.layers[aids.READ_LAYER].self_attn.register_forward_hook(lambda module, given, out: weights.append(out[1]))
     stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=2)
-    batch = next(bind.batches(maker, [(stage, 1.0)], seed=1))
+    batch = bind.draw_batch(maker, stage, np.random.default_rng(1))
     with torch.no_grad():
         padding = torch.zeros(batch.allowed.shape).masked_fill(~batch.allowed, float("-inf"))
         bind.answer_logits(model, *features_of(model, bank), replace(batch, allowed=padding))
@@ -329,7 +330,7 @@ def test_aids_listen_to_pruned_clips(bank: Bank) -> None:
     model = train.new_model(TOKENIZER, 1)
     listening = aids.Aids(model.model.language_model)
     stage = Stage("two", groups=(4, 4), chunks=(2, 2), pruned=1.0, batch=2)
-    batch = next(bind.batches(maker, [(stage, 1.0)], seed=1))
+    batch = bind.draw_batch(maker, stage, np.random.default_rng(1))
     groups = aids.groups_of_visual_tokens(batch)
     assert len(groups) == len(batch.features) < 16 * 16 and len(set(groups.tolist())) < 16
     bind.answer_logits(model, *features_of(model, bank), batch)
@@ -341,7 +342,7 @@ def test_aids_listen_to_pruned_clips(bank: Bank) -> None:
 
 def test_a_time_in_a_question_fetches_the_group_of_that_time(maker: ClipMaker) -> None:
     stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=4, questions=20)
-    batch = next(bind.batches(maker, [(stage, 1.0)], seed=3))
+    batch = bind.draw_batch(maker, stage, np.random.default_rng(3))
     fetched = 0
     for b, row in enumerate(batch.rows):
         places, wanted = aids.fetch_targets(batch, b)
@@ -351,6 +352,105 @@ def test_a_time_in_a_question_fetches_the_group_of_that_time(maker: ClipMaker) -
             assert row.ids[place] == maker.seconds
             fetched += 1
     assert fetched == sum(q.second is not None for asked in batch.questions for q in asked) > 0
+
+
+# --- recall -----------------------------------------------------------------------------------------------------------
+
+
+def remembered(driver: Qwen3VL, bank: Bank, chunks: Sequence[StoredChunk], reach: int) -> list[KVChunk]:
+    """Chunks as the driver has them, each prefilled behind the prefix and a few before it, of the same row."""
+    kept: list[KVChunk] = []
+    for number, chunk in enumerate(chunks):
+        row = number - number % recalled.ROW_CHUNKS
+        before = kept[max(row, number - reach) : number]
+        groups = driver.encode(frames_of(bank, chunk))
+        kept.append(driver.prefill(groups, [driver.prefix(), *before], number))
+    return kept
+
+
+def test_training_answers_from_recalled_chunks_as_a_session_does(small: Small, maker: ClipMaker, bank: Bank) -> None:
+    stage = Stage("video", groups=(4, 4), chunks=(8, 8), recalled=True)
+    videos = [
+        recalled.Video.of(maker.chunks(np.random.default_rng(seed), stage, 8), QUESTIONS[:count])
+        for seed, count in ((1, 2), (2, 1))
+    ]
+    made = recalled.arrange(maker, videos, [99, 99])
+    contexts = [[0, 1, 5], [2, 6, 7], [7]]
+    listening = aids.Aids(small.network.model.language_model)
+    with torch.no_grad():
+        raw = recalled.prefill(small.network, listening, features_of(small.network, bank), made)
+        logits, _, _ = recalled.answer(small.network, raw, made, recalled.assemble(made, contexts))
+    place = (made.asked.targets != -100).nonzero()[:, 0]
+    for q, (video, question, _) in enumerate(made.questions):
+        chunks = remembered(small.driver, bank, video.chunks, 99)
+        trained = logits[place == q][0]
+        exact, other = (
+            small.driver.first_logits(question.text, [small.driver.prefix(), *(chunks[k] for k in indices)])
+            for indices in (contexts[q], [*contexts[q][:-1], 4])
+        )
+        assert gap(exact, trained) < 1e-4 < 1e-3 < gap(other, trained)
+
+
+def test_questions_look_alone_as_a_session_asks_its_index(small: Small, maker: ClipMaker, bank: Bank) -> None:
+    stage = Stage("video", groups=(4, 4), chunks=(7, 7), recalled=True)
+    videos = [recalled.Video.of(maker.chunks(np.random.default_rng(3), stage, 7), QUESTIONS)]
+    made = recalled.arrange(maker, videos, [99])
+    listening = aids.Aids(small.network.model.language_model)
+    with torch.no_grad():
+        raw = recalled.prefill(small.network, listening, features_of(small.network, bank), made)
+        _, _, found = recalled.look(small.network, listening, raw[aids.RETRIEVAL_LAYER][0], made)
+    chunks = remembered(small.driver, bank, videos[0].chunks, 99)
+    heads = [Head(aids.RETRIEVAL_LAYER, head) for head in aids.RETRIEVAL_HEADS]
+    for video, question, scores in recalled.recalled_by(made, found):
+        assert video is videos[0] and scores.shape == (len(heads), 7)
+        queries = small.driver.question_queries(question.text, heads)
+        for number, chunk in enumerate(chunks):
+            keys = [chunk.keys[h.layer, h.head // 2, chunk.visual] for h in heads]
+            plain = (
+                torch.stack([(q @ k.T).max() for q, k in zip(queries, keys, strict=True)]) / keys[0].shape[-1] ** 0.5
+            )
+            assert gap(plain, scores[:, number]) < 1e-4
+    assert gap(scores[:, 0], scores[:, 1]) > 1e-3
+
+
+def test_a_context_holds_the_answer_and_what_was_planned(maker: ClipMaker) -> None:
+    stage = Stage("video", groups=(4, 4), chunks=(9, 9), questions=40, recalled=True)
+    rng = np.random.default_rng(5)
+    video = recalled.draw(maker, stage, rng, 9)
+    assert not {q.family for q in video.questions} & set(recalled.WHOLE_VIDEO)
+    assert len(video.questions) > 5
+    for seed, question in enumerate(video.questions):
+        scores = torch.randn(2, 9, generator=torch.Generator().manual_seed(seed))
+        chunks = recalled.chosen(video, question, scores, rng)
+        assert chunks == sorted({*chunks}) and 1 <= len(chunks) <= 9
+        moments = [m for k in chunks for m in video.chunks[k].truth]
+        if question.second is not None:
+            assert question.second in [m.second for m in moments]
+        shown = {event for m in moments for event in m.events}
+        assert shown.issuperset(question.events)
+
+
+def test_what_is_read_and_told_in_a_recalled_context(maker: ClipMaker) -> None:
+    stage = Stage("video", groups=(4, 4), chunks=(8, 8), questions=60, recalled=True)
+    rng = np.random.default_rng(6)
+    made = recalled.arrange(maker, [recalled.draw(maker, stage, rng, 8)], [2])
+    everything = recalled.assemble(made, [list(range(8))] * len(made.questions))
+    reading, video = recalled._Reading(made, everything), made.videos[0]
+    assert reading.told and reading.names and reading.times and len(reading.answers) > len(made.questions)
+    for q, place, group, second in reading.told:
+        _, question, row = made.questions[q]
+        moment = video.truth.moments[group]
+        if second < 0:
+            assert moment.second == question.second and row.ids[place + made.prefix_tokens] == maker.seconds
+        else:
+            name = dict(row.names)[place + made.prefix_tokens]
+            assert video.facts.first[video.facts.once[name]].second == second
+            assert name in {t.name for event in moment.events for t in event.things}
+    context = everything.tokens.shape[1]
+    for q, _, marks in reading.answers:
+        groups = {video.truth.moments[k] for k in everything.moments[q][marks[:context]] if k >= 0}
+        events = set(made.questions[q][1].events)
+        assert all(events.intersection(moment.events) for moment in groups) or not events
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -365,9 +465,9 @@ def tiny_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loss_of(model: Any, maker: ClipMaker, features: tuple[Tensor, Tensor]) -> float:
-    batch = next(bind.batches(maker, [(TINY, 1.0)], seed=5))
+    batch = bind.draw_batch(maker, TINY, np.random.default_rng(5))
     with torch.no_grad():
-        return float(bind.answer_loss(*bind.answer_logits(model, *features, batch)))
+        return float(bind.answer_loss(bind.answer_logits(model, *features, batch), batch.targets))
 
 
 @pytest.mark.usefixtures("tiny_curriculum")
@@ -391,7 +491,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not(
 
     features = features_of(train.new_model(TOKENIZER, 0), bank)
     whole = trained(tmp_path / "whole")
-    draw, drawn = bind.batches, []
+    draw, drawn = bind.draw_batch, []
 
     def cut_off(*given: Any, **named: Any) -> Any:
         drawn.append(named)
@@ -400,7 +500,7 @@ def test_a_training_that_was_cut_off_goes_on_as_if_it_had_not(
         return draw(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bind, "batches", cut_off)
+        patch.setattr(bind, "draw_batch", cut_off)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "parts")
     torch.manual_seed(99)

@@ -60,10 +60,11 @@ class Aids(nn.Module):
         self.closing_time_heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
         self.summary_heads = nn.Linear(HIDDEN, len(SUMMARY))
         self.fetched_heads = nn.Linear(HIDDEN, len(SUMMARY))
+        self.fetched_time_heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
         self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
-        self._heard: dict[str, Tensor] = {}
+        self.heard: dict[str, Tensor] = {}
         attention, reading = (text_model.layers[layer].self_attn for layer in (RETRIEVAL_LAYER, READ_LAYER))
-        self._group_size = attention.num_key_value_groups
+        self.group_size = attention.num_key_value_groups
         for name, module in (
             ("early", text_model.layers[TIME_LAYER]),
             ("late", text_model.layers[TELL_LAYER]),
@@ -75,30 +76,49 @@ class Aids(nn.Module):
             ("rotation", text_model.rotary_emb),
         ):
             module.register_forward_hook(self._listener(name))
+        self._num_layers = len(text_model.layers)
+        for number, layer in enumerate(text_model.layers):
+            layer.self_attn.k_norm.register_forward_hook(self._listener(f"keys {number}"))
+            layer.self_attn.v_proj.register_forward_hook(self._listener(f"values {number}"))
 
     def _listener(self, name: str) -> Any:
         def hear(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._heard[name] = torch.stack(output) if name == "rotation" else output
+            self.heard[name] = torch.stack(output) if name == "rotation" else output
 
         return hear
+
+    def raw_keys_and_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Those of every layer, un-rotated, [B * N, kv_heads, head_dim] each."""
+        pairs = [(self.heard[f"keys {k}"], self.heard[f"values {k}"]) for k in range(self._num_layers)]
+        return [(keys.flatten(0, 1), values.view(keys.shape).flatten(0, 1)) for keys, values in pairs]
+
+    def clip_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of what clips' tokens must tell."""
+        rows = [r for row, reach in zip(batch.rows, batch.reaches, strict=True) for r in surroundings(row, reach)]
+        truth = torch.tensor(rows)  # [groups, 2]
+        some = some_visual_tokens(batch)
+        early, late = (self.heard[name][batch.visual][some.places].float() for name in ("early", "late"))
+        closing = self.heard["late"][batch.ids == CLOSING].float()
+        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
+        return {
+            "time": time_loss(self.heads, early, seconds[some.groups]),
+            "closing": time_loss(self.closing_time_heads, closing, seconds),
+            "summary": self._summary(closing, batch),
+            "before": self._before(late, truth[some.groups]) + self._before(closing, truth),
+        }
+
+    def named_loss(self, batch: Batch) -> Tensor:
+        """How badly times in questions say what they name."""
+        named, seconds = self._named_times(batch)
+        return time_loss(self.heads, named, seconds) if len(named) else named.sum()
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The loss of each aid, and how often each kind of look falls on a right group first."""
         names, name_hit = self._looking(batch, name_looks(batch), RETRIEVAL_HEADS)
         times, time_hit = self._looking(batch, time_looks(batch), TIME_HEADS)
-        rows = [r for row, reach in zip(batch.rows, batch.reaches, strict=True) for r in surroundings(row, reach)]
-        truth = torch.tensor(rows)  # [groups, 2]
-        some = some_visual_tokens(batch)
-        early, late = (self._heard[name][batch.visual][some.places].float() for name in ("early", "late"))
-        closing = self._heard["late"][batch.ids == CLOSING].float()
-        seconds = torch.tensor([m.second for row in batch.rows for m in row.moments])
-        named, named_seconds = self._named_times(batch)
         return {
-            "time": time_loss(self.heads, early, seconds[some.groups]),
-            "named": time_loss(self.heads, named, named_seconds) if len(named) else named.sum(),
-            "closing": time_loss(self.closing_time_heads, closing, seconds),
-            "summary": self._summary(closing, batch),
-            "before": self._before(late, truth[some.groups]) + self._before(closing, truth),
+            **self.clip_losses(batch),
+            "named": self.named_loss(batch),
             "look": names,
             "look for time": times,
             "fetch": self._attending(batch, ("queries", "keys"), TIME_HEADS, fetch_targets),
@@ -122,7 +142,7 @@ class Aids(nn.Module):
             if (groups & (row := batch.rows[b]).moments_seen).any()
         ]
         rows, places = torch.tensor([(b, n) for b, n, _ in found], dtype=torch.long).reshape(-1, 2).unbind(1)
-        return summary_loss(self.fetched_heads, self._heard["fetched"][rows, places].float(), [m for _, _, m in found])
+        return summary_loss(self.fetched_heads, self.heard["fetched"][rows, places].float(), [m for _, _, m in found])
 
     def _named_times(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the times in questions carry in the early layer, [times, hidden], and the seconds they name."""
@@ -132,19 +152,19 @@ class Aids(nn.Module):
             for number, n in row.times.items()
         ]
         rows, places, seconds = torch.tensor(named, dtype=torch.long).reshape(-1, 3).unbind(1)
-        return self._heard["early"][rows, places].float(), seconds
+        return self.heard["early"][rows, places].float(), seconds
 
     def _looking(self, batch: Batch, looks: Looks, heads: Sequence[int]) -> tuple[Tensor, float]:
         """Cross-entropy over the seen groups of the summed best matches of their tokens."""
         wanted, seen = look_targets(batch, looks)
         rows, places = torch.tensor([(b, n) for b, n, _ in looks], dtype=torch.long).reshape(-1, 2).unbind(1)
-        keys = self._heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
-        queries = self._heard["queries"][rows, places].float()  # [looks, heads, head_dim]
+        keys = self.heard["keys"][batch.visual].float()  # [visual tokens, kv_heads, head_dim]
+        queries = self.heard["queries"][rows, places].float()  # [looks, heads, head_dim]
         slots = groups_of_visual_tokens(batch) * TOKENS_PER_GROUP + batch.features % TOKENS_PER_GROUP
         scores = queries.new_zeros(wanted.shape)
         for head in heads:
             match = queries.new_full((len(queries), wanted.shape[1] * TOKENS_PER_GROUP), NOTHING)
-            match[:, slots] = queries[:, head] @ keys[:, head // self._group_size].T / keys.shape[-1] ** 0.5
+            match[:, slots] = queries[:, head] @ keys[:, head // self.group_size].T / keys.shape[-1] ** 0.5
             scores = scores + match.view(*wanted.shape, TOKENS_PER_GROUP).logsumexp(-1)
         useful = wanted.any(dim=1)
         logs = scores.masked_fill(~seen, float("-inf"))[useful].log_softmax(dim=-1)
@@ -158,8 +178,8 @@ class Aids(nn.Module):
         self, batch: Batch, vectors: tuple[str, str], heads: Sequence[int], targets: AttentionTargets
     ) -> Tensor:
         """Minus the log of the attention that some tokens give to where they should look, mean over heads."""
-        cosines, sines = self._heard["rotation"].float()
-        queries, keys = (rotated(self._heard[name].float(), cosines, sines) for name in vectors)
+        cosines, sines = self.heard["rotation"].float()
+        queries, keys = (rotated(self.heard[name].float(), cosines, sines) for name in vectors)
         losses = [keys.new_zeros(0)]
         for b in range(len(batch.rows)):
             places, marks = targets(batch, b)
@@ -167,7 +187,7 @@ class Aids(nn.Module):
             useful = wanted.any(dim=1)
             hidden = ~batch.allowed[b, 0, places]
             for head in heads:
-                match = queries[b, places, head] @ keys[b, :, head // self._group_size].T / keys.shape[-1] ** 0.5
+                match = queries[b, places, head] @ keys[b, :, head // self.group_size].T / keys.shape[-1] ** 0.5
                 logs = match.masked_fill(hidden, float("-inf")).log_softmax(dim=-1)
                 losses.append(-logs.masked_fill(~wanted, float("-inf"))[useful].logsumexp(dim=-1))
         every = torch.cat(losses)

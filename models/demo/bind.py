@@ -8,7 +8,7 @@ sequence, each with its own view: the clip and itself, at positions that restart
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -39,7 +39,7 @@ class Stage:
     chunks: tuple[int, int]  # chunks of a clip, inclusive
     hidden: float = 0.0  # share of chunks the questions do not see
     far: float = 1.0  # chance that scenes of one clip lie far apart in time
-    recalled: bool = False  # look-alikes at random places of one video, the last at its end, as recall brings them
+    recalled: bool = False  # a video of look-alikes at random places, answered from what is recalled of it
     pruned: float = 0.0  # share of clips without the tokens that show nothing new
     questions: int = 12
     batch: int = 16
@@ -175,12 +175,7 @@ class ClipMaker:
             marks = self._new_tokens[int(rng.integers(len(self._new_tokens)))]
             chunks = pruned(rng, chunks, marks, carried=reach > 0)
         facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
-        names, weights = list(FAMILIES), np.array(list(FAMILIES.values()))
-        questions: list[Question] = []
-        for family in rng.choice(names, 3 * stage.questions, p=weights / weights.sum()):
-            made = ask(rng, facts, str(family))
-            if made is not None and len(questions) < stage.questions:
-                questions.append(made)
+        questions = draw_questions(rng, facts, stage.questions)
         return self.sequence(chunks, questions), questions, reach
 
     def sequence(self, chunks: Sequence[StoredChunk], questions: Sequence[Question]) -> TokenRow:
@@ -189,27 +184,31 @@ class ClipMaker:
             row.add(token, (k, k, k), PREFIX_CHUNK, CLIP, True)
         cursor = len(self.prefix)
         for number, chunk in enumerate(chunks):
-            length = self._chunk_extent(chunk)
+            length = self.chunk_extent(chunk)
             # A hidden chunk stood right before its successor when that was prefilled; later the gap is closed.
             start = max(len(self.prefix), cursor - length) if chunk.hidden else cursor
             self._add_chunk(row, chunk, number, start)
             cursor = cursor if chunk.hidden else start + length
         for number, question in enumerate(questions):
-            asked = self.tokens(question.text) + self.header
-            answer = [*self.tokens(question.answer), self.end]
-            named = [self._names.get(pair) for pair in pairwise(asked)]
-            row.names += [(len(row.ids) + k + 1, name) for k, name in enumerate(named) if name]
-            if question.second is not None:
-                row.times[number] = len(row.ids) + asked.index(self.seconds)
-            for k, token in enumerate(asked + answer[:-1]):
-                row.add(token, (cursor + k,) * 3, len(chunks), number, False)
-            row.targets[-len(answer) :] = answer
+            self._add_question(row, question, number, len(chunks), cursor)
         return row
+
+    def _add_question(self, row: TokenRow, question: Question, number: int, chunk: int, start: int) -> None:
+        asked = self.tokens(question.text) + self.header
+        answer = [*self.tokens(question.answer), self.end]
+        named = [self._names.get(pair) for pair in pairwise(asked)]
+        row.names += [(len(row.ids) + k + 1, name) for k, name in enumerate(named) if name]
+        if question.second is not None:
+            row.times[number] = len(row.ids) + asked.index(self.seconds)
+        for k, token in enumerate(asked + answer[:-1]):
+            row.add(token, (start + k,) * 3, chunk, number, False)
+        row.targets[-len(answer) :] = answer
 
     def _stamp(self, moment: Moment) -> list[int]:
         return self.tokens(f"<{moment.pts_seconds:.1f} seconds>")
 
-    def _chunk_extent(self, chunk: StoredChunk) -> int:
+    def chunk_extent(self, chunk: StoredChunk) -> int:
+        """Positions that a chunk takes up."""
         return sum(len(self._stamp(m)) + 2 + GRID for m in chunk.truth)
 
     def _add_chunk(self, row: TokenRow, chunk: StoredChunk, number: int, start: int) -> None:
@@ -229,6 +228,18 @@ class ClipMaker:
             at += GRID
             row.add(closing, (at, at, at), number, CLIP, seen, moment=k)
             at += 1
+
+
+def draw_questions(rng: np.random.Generator, facts: Facts, count: int, leave: Collection[str] = ()) -> list[Question]:
+    """At most so many questions, their families drawn by weight; some families may be left out."""
+    names = [family for family in FAMILIES if family not in leave]
+    weights = np.array([FAMILIES[family] for family in names])
+    questions: list[Question] = []
+    for family in rng.choice(names, 3 * count, p=weights / weights.sum()):
+        made = ask(rng, facts, str(family))
+        if made is not None and len(questions) < count:
+            questions.append(made)
+    return questions
 
 
 def pruned(
@@ -333,24 +344,34 @@ def view(row: TokenRow, reach: int) -> NDArray[np.bool_]:
     return np.asarray(np.tri(len(chunk), dtype=bool) & (clip_view | question_view))
 
 
-def batches(maker: ClipMaker, stages: Sequence[tuple[Stage, float]], seed: int) -> Iterator[Batch]:
-    """Endless batches, each from one stage drawn by its weight; the batch shrinks as clips grow."""
-    rng = np.random.default_rng(seed)
+def pick_stage(rng: np.random.Generator, stages: Sequence[tuple[Stage, float]]) -> Stage:
+    """One of the stages, by their weights."""
     weights = np.array([w for _, w in stages])
-    while True:
-        stage = stages[int(rng.choice(len(stages), p=weights / weights.sum()))][0]
-        wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))  # all of a length, so that little is padding
-        yield collate([maker.draw(rng, stage, wanted) for _ in range(stage.batch)])
+    return stages[int(rng.choice(len(stages), p=weights / weights.sum()))][0]
+
+
+def draw_batch(maker: ClipMaker, stage: Stage, rng: np.random.Generator) -> Batch:
+    """Clips of a stage, all of one length, so that little is padding."""
+    wanted = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
+    return collate([maker.draw(rng, stage, wanted) for _ in range(stage.batch)])
 
 
 def answer_logits(
     model: Qwen3VLForConditionalGeneration, embeddings: Tensor, deepstack: Tensor, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """Logits and targets at the places where an answer token is predicted."""
+) -> Tensor:
+    """Logits at the places where an answer token is predicted."""
+    out = through_layers(model, embeddings, deepstack, batch)
+    return model.lm_head(out[batch.targets != -100]).float()  # type: ignore[no-any-return]
+
+
+def through_layers(
+    model: Qwen3VLForConditionalGeneration, embeddings: Tensor, deepstack: Tensor, batch: Batch
+) -> Tensor:
+    """The LLM's last hidden states [B, N, hidden]."""
     llm = model.model.language_model
     hidden = llm.embed_tokens(batch.ids)
     hidden = hidden.masked_scatter(batch.visual[..., None], _tokens(embeddings, batch).to(hidden.dtype))
-    out = llm(
+    states: Tensor = llm(
         inputs_embeds=hidden,
         attention_mask=batch.allowed,
         position_ids=batch.positions,
@@ -358,8 +379,7 @@ def answer_logits(
         deepstack_visual_embeds=[_tokens(deepstack, batch)],
         use_cache=False,
     ).last_hidden_state
-    asked = batch.targets != -100
-    return model.lm_head(out[asked]).float(), batch.targets[asked]
+    return states
 
 
 def _tokens(features: Tensor, batch: Batch) -> Tensor:
@@ -379,4 +399,5 @@ def right_answers(logits: Tensor, batch: Batch) -> Iterator[tuple[Question, bool
 
 
 def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits, targets)
+    """logits: where answers are predicted. targets: of all tokens, -100 where nothing is."""
+    return nn.functional.cross_entropy(logits, targets[targets != -100])

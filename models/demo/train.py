@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
-from models.demo import bind, see
+from models.demo import bind, recalled, see
 from models.demo.aids import Aids, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
@@ -39,15 +39,15 @@ GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
 CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), pruned=0.2, batch=16)
 SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, pruned=0.4, batch=8, far=0.8, questions=14)
 LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, pruned=0.4, batch=4, far=0.6, questions=20)
-MANY = Stage("recalled", groups=(4, 4), chunks=(6, 12), hidden=0.5, pruned=0.3, batch=4, questions=20, recalled=True)
-FEW = Stage("recalled few", groups=(4, 4), chunks=(3, 6), hidden=0.4, pruned=0.3, batch=8, questions=14, recalled=True)
-# (share of the steps, stages with their weights): see first, then bind, then at length and as recall puts it together.
+FEW = Stage("recalled few", groups=(4, 4), chunks=(4, 12), questions=60, recalled=True)
+MANY = Stage("recalled", groups=(4, 4), chunks=(12, 36), questions=60, recalled=True)
+# (share of the steps, stages with their weights): see first, then bind, then at length and as recall brings it back.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 CURRICULUM: Curriculum = (
     (0.06, ((GLANCE, 1.0),)),
     (0.16, ((GLANCE, 0.15), (CHUNK, 0.85))),
     (0.28, ((CHUNK, 0.25), (SHORT, 0.35), (FEW, 0.4))),
-    (0.50, ((CHUNK, 0.08), (SHORT, 0.1), (FEW, 0.22), (LONG, 0.2), (MANY, 0.4))),
+    (0.50, ((CHUNK, 0.05), (SHORT, 0.1), (FEW, 0.1), (LONG, 0.2), (MANY, 0.55))),
 )
 # How the model wants to be used: what it was trained on.
 RECOMMENDED = {
@@ -116,6 +116,22 @@ class Tally:
         )
 
 
+def bind_step(
+    model: Qwen3VLForConditionalGeneration,
+    aids: Aids,
+    maker: ClipMaker,
+    features: tuple[Tensor, Tensor],
+    stage: Stage,
+    rng: np.random.Generator,
+) -> tuple[Batch, Tensor, dict[str, Tensor], dict[str, float]]:
+    """One batch of clips with their questions behind them: it, its logits where answers are predicted, and the aids'
+    losses and hits."""
+    batch = bind.draw_batch(maker, stage, rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = bind.answer_logits(model, *features, batch)
+    return batch, logits, *aids.losses(batch)
+
+
 def train_bind(
     model: Qwen3VLForConditionalGeneration,
     maker: ClipMaker,
@@ -139,11 +155,11 @@ def train_bind(
     tally, since, total = Tally(), time.monotonic(), 0.0
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)  # of the aids, so that a resumed training is the uninterrupted one
-        batch = next(bind.batches(maker, stages_at(step / steps), seed=seed * 1_000_003 + step))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, targets = bind.answer_logits(model, *features, batch)
-        loss = bind.answer_loss(logits, targets)
-        helped, hit = aids.losses(batch)
+        rng = np.random.default_rng(seed * 1_000_003 + step)
+        stage = bind.pick_stage(rng, stages_at(step / steps))
+        learn = recalled.step if stage.recalled else bind_step
+        batch, logits, helped, hit = learn(model, aids, maker, features, stage, rng)
+        loss = bind.answer_loss(logits, batch.targets)
         torch.autograd.backward(loss + AID_WEIGHT * sum_of(helped.values()))
         schedule.step()
         tally.add(logits.detach(), batch)
