@@ -1,7 +1,7 @@
 """Vision towers computed in part, composed from the stock ones' sub-modules: no forward replaced, no weight copied.
 
-A tower's layers are walked here, whole or for some patches only, in the arithmetic of the stock forward: with every
-patch recomputed both are equal. Two ways to compute in part:
+What nothing is reused from goes through the stock forward. For everything else the layers are walked here, whole or
+for some patches only, in the same arithmetic: with every patch recomputed both are equal. Two ways to compute in part:
 
 - `refreshed`: chosen patches only, in every layer the same ones. The others are the reference's in every layer, so
   nothing is computed for them but what the chosen ones read: their keys and values.
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from keyframes.vit_cacher import Features, Reference
+from keyframes.vit_cacher import Features, Reference, assemble
 from models.hf import rotate
 
 QUERY, KEY, VALUE = range(3)
@@ -45,13 +45,15 @@ class Layer:
 class Parts:
     """What sets one family of towers apart; C is the width, T the patches of a group.
 
-    embed: patches [g, k, values] to [g, k, C]. places: a grid in patches to (added [T, C], rotation [2, T, head_dim]
-    or None). finish: [g, k, C] of the last layer to [g, tokens, hidden]. taps: the same behind earlier layers.
+    stock: the stock forward, of patches [g, T, values] and their grid. embed: patches [g, k, values] to [g, k, C].
+    places: a grid in patches to (added [T, C], rotation [2, T, head_dim] or None). finish: [g, k, C] of the last layer
+    to [g, tokens, hidden]. taps: the same behind earlier layers.
     """
 
     num_heads: int
     frames_per_group: int
     merge_size: int
+    stock: Callable[[Tensor, tuple[int, int]], Features]
     embed: Module
     places: Callable[[tuple[int, int]], tuple[Tensor, Tensor | None]]
     layers: Sequence[Layer]
@@ -71,14 +73,24 @@ class Tower:
     def whole(
         self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool = False
     ) -> tuple[Features, list[Reference]]:
+        others = [row for row in range(len(patches)) if row not in keep]
+        parts, references = [], list[Reference]()
+        if others:
+            parts.append((others, self._parts.stock(patches[others], grid)))
+        if keep:
+            features, references = self._referable(patches[[*keep]], grid, outputs)
+            parts.append(([*keep], features))
+        return assemble(len(patches), parts), references
+
+    def _referable(self, patches: Tensor, grid: tuple[int, int], outputs: bool) -> tuple[Features, list[Reference]]:
+        """All patches of all groups, and a reference of each."""
         added, rotation = self._parts.places(grid)
         kept: list[tuple[Tensor, ...]] = []
-        rows = torch.tensor(keep, dtype=torch.long, device=added.device)
-        features = self._finish(self._whole_layers(patches, added, rotation, rows, outputs, kept))
-        by_kind = [torch.stack(layers) for layers in zip(*kept, strict=True)] if keep else []  # each [L, keep, T, C]
+        features = self._finish(self._whole_layers(patches, added, rotation, outputs, kept))
+        by_kind = [torch.stack(layers) for layers in zip(*kept, strict=True)]  # each [L, g, T, C]
         references = [
-            Reference(pick(features, row), added, rotation, *(kind[:, number] for kind in by_kind))
-            for number, row in enumerate(keep)
+            Reference(pick(features, row), added, rotation, *(kind[:, row] for kind in by_kind))
+            for row in range(len(patches))
         ]
         return features, references
 
@@ -101,11 +113,10 @@ class Tower:
         patches: Tensor,
         added: Tensor,
         rotation: Tensor | None,
-        rows: Tensor,
         outputs: bool,
         kept: list[tuple[Tensor, ...]],
     ) -> Iterator[Tensor]:
-        """[g, T, C] behind each layer. `kept` gets of each layer what references need of the groups in `rows`."""
+        """[g, T, C] behind each layer. `kept` gets of each layer what references need."""
         hidden = self._parts.embed(patches) + added
         for layer in self._parts.layers:
             x = layer.attention_norm(hidden)
@@ -114,9 +125,7 @@ class Tower:
             hidden = hidden + attended
             transformed = layer.mlp(layer.mlp_norm(hidden))
             hidden = hidden + transformed
-            if len(rows):
-                kinds = (keys, values, attended, transformed) if outputs else (keys, values)
-                kept.append(tuple(kind[rows] for kind in kinds))
+            kept.append((keys, values, attended, transformed) if outputs else (keys, values))
             yield hidden
 
     def refreshed_layers(self, patches: Tensor, reference: Reference, tokens: Tensor) -> Iterator[Tensor]:
@@ -204,6 +213,13 @@ def pick(features: Features, row: int) -> Features:
 def qwen3_vl_tower(visual: Any) -> Tower:
     """The tower of a stock `Qwen3VLVisionModel`, DeepStack included."""
 
+    def stock(patches: Tensor, grid: tuple[int, int]) -> Features:
+        grids = torch.tensor([[1, *grid]] * len(patches), device=patches.device)
+        made = visual(patches.flatten(0, 1), grid_thw=grids)
+        levels = (made.pooler_output, *made.deepstack_features)
+        embeddings, *deepstack = (level.unflatten(0, (len(patches), -1)) for level in levels)
+        return Features(embeddings, tuple(deepstack))
+
     def embed(patches: Tensor) -> Tensor:
         return visual.patch_embed(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])  # type: ignore[no-any-return]
 
@@ -243,6 +259,7 @@ def qwen3_vl_tower(visual: Any) -> Tower:
             num_heads=visual.blocks[0].attn.num_heads,
             frames_per_group=visual.patch_embed.temporal_patch_size,
             merge_size=visual.spatial_merge_size,
+            stock=stock,
             embed=embed,
             places=places,
             layers=[layer(block) for block in visual.blocks],
@@ -266,6 +283,10 @@ def siglip_tower(vision: Any) -> Tower:
         embedded = embeddings.patch_embedding(cells.to(embeddings.patch_embedding.weight.dtype))
         return embedded.reshape(*patches.shape[:2], -1)  # type: ignore[no-any-return]
 
+    def stock(patches: Tensor, grid: tuple[int, int]) -> Features:
+        added, _ = places(grid)
+        return Features(vision.encoder(inputs_embeds=embed(patches) + added).last_hidden_state)
+
     def places(grid: tuple[int, int]) -> tuple[Tensor, None]:
         across = embeddings.image_size // side
         if grid != (across, across):
@@ -288,6 +309,7 @@ def siglip_tower(vision: Any) -> Tower:
             num_heads=vision.config.num_attention_heads,
             frames_per_group=1,
             merge_size=1,
+            stock=stock,
             embed=embed,
             places=places,
             layers=[layer(block) for block in vision.encoder.layers],

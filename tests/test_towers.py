@@ -28,10 +28,13 @@ def all_tokens(tiny: Tiny, groups: int) -> Tensor:
     return torch.arange(tiny.num_tokens).expand(groups, -1)
 
 
-def test_a_whole_pass_equals_the_stock_tower(tiny: Tiny) -> None:
+@pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
+def test_a_whole_pass_equals_the_stock_tower(tiny: Tiny, keep: list[int]) -> None:
     patches = tiny.patches(3)
-    features, _ = tiny.tower.whole(patches, tiny.grid, [])
+    features, references = tiny.tower.whole(patches, tiny.grid, keep)
     stock, _ = tiny.stock(patches)
+    for row, reference in zip(keep, references, strict=True):
+        assert distance(reference.features, tiny.stock(patches[row : row + 1])[0]) < TOLERANCE
     assert len(features.deepstack) == len(stock.deepstack)
     assert distance(features, stock) < TOLERANCE
     assert distance(features, tiny.stock(patches.roll(1, 0))[0]) > 0.01
