@@ -246,6 +246,9 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     fps: Fps = None,
+    reuse: Reuse = None,
+    prune: Prune = None,
+    prune_budget: PruneBudget = None,
 ) -> None:
     """Open the page: upload a video or take a sample, watch it being seen, ask.
 
@@ -261,7 +264,12 @@ def serve(
         samples = [video] if video else sorted(SAMPLES.glob("*.mp4"))
         for sample in samples:
             probe(sample)  # says at once what is wrong with it
-        engine = open_engine(model, device, dtype, {"read": {"fps": fps}})
+        settings: Settings = {
+            "read": {"fps": fps},
+            "reuse": {"strategy": reuse},
+            "prune": {"strategy": prune, "budget": prune_budget},
+        }
+        engine = open_engine(model, device, dtype, settings)
         from ui import demo as page  # Gradio takes seconds to import
 
         page.serve(

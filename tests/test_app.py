@@ -467,3 +467,15 @@ def test_a_process_of_its_own_keeps_its_two_channels_apart(model: str, clip: Pat
     assert ran.returncode == 0, ran.stderr
     assert [json.loads(line)["question"] for line in ran.stdout.splitlines()] == ["What?", "And?"]
     assert "shards" not in ran.stderr and "it/s" not in ran.stderr, "no bars but our own"
+
+
+def test_a_page_reuses_and_prunes_as_it_is_told(model: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ui import demo as page
+
+    served: list[Any] = []
+    monkeypatch.setattr(page, "serve", lambda engine, *_, **__: served.append(engine.config))
+    for options in ((), ("--reuse", "novelty", "--prune", "stc", "--prune-budget", 0.4)):
+        assert run("serve", clip, "--model", model, *options).exit_code == 0
+    plain, saving = served
+    assert (plain.reuse.strategy, plain.prune.strategy) == ("none", "none")
+    assert (saving.reuse.strategy, saving.prune.strategy, saving.prune.budget) == ("novelty", "stc", 0.4)
