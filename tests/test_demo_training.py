@@ -432,20 +432,23 @@ def test_a_context_holds_the_answer_and_what_was_planned(maker: ClipMaker) -> No
 
 def test_what_is_read_and_told_in_a_recalled_context(maker: ClipMaker) -> None:
     stage = Stage("video", groups=(4, 4), chunks=(8, 8), questions=60, recalled=True)
-    rng = np.random.default_rng(6)
+    rng = np.random.default_rng(2)
     made = recalled.arrange(maker, [recalled.draw(maker, stage, rng, 8)], [2])
     everything = recalled.assemble(made, [list(range(8))] * len(made.questions))
     reading, video = recalled._Reading(made, everything), made.videos[0]
     assert reading.told and reading.names and reading.times and len(reading.answers) > len(made.questions)
-    for q, place, group, second in reading.told:
-        _, question, row = made.questions[q]
-        moment = video.truth.moments[group]
-        if second < 0:
-            assert moment.second == question.second and row.ids[place + made.prefix_tokens] == maker.seconds
+    for told in reading.told:
+        _, question, row = made.questions[told.question]
+        moment, place = video.truth.moments[told.group], told.place + made.prefix_tokens
+        if told.second is None or told.first is None:
+            assert moment.second == question.second and row.ids[place] == maker.seconds
         else:
-            name = dict(row.names)[place + made.prefix_tokens]
-            assert video.facts.first[video.facts.once[name]].second == second
-            assert name in {t.name for event in moment.events for t in event.things}
+            event = video.facts.once[dict(row.names)[place]]
+            assert event in moment.events and video.facts.first[event] is video.truth.moments[told.first]
+            assert video.facts.first[event].second == told.second
+        if told.next is not None:
+            assert question.family == "after" and question.events[1] in video.truth.moments[told.next].events
+    assert any(told.next is not None for told in reading.told)
     context = everything.tokens.shape[1]
     for q, _, marks in reading.answers:
         groups = {video.truth.moments[k] for k in everything.moments[q][marks[:context]] if k >= 0}

@@ -33,6 +33,7 @@ TELL_LAYER = 2  # its output carries what came before
 RETRIEVAL_LAYER = 3
 RETRIEVAL_HEADS = (0, 2)  # of different KV heads
 TIME_HEADS = (4,)  # that look for the moment a question names, and are shared with no name
+NEXT_HEADS = (5,)  # that look from a thing's name to what comes right after it
 READ_LAYER = 4
 READ_HEADS = (0, 2, 4)
 PLACES = (1, 100, 10_000)  # what the pairs of digits of a second are worth
@@ -61,7 +62,9 @@ class Aids(nn.Module):
         self.summary_heads = nn.Linear(HIDDEN, len(SUMMARY))
         self.fetched_heads = nn.Linear(HIDDEN, len(SUMMARY))
         self.fetched_time_heads = nn.ModuleList([nn.Linear(HIDDEN, 100) for _ in PLACES])
-        self.before_heads = nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
+        self.fetched_next_heads = nn.Linear(HIDDEN, len(SUMMARY))
+        self.fetched_before_heads = before_heads()
+        self.before_heads = before_heads()
         self.heard: dict[str, Tensor] = {}
         attention, reading = (text_model.layers[layer].self_attn for layer in (RETRIEVAL_LAYER, READ_LAYER))
         self.group_size = attention.num_key_value_groups
@@ -104,7 +107,8 @@ class Aids(nn.Module):
             "time": time_loss(self.heads, early, seconds[some.groups]),
             "closing": time_loss(self.closing_time_heads, closing, seconds),
             "summary": self._summary(closing, batch),
-            "before": self._before(late, truth[some.groups]) + self._before(closing, truth),
+            "before": before_loss(self.before_heads, late, truth[some.groups])
+            + before_loss(self.before_heads, closing, truth),
         }
 
     def named_loss(self, batch: Batch) -> Tensor:
@@ -125,11 +129,6 @@ class Aids(nn.Module):
             "fetched": self._fetched(batch),
             "read": self._attending(batch, ("read queries", "read keys"), READ_HEADS, read_targets),
         }, {"names": name_hit, "times": time_hit}
-
-    def _before(self, tokens: Tensor, truth: Tensor) -> Tensor:
-        pairs = zip(self.before_heads, truth.unbind(1), strict=True)
-        losses = [nn.functional.cross_entropy(head(tokens), column, reduction="sum") for head, column in pairs]
-        return sum_of(losses) / int((truth[:, 0] >= 0).sum().clamp(min=1))
 
     def _summary(self, closing: Tensor, batch: Batch) -> Tensor:
         return summary_loss(self.summary_heads, closing, [m for row in batch.rows for m in row.moments])
@@ -360,6 +359,18 @@ def summary(moment: Moment) -> list[float]:
     shown = {thing.name for thing in things} | {thing.motion for thing in things if thing.digit is None}
     shown.add(str(len(things)))
     return [float(name in shown) for name in SUMMARY]
+
+
+def before_heads() -> nn.ModuleList:
+    """For shape and colour of what was shown before, each with a class for nothing, shapes with one for digits."""
+    return nn.ModuleList([nn.Linear(HIDDEN, len(SHAPES) + 2), nn.Linear(HIDDEN, len(COLOURS) + 1)])
+
+
+def before_loss(heads: Iterable[nn.Module], tokens: Tensor, truth: Tensor) -> Tensor:
+    """How badly tokens [n, hidden] tell the shape and the colour of what was shown before, [n, 2]; -100: not asked."""
+    pairs = zip(heads, truth.unbind(1), strict=True)
+    losses = [nn.functional.cross_entropy(head(tokens), column, reduction="sum") for head, column in pairs]
+    return sum_of(losses) / int((truth[:, 0] >= 0).sum().clamp(min=1))
 
 
 def time_loss(heads: Iterable[nn.Module], tokens: Tensor, seconds: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from memory.recall import evidence, head_norms, plan_recall
 from models.demo.aids import (
+    NEXT_HEADS,
     READ_HEADS,
     READ_LAYER,
     RETRIEVAL_HEADS,
@@ -27,16 +28,19 @@ from models.demo.aids import (
     TIME_HEADS,
     Aids,
     answering,
+    before_loss,
     rotated,
     showing,
     source,
     summary_loss,
+    surroundings,
     time_loss,
 )
 from models.demo.architecture import TOKENS_PER_GROUP
 from models.demo.bind import Batch, ClipMaker, Stage, StoredChunk, TokenRow, collate, draw_questions, through_layers
 from models.demo.questions import Facts, Question
-from models.demo.scenes import GROUPS_PER_CHUNK
+from models.demo.scenes import GROUPS_PER_CHUNK, Moment
+from models.demo.world import WorldEvent
 from models.hf import filled_cache
 
 ROW_CHUNKS = 6  # chunks that are prefilled in one row; a row's first ones have seen none before them
@@ -45,7 +49,7 @@ TOTAL_CHUNKS = 36  # of all videos of a step
 NOISE = 0.7  # of the evidence, in standard deviations: which chunks come should vary
 MOST_HOLDERS = 3  # chunks of one event that come in any case
 WHOLE_VIDEO = ("first", "last", "caption")  # families that need all of a video, not what is recalled of it
-OF_THE_NAMED = ("when", "direction", "count_with")  # families that the named thing itself answers
+OF_THE_NAMED = ("when", "direction", "count_with", "after", "before")  # families whose answer the name has fetched
 NOWHERE = -1e4  # how well a token matches that does not count
 
 Groups = NDArray[np.bool_]  # marks of a video's groups
@@ -78,6 +82,7 @@ class Videos:
     clips: rows of chunks, all of whose tokens are numbered through. asked: one row for each question; `owners` tells
     whose it is. places: the numbers of the tokens of each video's chunks. offsets: where each clip token stands from
     the beginning of its chunk, [3, tokens]. moments: its group in its video, -1 for none. extents: of the chunks.
+    before: shape and colour of what each group of each video saw before it, as `surroundings` has them.
     """
 
     videos: Sequence[Video]
@@ -88,6 +93,7 @@ class Videos:
     offsets: NDArray[np.int64]
     moments: NDArray[np.int64]
     extents: Sequence[Sequence[int]]
+    before: Sequence[Sequence[Sequence[int]]]
     prefix_tokens: int
 
     @property
@@ -162,6 +168,7 @@ def arrange(maker: ClipMaker, videos: Sequence[Video], reaches: Sequence[int]) -
             places.append(tokens)
             offsets[:, tokens] -= offsets[0, tokens[0]]
             moments[tokens] = np.where(moments[tokens] < 0, -1, moments[tokens] + b % rows_each * ROW_GROUPS)
+    around = [surroundings(row, reach) for row, _, reach in parts]
     asked = [(v, question) for v, video in enumerate(videos) for question in video.questions]
     return Videos(
         videos,
@@ -172,6 +179,7 @@ def arrange(maker: ClipMaker, videos: Sequence[Video], reaches: Sequence[int]) -
         offsets,
         moments,
         [[maker.chunk_extent(chunk) for chunk in video.chunks] for video in videos],
+        [[*chain(*around[v * rows_each : (v + 1) * rows_each])] for v in range(len(videos))],
         len(maker.prefix),
     )
 
@@ -201,17 +209,22 @@ def look(
         (queries[:, :, head] @ visual[:, head // aids.group_size].T / visual.shape[-1] ** 0.5)
         .unflatten(-1, (-1, TOKENS_PER_GROUP))
         .amax(-1)
-        for head in (*RETRIEVAL_HEADS, *TIME_HEADS)
+        for head in (*RETRIEVAL_HEADS, *TIME_HEADS, *NEXT_HEADS)
     ]
-    every = torch.stack(by_head, dim=2)  # [Q, n, heads, groups]
-    for_names, for_times = every[:, :, : len(RETRIEVAL_HEADS)], every[:, :, len(RETRIEVAL_HEADS) :]
+    sizes = [len(RETRIEVAL_HEADS), len(TIME_HEADS), len(NEXT_HEADS)]
+    for_names, for_times, for_next = torch.split(torch.stack(by_head, dim=2), sizes, dim=2)  # [Q, n, heads, groups]
     predicted = asked.targets != -100
     said = predicted.cumsum(1) == predicted  # what comes up to where the answer begins
     said[:, : made.prefix_tokens] = False
     found = for_names.masked_fill(~said[:, :, None, None], NOWHERE).amax(1)
     wanted = _wanted_looks(made)
     lost, hit = {}, {}
-    for kind, scores in (("look", for_names), ("look for time", for_times), ("find", found[:, None])):
+    for kind, scores in (
+        ("look", for_names),
+        ("look for time", for_times),
+        ("look for next", for_next),
+        ("find", found[:, None]),
+    ):
         lost[kind], hit[kind] = _look_loss(made, scores, wanted[kind])
     return lost, hit, found.detach()
 
@@ -220,11 +233,13 @@ Look = tuple[int, int, Groups]  # question, place of a token in its row, groups 
 
 
 def _wanted_looks(made: Videos) -> dict[str, list[Look]]:
-    wanted: dict[str, list[Look]] = {"look": [], "look for time": [], "find": []}
+    wanted: dict[str, list[Look]] = {"look": [], "look for time": [], "look for next": [], "find": []}
     for q, (video, question, row) in enumerate(made.questions):
         wanted["look"] += [(q, n, video.named(name)) for n, name in row.names]
         answers = answering(video.truth, question)
         wanted["look for time"] += [(q, n, answers[0]) for n in row.times.values()]
+        if question.family == "after":
+            wanted["look for next"].append((q, row.names[0][0], showing(video.truth, question.events[1:])))
         wanted["find"] += [(q, 0, groups) for groups in answers if question.second is None]
     return {kind: [look for look in looks if look[2].any()] for kind, looks in wanted.items()}
 
@@ -321,22 +336,37 @@ def reading_losses(
         "read": _attention_loss(aids, "read ", answering_from, allowed, READ_HEADS, reading.answers),
         "fetch": _attention_loss(aids, "", fetching, allowed, TIME_HEADS, reading.times),
         "fetch name": _attention_loss(aids, "", fetching, allowed, RETRIEVAL_HEADS, reading.names),
-        **_told_losses(aids, made, reading.told),
+        "fetch next": _attention_loss(aids, "", fetching, allowed, NEXT_HEADS, reading.nexts),
+        **_told_losses(aids, made, reading),
     }
 
 
 Place = tuple[int, int, NDArray[np.bool_]]  # question, a token's place in it, which of C + n tokens to attend to
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a name or a time in a question should tell once it has looked: the group of its video that shows it; for
+    names of one event, when that begins and the group it begins with; for "after", a group of what comes next."""
+
+    question: int
+    place: int
+    group: int
+    second: int | None = None
+    first: int | None = None
+    next: int | None = None
+
+
 class _Reading:
     """What each question's tokens should attend to in their context: its answer's, the times and names in it. And what
-    these should tell: (question, place, group in the video, its second or -1)."""
+    these should tell."""
 
     def __init__(self, made: Videos, contexts: Contexts) -> None:
         self.answers: list[Place] = []
         self.times: list[Place] = []
         self.names: list[Place] = []
-        self.told: list[tuple[int, int, int, int]] = []
+        self.nexts: list[Place] = []
+        self.told: list[Told] = []
         self._skip, self._context = made.prefix_tokens, contexts.tokens.shape[1]
         self._width = self._context + made.asked.ids.shape[1] - self._skip
         for q, asked in enumerate(made.questions):
@@ -347,15 +377,18 @@ class _Reading:
         for n in row.times.values():
             groups = answering(video.truth, question)[0]
             self.times.append((q, n - self._skip, self._tokens_of(groups, moments)))
-            self.told.append((q, n - self._skip, int(groups.argmax()), -1))
+            self.told.append(Told(q, n - self._skip, int(groups.argmax())))
             speaking.append(n - self._skip)
         for n, name in row.names:
             marks = self._tokens_of(video.named(name), moments)
             self.names.append((q, n - self._skip, marks))
             if name in video.facts.once and marks.any():
-                self.told.append((q, n - self._skip, *_best_view(video, name)))
+                self.told.append(_told_of(video, question, name, q, n - self._skip))
                 if question.family in OF_THE_NAMED or question.answer == f"the {name}":
                     speaking.append(n - self._skip)
+            if question.family == "after":
+                following = showing(video.truth, question.events[1:])
+                self.nexts.append((q, n - self._skip, self._tokens_of(following, moments)))
         done = 0  # events a caption has told so far
         known: dict[int, NDArray[np.bool_]] = {}
         for n in (n for n, target in enumerate(row.targets) if target != -100):
@@ -371,11 +404,19 @@ class _Reading:
         return marks
 
 
-def _best_view(video: Video, name: str) -> tuple[int, int]:
-    """A group that shows the one event with this thing, if possible nothing else; and the second it begins."""
+def _told_of(video: Video, question: Question, name: str, q: int, place: int) -> Told:
+    """What the name of a thing of one event should tell, of it and of what follows it."""
     event = video.facts.once[name]
+    following = _views(video, question.events[1]) if question.family == "after" else []
+    shown = _views(video, event)
+    first = min(k for k, moment in enumerate(video.truth.moments) if event in moment.events)
+    return Told(q, place, shown[0], video.facts.first[event].second, first, following[0] if following else None)
+
+
+def _views(video: Video, event: WorldEvent) -> list[int]:
+    """The groups that show an event, those first that show nothing else."""
     shown = [k for k, moment in enumerate(video.truth.moments) if event in moment.events]
-    return max(shown, key=lambda k: video.truth.moments[k].clean), video.facts.first[event].second
+    return sorted(shown, key=lambda k: not video.truth.moments[k].clean)
 
 
 def _attention_loss(
@@ -402,12 +443,26 @@ def _attention_loss(
     return torch.cat(lost).mean()
 
 
-def _told_losses(aids: Aids, made: Videos, told: Sequence[tuple[int, int, int, int]]) -> dict[str, Tensor]:
-    """How badly names and times in questions tell what they have fetched: what is shown there, and when it began."""
+def _told_losses(aids: Aids, made: Videos, reading: _Reading) -> dict[str, Tensor]:
+    """How badly names and times in questions tell what they have fetched."""
+    told = reading.told
     if not told:
         return {}
-    rows, at, groups, seconds = torch.tensor(told).unbind(1)
-    tokens, dated = aids.heard["fetched"][rows, at].float(), seconds >= 0
-    truths = [made.videos[made.owners[q]].truth.moments[group] for q, group in zip(rows, groups, strict=True)]
-    when = time_loss(aids.fetched_time_heads, tokens[dated], seconds[dated]) if dated.any() else tokens.sum() * 0
-    return {"fetched": summary_loss(aids.fetched_heads, tokens, truths), "fetched time": when}
+    tokens = aids.heard["fetched"][[t.question for t in told], [t.place for t in told]].float()
+    videos = [made.owners[t.question] for t in told]
+
+    def shows(groups: Sequence[tuple[int, int]]) -> list[Moment]:
+        return [made.videos[v].truth.moments[group] for v, group in groups]
+
+    dated = [k for k, t in enumerate(told) if t.second is not None]
+    followed = [k for k, t in enumerate(told) if t.next is not None]
+    seconds = torch.tensor([told[k].second for k in dated], dtype=torch.long)
+    before = torch.tensor([made.before[videos[k]][told[k].first or 0] for k in dated], dtype=torch.long).view(-1, 2)
+    nexts = shows([(videos[k], told[k].next or 0) for k in followed])
+    here = shows([(v, t.group) for v, t in zip(videos, told, strict=True)])
+    return {
+        "fetched": summary_loss(aids.fetched_heads, tokens, here),
+        "fetched time": time_loss(aids.fetched_time_heads, tokens[dated], seconds) if dated else tokens.sum() * 0,
+        "fetched before": before_loss(aids.fetched_before_heads, tokens[dated], before),
+        "fetched next": summary_loss(aids.fetched_next_heads, tokens[followed], nexts),
+    }
