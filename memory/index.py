@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SEGMENT_TOKENS = 1 << 17  # that are searched flat before lists are learnt of them
+SEGMENT_TOKENS = 1 << 16  # that are searched flat before lists are learnt of them
 LIST_TOKENS = 512  # of a segment, for each of its lists
 LEARNT_STEP = 8  # one token in so many is looked at to learn the lists; 64 for each teach k-means enough
 LEARNING_ROUNDS = 8  # of k-means
-LISTS_PER_VISIT = 4  # of which a query token looks into one, the nearest
-CHUNK_TOKENS = 32  # asked of FAISS for each chunk wanted, before it is asked for more
+LISTS_PER_VISIT = 8  # of which a query token looks into one, the nearest
+CHUNK_TOKENS = 8  # asked of FAISS for each chunk wanted, before it is asked for more
 MOST_TOKENS = 2048  # that FAISS gives for a query on a GPU
 SPARE = 4  # so many times the chunks wanted are looked at with their true keys
 BLOCK_TOKENS = 1 << 13  # whose true keys lie together, and are looked at together

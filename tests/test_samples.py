@@ -1,8 +1,4 @@
-"""The bundled samples, watched and questioned as a person would: the embedded model answers, from the right place.
-
-Of the ten-minute one, questions of order and captions are left out and the bar is lower: among look-alikes recalled
-from all over it the embedded model still takes one for the other (see `bench/results/recall.md`).
-"""
+"""The bundled samples, watched and questioned as a person would: the embedded model answers, from the right place."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from streaming.frames import Frame
 from streaming.session import Session
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-UNSURE = {"after", "before", "first_of", "last_of", "caption"}
+RIGHT = 0.87  # of the questions of all families, answered letter for letter from evidence that covers the event
 
 
 @pytest.fixture(scope="module")
@@ -46,23 +42,17 @@ def covers(found: Answer, spans: list[list[float]]) -> bool:
     return not spans or any(item.start_seconds < stop and item.stop_seconds > start for item, (start, stop) in pairs)
 
 
-@pytest.mark.parametrize(
-    ("name", "left_out", "least"), [("one_minute", set[str](), 0.9), ("ten_minutes", UNSURE, 0.85)]
-)
-def test_questions_about_a_sample_are_answered_right_from_the_right_place(
-    engine: Engine, name: str, left_out: set[str], least: float
-) -> None:
+@pytest.mark.parametrize("name", ["one_minute", "ten_minutes"])
+def test_questions_about_a_sample_are_answered_right_from_the_right_place(engine: Engine, name: str) -> None:
     asked: list[dict[str, Any]] = json.loads((SAMPLES / f"{name}.json").read_text())["questions"]
-    asked = [question for question in asked if question["family"] not in left_out]
     session = watched(engine, name)
-    found = [answer(session, question["question"]) for question in asked]
-    right = [got.text == question["answer"] for got, question in zip(found, asked, strict=True)]
-    covered = [covers(got, question["spans"]) for got, question in zip(found, asked, strict=True)]
-    assert len(asked) > 30
-    assert sum(right) >= least * len(right), [
-        (q["question"], g.text) for q, g, r in zip(asked, found, right, strict=True) if not r
-    ]
-    assert sum(covered) >= least * len(covered), sum(covered)
+    wrong = []
+    for question in asked:
+        got = answer(session, question["question"])
+        if got.text != question["answer"] or not covers(got, question["spans"]):
+            wrong.append((question["question"], got.text, covers(got, question["spans"])))
+    assert len(asked) > 50
+    assert len(wrong) <= (1 - RIGHT) * len(asked), wrong
 
 
 def test_without_recall_the_past_of_a_long_sample_is_lost() -> None:

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
 
 from models.demo.architecture import HIDDEN, TOKENS_PER_GROUP
-from models.demo.bind import Batch, TokenRow
+from models.demo.bind import Batch, ClipMaker, TokenRow
 from models.demo.questions import NEXT_SECONDS, Facts, Question
 from models.demo.scenes import Moment
 from models.demo.tokenizer import vocabulary
@@ -191,6 +192,27 @@ class Aids(nn.Module):
                 losses.append(-logs.masked_fill(~wanted, float("-inf"))[useful].logsumexp(dim=-1))
         every = torch.cat(losses)
         return every.mean() if every.numel() else keys.sum() * 0
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """What the binding stage trains, and on what: embeddings and DeepStack level of all of the bank's groups."""
+
+    model: Qwen3VLForConditionalGeneration
+    aids: Aids
+    maker: ClipMaker
+    features: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What one step of the binding stage has come to: logits where the batch's answers are predicted, the losses of the
+    aids, and how often each kind of look fell on a right group first."""
+
+    batch: Batch
+    logits: Tensor
+    helped: dict[str, Tensor]
+    hits: dict[str, float]
 
 
 def rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ from models.demo.aids import (
     THEN,
     TIME_HEADS,
     Aids,
+    Learner,
+    Step,
     answering,
     before_loss,
     rotated,
@@ -116,28 +118,21 @@ class Contexts:
     starts: Tensor
 
 
-def step(
-    model: Qwen3VLForConditionalGeneration,
-    aids: Aids,
-    maker: ClipMaker,
-    features: tuple[Tensor, Tensor],
-    stage: Stage,
-    rng: np.random.Generator,
-) -> tuple[Batch, Tensor, dict[str, Tensor], dict[str, float]]:
-    """The questions of a step's videos, the logits where their answers are predicted, the losses of the aids, and how
-    often looks fall on a right group first."""
+def step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
+    """Questions about some videos, answered from what is recalled of them."""
+    model, aids, maker = learner.model, learner.aids, learner.maker
     length = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
     drawn = [draw(maker, stage, rng, length) for _ in range(max(1, TOTAL_CHUNKS // length))]
     made = arrange(maker, drawn, rng.choice([0, 1, 2, 99], len(drawn), p=[0.05, 0.15, 0.7, 0.1]).tolist())
     with torch.autocast("cpu", torch.bfloat16):
-        raw = prefill(model, aids, features, made)
+        raw = prefill(model, aids, learner.features, made)
         helped = aids.clip_losses(made.clips)
         looks, hit, found = look(model, aids, raw[RETRIEVAL_LAYER][0], made)
         helped |= looks | {"named": aids.named_loss(made.asked)}
         contexts = assemble(made, [chosen(*asked, rng) for asked in recalled_by(made, found)])
         logits, keys, allowed = answer(model, raw, made, contexts)
         helped |= reading_losses(aids, keys, allowed, made, contexts)
-    return made.asked, logits, helped, hit
+    return Step(made.asked, logits, helped, hit)
 
 
 def draw(maker: ClipMaker, stage: Stage, rng: np.random.Generator, length: int) -> Video:

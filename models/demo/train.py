@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from models.demo import bind, recalled, see
-from models.demo.aids import Aids, sum_of
+from models.demo.aids import Aids, Learner, Step, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
 from models.demo.bind import Batch, ClipMaker, Stage
@@ -119,20 +119,12 @@ class Tally:
         )
 
 
-def bind_step(
-    model: Qwen3VLForConditionalGeneration,
-    aids: Aids,
-    maker: ClipMaker,
-    features: tuple[Tensor, Tensor],
-    stage: Stage,
-    rng: np.random.Generator,
-) -> tuple[Batch, Tensor, dict[str, Tensor], dict[str, float]]:
-    """One batch of clips with their questions behind them: it, its logits where answers are predicted, and the aids'
-    losses and hits."""
-    batch = bind.draw_batch(maker, stage, rng)
+def bind_step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
+    """Clips with their questions behind them."""
+    batch = bind.draw_batch(learner.maker, stage, rng)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = bind.answer_logits(model, *features, batch)
-    return batch, logits, *aids.losses(batch)
+        logits = bind.answer_logits(learner.model, *learner.features, batch)
+    return Step(batch, logits, *learner.aids.losses(batch))
 
 
 def train_bind(
@@ -155,21 +147,21 @@ def train_bind(
         aids.load_state_dict(saved["aids"])
         schedule.load_state_dict(saved["schedule"])
         start = schedule.done
+    learner = Learner(model, aids, maker, features)
     tally, since, total = Tally(), time.monotonic(), 0.0
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)  # of the aids, so that a resumed training is the uninterrupted one
         rng = np.random.default_rng(seed * 1_000_003 + step)
         stage = bind.pick_stage(rng, stages_at(step / steps))
-        learn = recalled.step if stage.recalled else bind_step
-        batch, logits, helped, hit = learn(model, aids, maker, features, stage, rng)
-        loss = bind.answer_loss(logits, batch.targets)
-        torch.autograd.backward(loss + AID_WEIGHT * sum_of(helped.values()))
+        done = recalled.step(learner, stage, rng) if stage.recalled else bind_step(learner, stage, rng)
+        loss = bind.answer_loss(done.logits, done.batch.targets)
+        torch.autograd.backward(loss + AID_WEIGHT * sum_of(done.helped.values()))
         schedule.step()
-        tally.add(logits.detach(), batch)
+        tally.add(done.logits.detach(), done.batch)
         tally.aids = (
-            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in helped.items())
+            " ".join(f"{name} {float(value.detach()):.2f}" for name, value in done.helped.items())
             + " hit@1"
-            + "".join(f" {name} {share:.2f}" for name, share in hit.items())
+            + "".join(f" {name} {share:.2f}" for name, share in done.hits.items())
         )
         total += float(loss.detach())
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
