@@ -14,7 +14,7 @@ Knows nothing of vision, prompts or questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,10 +156,13 @@ class Decoder:
         positions, extent = lay_out([chunk.layout for chunk in context])
         cosines, sines = self._rotation(positions)
         context = [chunk.to(self.device) for chunk in context]
-        layers = range(context[0].keys.shape[0])
-        keys = [torch.cat([chunk.keys[layer] for chunk in context], dim=1) for layer in layers]
-        values = [torch.cat([chunk.values[layer] for chunk in context], dim=1) for layer in layers]
-        return filled_cache([rotate(k, cosines, sines)[None] for k in keys], [v[None] for v in values]), extent
+
+        def layer(number: int) -> tuple[Tensor, Tensor]:
+            keys = torch.cat([chunk.keys[number] for chunk in context], dim=1)
+            values = torch.cat([chunk.values[number] for chunk in context], dim=1)
+            return rotate(keys, cosines, sines)[None], values[None]
+
+        return filled_cache(map(layer, range(context[0].keys.shape[0]))), extent
 
     @torch.no_grad()
     def step(self, tokens: Sequence[int], position: int, cache: DynamicCache) -> Tensor:
@@ -206,11 +209,11 @@ class Decoder:
         return (cosines[0], sines[0]) if scale == 1 else (cosines[0] / scale, sines[0] / scale)
 
 
-def filled_cache(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
+def filled_cache(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
     """A stock cache that holds the rotated keys and the values of every layer, [B, kv_heads, n, head_dim] each."""
     cache = DynamicCache()
-    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
-        cache.update(k, v, layer)
+    for layer, (keys, values) in enumerate(layers):
+        cache.update(keys, values, layer)
     return cache
 
 

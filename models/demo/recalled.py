@@ -315,7 +315,7 @@ def answer(
         inputs_embeds=llm.embed_tokens(asked.ids[:, skip:]),
         attention_mask=allowed,
         position_ids=asked.positions[:, :, skip:] - skip + contexts.starts[:, None],
-        past_key_values=filled_cache(keys, values),
+        past_key_values=filled_cache(zip(keys, values, strict=True)),
         use_cache=True,
     ).last_hidden_state
     return model.lm_head(states[asked.targets[:, skip:] != -100]).float(), keys, allowed
