@@ -271,11 +271,11 @@ STAR, RING = Thing("star", "red", 0.3, 0.5, 0.5), Thing("ring", "blue", 0.3, 0.5
 
 def test_what_a_word_of_an_answer_is_read_from() -> None:
     star, ring = (WorldEvent(float(k), float(k + 1), (thing,)) for k, thing in enumerate((STAR, RING)))
-    row = TokenRow(moments=[Moment(0.2, (star,), True), Moment(1.2, (), True), Moment(2.2, (ring,), True)])
+    moments = [Moment(0.2, (star,), True), Moment(1.2, (), True), Moment(2.2, (ring,), True)]
 
     def groups(family: str, answer: str, told: int = 0, second: int | None = None) -> list[int]:
         asked = Question(family, "?", answer, (star, ring), second)
-        return aids.source(row, asked, told).nonzero()[0].tolist()
+        return aids.source(moments, asked, told).nonzero()[0].tolist()
 
     assert groups("after", "a blue ring") == groups("first_of", "the blue ring") == [2]
     assert groups("first_of", "the red star") == [0] and groups("count_with", "1") == [0, 2]
@@ -401,7 +401,7 @@ def test_questions_look_alone_as_a_session_asks_its_index(small: Small, maker: C
         _, _, found = recalled.look(small.network, listening, raw[aids.RETRIEVAL_LAYER][0], made)
     chunks = remembered(small.driver, bank, videos[0].chunks, 99)
     heads = [Head(aids.RETRIEVAL_LAYER, head) for head in aids.RETRIEVAL_HEADS]
-    for video, question, scores in recalled.recalled_by(made, found):
+    for (video, question, _), scores in zip(made.questions, found.view(3, 2, 7, -1).amax(-1), strict=True):
         assert video is videos[0] and scores.shape == (len(heads), 7)
         queries = small.driver.question_queries(question.text, heads)
         for number, chunk in enumerate(chunks):
@@ -439,19 +439,18 @@ def test_what_is_read_and_told_in_a_recalled_context(maker: ClipMaker) -> None:
     assert reading.told and reading.names and reading.times and len(reading.answers) > len(made.questions)
     for told in reading.told:
         _, question, row = made.questions[told.question]
-        moment, place = video.truth.moments[told.group], told.place + made.prefix_tokens
-        if told.second is None or told.first is None:
+        moment, place = video.moments[told.group], told.place + made.prefix_tokens
+        if told.first is None:
             assert moment.second == question.second and row.ids[place] == maker.seconds
         else:
             event = video.facts.once[dict(row.names)[place]]
-            assert event in moment.events and video.facts.first[event] is video.truth.moments[told.first]
-            assert video.facts.first[event].second == told.second
+            assert event in moment.events and video.facts.first[event] is video.moments[told.first]
         if told.next is not None:
-            assert question.family == "after" and question.events[1] in video.truth.moments[told.next].events
+            assert question.family == "after" and question.events[1] in video.moments[told.next].events
     assert any(told.next is not None for told in reading.told)
     context = everything.tokens.shape[1]
     for q, _, marks in reading.answers:
-        groups = {video.truth.moments[k] for k in everything.moments[q][marks[:context]] if k >= 0}
+        groups = {video.moments[k] for k in everything.moments[q][marks[:context]] if k >= 0}
         events = set(made.questions[q][1].events)
         assert all(events.intersection(moment.events) for moment in groups) or not events
 

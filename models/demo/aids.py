@@ -167,12 +167,11 @@ class Aids(nn.Module):
             match[:, slots] = queries[:, head] @ keys[:, head // self.group_size].T / keys.shape[-1] ** 0.5
             scores = scores + match.view(*wanted.shape, TOKENS_PER_GROUP).logsumexp(-1)
         useful = wanted.any(dim=1)
-        logs = scores.masked_fill(~seen, float("-inf"))[useful].log_softmax(dim=-1)
-        right = wanted[useful]
+        scores, seen, right = scores[useful], seen[useful], wanted[useful]
         if not right.numel():
             return keys.sum() * 0, 0.0
-        loss = -logs.masked_fill(~right, float("-inf")).logsumexp(dim=-1).mean()
-        return loss, float(right.gather(1, logs.argmax(-1, keepdim=True)).float().mean())
+        first = scores.masked_fill(~seen, float("-inf")).argmax(-1, keepdim=True)
+        return missed(scores, seen, right).mean(), float(right.gather(1, first).float().mean())
 
     def _attending(
         self, batch: Batch, vectors: tuple[str, str], heads: Sequence[int], targets: AttentionTargets
@@ -185,11 +184,10 @@ class Aids(nn.Module):
             places, marks = targets(batch, b)
             wanted = torch.from_numpy(marks)
             useful = wanted.any(dim=1)
-            hidden = ~batch.allowed[b, 0, places]
+            seen = batch.allowed[b, 0, places][useful]
             for head in heads:
                 match = queries[b, places, head] @ keys[b, :, head // self.group_size].T / keys.shape[-1] ** 0.5
-                logs = match.masked_fill(hidden, float("-inf")).log_softmax(dim=-1)
-                losses.append(-logs.masked_fill(~wanted, float("-inf"))[useful].logsumexp(dim=-1))
+                losses.append(missed(match[useful], seen, wanted[useful]))
         every = torch.cat(losses)
         return every.mean() if every.numel() else keys.sum() * 0
 
@@ -215,6 +213,12 @@ class Step:
     hits: dict[str, float]
 
 
+def missed(scores: Tensor, seen: Tensor, wanted: Tensor) -> Tensor:
+    """Minus the log of the share that softmax over what is `seen` gives to what is `wanted`, over the last axis."""
+    logs = scores.masked_fill(~seen, float("-inf")).log_softmax(-1)
+    return -logs.masked_fill(~wanted, float("-inf")).logsumexp(-1)
+
+
 def rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """RoPE on [B, N, heads, head_dim] by angles [B, N, head_dim], halves turned against each other."""
     first, second = vectors.chunk(2, dim=-1)
@@ -235,7 +239,7 @@ def read_targets(batch: Batch, b: int) -> tuple[list[int], NDArray[np.bool_]]:
         told[number] += row.targets[n] == THEN
         at = (number, told[number])
         if at not in known:
-            groups = row.moments_seen & source(row, batch.questions[b][number], told[number])
+            groups = row.moments_seen & source(row.moments, batch.questions[b][number], told[number])
             known[at] = np.isin(moment, groups.nonzero()[0])
             if number in row.times:
                 known[at][row.times[number]] = groups.any()
@@ -248,7 +252,7 @@ def fetch_targets(batch: Batch, b: int) -> tuple[list[int], NDArray[np.bool_]]:
     row, moment = batch.rows[b], np.array(batch.rows[b].moment)
     shown = np.zeros((len(row.times), batch.ids.shape[1]), dtype=bool)
     for k, number in enumerate(row.times):
-        groups = row.moments_seen & answering(row, batch.questions[b][number])[0]
+        groups = row.moments_seen & answering(row.moments, batch.questions[b][number])[0]
         shown[k, : len(moment)] = np.isin(moment, groups.nonzero()[0])
     return list(row.times.values()), shown
 
@@ -258,8 +262,8 @@ def name_looks(batch: Batch) -> Looks:
     looks: Looks = []
     for b, row in enumerate(batch.rows):
         facts = Facts(row.moments)
-        looks += [(b, n, showing(row, facts.by_name.get(name, ()))) for n, name in row.names]
-        asked = [[] if q.second is not None else answering(row, q) for q in batch.questions[b]]
+        looks += [(b, n, showing(row.moments, facts.by_name.get(name, ()))) for n, name in row.names]
+        asked = [[] if q.second is not None else answering(row.moments, q) for q in batch.questions[b]]
         answers = [n for n, target in enumerate(row.targets) if target != -100]
         looks += [(b, n, groups) for n in answers for groups in asked[row.owner[n]]]
     return looks
@@ -268,7 +272,7 @@ def name_looks(batch: Batch) -> Looks:
 def time_looks(batch: Batch) -> Looks:
     """From the times named in questions to the groups of these times."""
     return [
-        (b, n, answering(row, batch.questions[b][number])[0])
+        (b, n, answering(row.moments, batch.questions[b][number])[0])
         for b, row in enumerate(batch.rows)
         for number, n in row.times.items()
     ]
@@ -287,21 +291,21 @@ def look_targets(batch: Batch, looks: Looks) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(wanted), torch.from_numpy(seen)
 
 
-def answering(row: TokenRow, question: Question) -> list[NDArray[np.bool_]]:
-    """Which groups of the row the question is about: the moment asked about, else those that show the true events; of
+def answering(moments: Sequence[Moment], question: Question) -> list[NDArray[np.bool_]]:
+    """Which groups the question is about: the moment asked about, else those that show the true events; of
     two things to compare, each is looked for."""
     if question.second is not None:
-        return [np.array([m.second == question.second for m in row.moments])]
+        return [np.array([m.second == question.second for m in moments])]
     if question.family in ("first_of", "last_of"):
-        return [showing(row, [event]) for event in question.events]
-    return [showing(row, question.events)]
+        return [showing(moments, [event]) for event in question.events]
+    return [showing(moments, question.events)]
 
 
-def source(row: TokenRow, question: Question, told: int) -> NDArray[np.bool_]:
-    """Which groups of the row the next word of the answer is read from: of two events, the one that is the answer; of
+def source(moments: Sequence[Moment], question: Question, told: int = 0) -> NDArray[np.bool_]:
+    """Which groups the next word of the answer is read from: of two events, the one that is the answer; of
     a caption, the one to be told next."""
     if question.second is not None:
-        return answering(row, question)[0]
+        return answering(moments, question)[0]
     events: Sequence[WorldEvent] = question.events
     if question.family == "caption":
         events = events[told : told + 1]
@@ -309,12 +313,12 @@ def source(row: TokenRow, question: Question, told: int) -> NDArray[np.bool_]:
         events = events[1:]
     elif question.family in ("first_of", "last_of"):
         events = [e for e in events if any(f"the {thing.name}" == question.answer for thing in e.things)]
-    return showing(row, events)
+    return showing(moments, events)
 
 
-def showing(row: TokenRow, events: Collection[WorldEvent]) -> NDArray[np.bool_]:
-    """Which groups of the row show one of the events."""
-    return np.array([any(event in events for event in m.events) for m in row.moments])
+def showing(moments: Sequence[Moment], events: Collection[WorldEvent]) -> NDArray[np.bool_]:
+    """Which groups show one of the events."""
+    return np.array([any(event in events for event in m.events) for m in moments])
 
 
 def surroundings(row: TokenRow, reach: int) -> list[list[int]]:

@@ -116,7 +116,8 @@ class ClipMaker:
         self._names = {(int(ids(a)), int(ids(b))): f"{a} {b}" for a, b in pairs}
         self._showing: dict[str, list[int]] = {}  # numbers of the scenes that show a shape or a colour
         for number, scene in enumerate(scenes):
-            for word in {word for event in scene.events for t in event.things for word in (t.shape, t.colour)}:
+            words = (word for event in scene.events for t in event.things for word in (t.shape, t.colour))
+            for word in dict.fromkeys(words):  # in order: every process draws the same
                 self._showing.setdefault(word, []).append(number)
 
     def tokens(self, text: str) -> list[int]:

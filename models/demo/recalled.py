@@ -7,9 +7,9 @@ in any case, so that there is always something to learn from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from models.demo.aids import (
     READ_LAYER,
     RETRIEVAL_HEADS,
     RETRIEVAL_LAYER,
-    THEN,
     TIME_HEADS,
     Aids,
     Learner,
     Step,
     answering,
     before_loss,
+    missed,
     rotated,
     showing,
     source,
@@ -60,21 +60,30 @@ RawKV = Sequence[tuple[Tensor, Tensor]]  # of each layer: keys and values of all
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Chunks in time order with questions about all of them; `truth` has their moments and no tokens."""
+    """Chunks in time order with questions about all of them."""
 
     chunks: Sequence[StoredChunk]
     questions: Sequence[Question]
-    truth: TokenRow
     facts: Facts
 
     @classmethod
     def of(cls, chunks: Sequence[StoredChunk], questions: Sequence[Question]) -> Video:
-        moments = [moment for chunk in chunks for moment in chunk.truth]
-        return cls(chunks, questions, TokenRow(moments=moments, moments_seen=[True] * len(moments)), Facts(moments))
+        return cls(chunks, questions, Facts([moment for chunk in chunks for moment in chunk.truth]))
+
+    @property
+    def moments(self) -> Sequence[Moment]:
+        """The truth of every group."""
+        return self.facts.moments
 
     def named(self, name: str) -> Groups:
         """The groups that show a thing of this name."""
-        return showing(self.truth, self.facts.by_name.get(name, ()))
+        return self.showing(self.facts.by_name.get(name, ()))
+
+    def showing(self, events: Collection[WorldEvent]) -> Groups:
+        return showing(self.moments, events)
+
+    def answering(self, question: Question) -> list[Groups]:
+        return answering(self.moments, question)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +93,7 @@ class Videos:
     clips: rows of chunks, all of whose tokens are numbered through. asked: one row for each question; `owners` tells
     whose it is. places: the numbers of the tokens of each video's chunks. offsets: where each clip token stands from
     the beginning of its chunk, [3, tokens]. moments: its group in its video, -1 for none. extents: of the chunks.
-    before: shape and colour of what each group of each video saw before it, as `surroundings` has them.
+    before: shape and colour of what each group saw before it, as `surroundings` has them: [videos, groups, 2].
     """
 
     videos: Sequence[Video]
@@ -95,7 +104,7 @@ class Videos:
     offsets: NDArray[np.int64]
     moments: NDArray[np.int64]
     extents: Sequence[Sequence[int]]
-    before: Sequence[Sequence[Sequence[int]]]
+    before: Tensor
     prefix_tokens: int
 
     @property
@@ -129,7 +138,9 @@ def step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
         helped = aids.clip_losses(made.clips)
         looks, hit, found = look(model, aids, raw[RETRIEVAL_LAYER][0], made)
         helped |= looks | {"named": aids.named_loss(made.asked)}
-        contexts = assemble(made, [chosen(*asked, rng) for asked in recalled_by(made, found)])
+        by_chunk = found.view(*found.shape[:2], length, GROUPS_PER_CHUNK).amax(-1)
+        asked = zip(made.questions, by_chunk, strict=True)
+        contexts = assemble(made, [chosen(video, question, s, rng) for (video, question, _), s in asked])
         logits, keys, allowed = answer(model, raw, made, contexts)
         helped |= reading_losses(aids, keys, allowed, made, contexts)
     return Step(made.asked, logits, helped, hit)
@@ -156,14 +167,12 @@ def arrange(maker: ClipMaker, videos: Sequence[Video], reaches: Sequence[int]) -
     offsets, moments = clips.positions.flatten(1).numpy().copy(), np.full(clips.ids.numel(), -1)
     places = []
     for b, (row, _, _) in enumerate(parts):
-        chunk = np.array(row.chunk)
-        moments[b * width : b * width + len(chunk)] = row.moment
+        chunk, moment = np.array(row.chunk), np.array(row.moment)
+        moments[b * width : b * width + len(chunk)] = np.where(moment < 0, -1, moment + b % rows_each * ROW_GROUPS)
         for k in range(chunk.max() + 1):
             tokens = b * width + np.flatnonzero(chunk == k)
             places.append(tokens)
             offsets[:, tokens] -= offsets[0, tokens[0]]
-            moments[tokens] = np.where(moments[tokens] < 0, -1, moments[tokens] + b % rows_each * ROW_GROUPS)
-    around = [surroundings(row, reach) for row, _, reach in parts]
     asked = [(v, question) for v, video in enumerate(videos) for question in video.questions]
     return Videos(
         videos,
@@ -174,12 +183,13 @@ def arrange(maker: ClipMaker, videos: Sequence[Video], reaches: Sequence[int]) -
         offsets,
         moments,
         [[maker.chunk_extent(chunk) for chunk in video.chunks] for video in videos],
-        [[*chain(*around[v * rows_each : (v + 1) * rows_each])] for v in range(len(videos))],
+        torch.tensor([pair for row, _, reach in parts for pair in surroundings(row, reach)]).view(len(videos), -1, 2),
         len(maker.prefix),
     )
 
 
 def prefill(model: Qwen3VLForConditionalGeneration, aids: Aids, features: tuple[Tensor, Tensor], made: Videos) -> RawKV:
+    """All clips through the LLM, each chunk in view of those before it."""
     through_layers(model, *features, made.clips)
     return aids.raw_keys_and_values()
 
@@ -188,7 +198,7 @@ def look(
     model: Qwen3VLForConditionalGeneration, aids: Aids, keys: Tensor, made: Videos
 ) -> tuple[dict[str, Tensor], dict[str, float], Tensor]:
     """Questions read alone look for groups by their raw queries: the losses, how often they are right, and the MaxSim
-    of each question with all groups [Q, heads, groups].
+    of each question with the groups of its video [Q, heads, groups].
 
     keys: of the retrieval layer, [clip tokens, kv_heads, head_dim].
     """
@@ -200,9 +210,10 @@ def look(
         use_cache=False,
     )
     queries, visual = aids.heard["queries"].float(), keys[made.clips.visual.flatten()].float()
+    own = torch.arange(len(queries)), slice(None), torch.tensor(made.owners)
     by_head = [
         (queries[:, :, head] @ visual[:, head // aids.group_size].T / visual.shape[-1] ** 0.5)
-        .unflatten(-1, (-1, TOKENS_PER_GROUP))
+        .view(*queries.shape[:2], len(made.videos), -1, TOKENS_PER_GROUP)[own]
         .amax(-1)
         for head in (*RETRIEVAL_HEADS, *TIME_HEADS, *NEXT_HEADS)
     ]
@@ -220,7 +231,7 @@ def look(
         ("look for next", for_next),
         ("find", found[:, None]),
     ):
-        lost[kind], hit[kind] = _look_loss(made, scores, wanted[kind])
+        lost[kind], hit[kind] = _look_loss(scores, wanted[kind])
     return lost, hit, found.detach()
 
 
@@ -231,45 +242,34 @@ def _wanted_looks(made: Videos) -> dict[str, list[Look]]:
     wanted: dict[str, list[Look]] = {"look": [], "look for time": [], "look for next": [], "find": []}
     for q, (video, question, row) in enumerate(made.questions):
         wanted["look"] += [(q, n, video.named(name)) for n, name in row.names]
-        answers = answering(video.truth, question)
+        answers = video.answering(question)
         wanted["look for time"] += [(q, n, answers[0]) for n in row.times.values()]
         if question.family == "after":
-            wanted["look for next"].append((q, row.names[0][0], showing(video.truth, question.events[1:])))
+            wanted["look for next"].append((q, row.names[0][0], video.showing(question.events[1:])))
         wanted["find"] += [(q, 0, groups) for groups in answers if question.second is None]
     return {kind: [look for look in looks if look[2].any()] for kind, looks in wanted.items()}
 
 
-def _look_loss(made: Videos, scores: Tensor, looks: Sequence[Look]) -> tuple[Tensor, float]:
-    """Cross-entropy over the groups of the question's video, mean over heads, and how often all heads together are
-    right; scores: [Q, n, heads, groups]."""
+def _look_loss(scores: Tensor, looks: Sequence[Look]) -> tuple[Tensor, float]:
+    """Cross-entropy over groups, mean over heads, and how often all heads together are right.
+
+    scores: [Q, n, heads, groups].
+    """
     if not looks:
         return scores.sum() * 0, 1.0
-    borders = [0, *accumulate(len(video.truth.moments) for video in made.videos)]
     rows, at = (torch.tensor([look[k] for look in looks]) for k in (0, 1))
-    mine, right = (torch.zeros(len(looks), borders[-1], dtype=torch.bool) for _ in range(2))
-    for k, (q, _, groups) in enumerate(looks):
-        own = slice(borders[made.owners[q]], borders[made.owners[q] + 1])
-        mine[k, own], right[k, own] = True, torch.from_numpy(groups)
-    logs = scores[rows, at].masked_fill(~mine[:, None], float("-inf")).log_softmax(-1)
-    loss = -logs.masked_fill(~right[:, None], float("-inf")).logsumexp(-1).mean()
-    return loss, float(right.gather(1, logs.sum(1).argmax(-1, keepdim=True)).float().mean())
-
-
-def recalled_by(made: Videos, found: Tensor) -> list[tuple[Video, Question, Tensor]]:
-    """Every question with its video and the MaxSim of its chunks [heads, chunks]."""
-    borders = [0, *accumulate(len(video.truth.moments) for video in made.videos)]
-    groups = [found[q, :, borders[v] : borders[v + 1]] for q, v in enumerate(made.owners)]
-    return [
-        (video, question, scores.view(len(scores), -1, GROUPS_PER_CHUNK).amax(-1))
-        for (video, question, _), scores in zip(made.questions, groups, strict=True)
-    ]
+    right = torch.from_numpy(np.stack([groups for _, _, groups in looks]))
+    mine = scores[rows, at]  # [looks, heads, groups]
+    lost = missed(mine, torch.ones_like(mine, dtype=torch.bool), right[:, None].expand_as(mine))
+    first = mine.log_softmax(-1).sum(1).argmax(-1, keepdim=True)
+    return lost.mean(), float(right.gather(1, first).float().mean())
 
 
 def chosen(video: Video, question: Question, scores: Tensor, rng: np.random.Generator) -> list[int]:
     """The chunks of a question's context, ascending: as a session plans them by noisy evidence, and those that hold the
     answer."""
     timed = question.second is not None
-    parts = answering(video.truth, question) if timed else [showing(video.truth, [e]) for e in question.events]
+    parts = video.answering(question) if timed else [video.showing([e]) for e in question.events]
     holders = [np.unique(groups.nonzero()[0] // GROUPS_PER_CHUNK)[:MOST_HOLDERS].tolist() for groups in parts]
     needed = {index for indices in holders for index in indices}
     noisy = np.array(evidence(scores, head_norms(scores, [1.0] * len(scores))))
@@ -342,12 +342,11 @@ Place = tuple[int, int, NDArray[np.bool_]]  # question, a token's place in it, w
 @dataclass(frozen=True)
 class Told:
     """What a name or a time in a question should tell once it has looked: the group of its video that shows it; for
-    names of one event, when that begins and the group it begins with; for "after", a group of what comes next."""
+    names of one event, the group it begins with; for "after", a group of what comes next."""
 
     question: int
     place: int
     group: int
-    second: int | None = None
     first: int | None = None
     next: int | None = None
 
@@ -370,7 +369,7 @@ class _Reading:
     def _add(self, q: int, video: Video, question: Question, row: TokenRow, moments: NDArray[np.int64]) -> None:
         speaking = []  # places of what has fetched the answer before it is asked for
         for n in row.times.values():
-            groups = answering(video.truth, question)[0]
+            groups = video.answering(question)[0]
             self.times.append((q, n - self._skip, self._tokens_of(groups, moments)))
             self.told.append(Told(q, n - self._skip, int(groups.argmax())))
             speaking.append(n - self._skip)
@@ -382,16 +381,11 @@ class _Reading:
                 if question.family in OF_THE_NAMED or question.answer == f"the {name}":
                     speaking.append(n - self._skip)
             if question.family == "after":
-                following = showing(video.truth, question.events[1:])
+                following = video.showing(question.events[1:])
                 self.nexts.append((q, n - self._skip, self._tokens_of(following, moments)))
-        done = 0  # events a caption has told so far
-        known: dict[int, NDArray[np.bool_]] = {}
-        for n in (n for n, target in enumerate(row.targets) if target != -100):
-            done += row.targets[n] == THEN
-            if done not in known:
-                known[done] = self._tokens_of(source(video.truth, question, done), moments)
-                known[done][[self._context + place for place in speaking]] = known[done].any()
-            self.answers.append((q, n - self._skip, known[done]))
+        marks = self._tokens_of(source(video.moments, question), moments)
+        marks[[self._context + place for place in speaking]] = marks.any()
+        self.answers += [(q, n - self._skip, marks) for n, target in enumerate(row.targets) if target != -100]
 
     def _tokens_of(self, groups: Groups, moments: NDArray[np.int64]) -> NDArray[np.bool_]:
         marks = np.zeros(self._width, dtype=bool)
@@ -401,17 +395,15 @@ class _Reading:
 
 def _told_of(video: Video, question: Question, name: str, q: int, place: int) -> Told:
     """What the name of a thing of one event should tell, of it and of what follows it."""
-    event = video.facts.once[name]
-    following = _views(video, question.events[1]) if question.family == "after" else []
-    shown = _views(video, event)
-    first = min(k for k, moment in enumerate(video.truth.moments) if event in moment.events)
-    return Told(q, place, shown[0], video.facts.first[event].second, first, following[0] if following else None)
+    shown = _views(video, video.facts.once[name])
+    following = _views(video, question.events[1]) if question.family == "after" else [None]
+    return Told(q, place, shown[0], min(shown), following[0])
 
 
 def _views(video: Video, event: WorldEvent) -> list[int]:
     """The groups that show an event, those first that show nothing else."""
-    shown = [k for k, moment in enumerate(video.truth.moments) if event in moment.events]
-    return sorted(shown, key=lambda k: not video.truth.moments[k].clean)
+    shown = [k for k, moment in enumerate(video.moments) if event in moment.events]
+    return sorted(shown, key=lambda k: not video.moments[k].clean)
 
 
 def _attention_loss(
@@ -433,8 +425,7 @@ def _attention_loss(
     lost = []
     for head in heads:
         match = torch.einsum("qnd,qcd->qnc", queries[:, :, head], keys[:, head // aids.group_size])[rows, at]
-        logs = (match / keys.shape[-1] ** 0.5).masked_fill(~seen, float("-inf")).log_softmax(-1)
-        lost.append(-logs.masked_fill(~(wanted & seen), float("-inf")).logsumexp(-1))
+        lost.append(missed(match / keys.shape[-1] ** 0.5, seen, wanted & seen))
     return torch.cat(lost).mean()
 
 
@@ -444,20 +435,20 @@ def _told_losses(aids: Aids, made: Videos, reading: _Reading) -> dict[str, Tenso
     if not told:
         return {}
     tokens = aids.heard["fetched"][[t.question for t in told], [t.place for t in told]].float()
-    videos = [made.owners[t.question] for t in told]
-
-    def shows(groups: Sequence[tuple[int, int]]) -> list[Moment]:
-        return [made.videos[v].truth.moments[group] for v, group in groups]
-
-    dated = [k for k, t in enumerate(told) if t.second is not None]
-    followed = [k for k, t in enumerate(told) if t.next is not None]
-    seconds = torch.tensor([told[k].second for k in dated], dtype=torch.long)
-    before = torch.tensor([made.before[videos[k]][told[k].first or 0] for k in dated], dtype=torch.long).view(-1, 2)
-    nexts = shows([(videos[k], told[k].next or 0) for k in followed])
-    here = shows([(v, t.group) for v, t in zip(videos, told, strict=True)])
-    return {
-        "fetched": summary_loss(aids.fetched_heads, tokens, here),
-        "fetched time": time_loss(aids.fetched_time_heads, tokens[dated], seconds) if dated else tokens.sum() * 0,
-        "fetched before": before_loss(aids.fetched_before_heads, tokens[dated], before),
-        "fetched next": summary_loss(aids.fetched_next_heads, tokens[followed], nexts),
+    owners = [made.owners[t.question] for t in told]
+    moments = [made.videos[owner].moments for owner in owners]
+    firsts = [(k, t.first) for k, t in enumerate(told) if t.first is not None]
+    nexts = [(k, t.next) for k, t in enumerate(told) if t.next is not None]
+    helped = {
+        "fetched": summary_loss(aids.fetched_heads, tokens, [moments[k][t.group] for k, t in enumerate(told)]),
+        "fetched next": summary_loss(
+            aids.fetched_next_heads, tokens[[k for k, _ in nexts]], [moments[k][g] for k, g in nexts]
+        ),
     }
+    if firsts:
+        named = tokens[[k for k, _ in firsts]]
+        seconds = torch.tensor([moments[k][group].second for k, group in firsts])
+        before = torch.stack([made.before[owners[k], group] for k, group in firsts])
+        helped["fetched time"] = time_loss(aids.fetched_time_heads, named, seconds)
+        helped["fetched before"] = before_loss(aids.fetched_before_heads, named, before)
+    return helped
