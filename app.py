@@ -81,8 +81,8 @@ KvBits = Annotated[
 Prune = Annotated[
     str | None,
     typer.Option(
-        help="Leave visual tokens out: novelty drops what has not changed; stc, uniform, merge and coverage keep a "
-        "fixed share; none keeps all. \\[default: none]"
+        help="Leave visual tokens out: novelty skips pictures that show nothing new and keeps a share of the others, stc, "
+        "uniform, merge and coverage one of all; none keeps everything. \\[default: none]"
     ),
 ]
 Reuse = Annotated[
@@ -93,7 +93,7 @@ Reuse = Annotated[
     ),
 ]
 PruneBudget = Annotated[
-    float | None, typer.Option(help="Most of a picture's tokens that --prune keeps, 0 to 1. \\[default: its own]")
+    float | None, typer.Option(help="Share of a picture's tokens that --prune keeps, up to 1. \\[default: 0.5]")
 ]
 SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]

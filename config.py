@@ -33,7 +33,6 @@ class MemoryConfig:
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
     recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
     sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
-    standing_chunks: int = 6  # older chunks brought back for what a dense one still shows, where tokens are pruned
     sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
     context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
     carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
@@ -50,7 +49,6 @@ class MemoryConfig:
             "window_chunks": 1,
             "recall_chunks": 0,
             "sparse_chunks": 0,
-            "standing_chunks": 0,
             "context_tokens": 1,
             "carrier_tokens": 0,
             "host_bytes": 0,
@@ -92,16 +90,16 @@ class PruneConfig:
     """Which visual tokens of a group go on to the LLM."""
 
     strategy: str = "none"  # "novelty" (ours), "stc" (dual anchor), "uniform", "merge" (ToMe), "coverage" (diversity)
-    budget: float = 0.0  # most of a group's tokens that stay, as a share; 0: a quarter, with "novelty" all that is new
-    still_below: float = 0.05  # novelty up to which a token counts as unchanged
-    refresh_seconds: float = 60.0  # what was not new for so long stays once more; bounds how far back "still" reaches
+    budget: float = 0.5  # of a group's tokens that stay, as a share; of the groups that show something new, "novelty"
+    still_below: float = 0.1  # novelty up to which a patch counts as unchanged
+    refresh_seconds: float = 60.0  # a still picture goes on once in so long
 
     def __post_init__(self) -> None:
         strategies = ("none", "novelty", "stc", "uniform", "merge", "coverage")
         if self.strategy not in strategies:
             raise ValueError(f"strategy must be one of {', '.join(strategies)}, not {self.strategy!r}")
-        if not 0 <= self.budget <= 1:
-            raise ValueError(f"budget must lie in [0, 1], not {self.budget}")
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"budget must lie in (0, 1], not {self.budget}")
         if not 0 <= self.still_below <= 1:
             raise ValueError(f"still_below must lie in [0, 1], not {self.still_below}")
         if not self.refresh_seconds > 0:

@@ -10,8 +10,10 @@ run. Writes JSON, Markdown and plots into `bench/results/`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -27,11 +29,11 @@ from bench.recall import knobs, plain, progress
 from config import Config, PruneConfig
 from keyframes.pruner import make_pruner
 from keyframes.reuse import FeatureReuse
-from memory.address import in_seconds
+from memory.address import in_seconds, stamp_of
 from memory.chunk import KVChunk
-from models.base import VideoLLM, VisualGroup, pruned
+from models.base import VideoLLM, VisualGroup, news
 from models.demo.evaluate import Clip, make_clip
-from models.demo.scenes import FPS
+from models.demo.scenes import FPS, GROUP_SECONDS
 from models.demo.streams import Stream
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine
@@ -41,7 +43,7 @@ from streaming.session import Session, in_parts
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = ("novelty", "stc", "uniform", "merge", "coverage")
-BUDGETS = (0.5, 0.25, 0.125)
+BUDGETS = (PruneConfig().budget, 0.25)
 
 
 class EncodedOnce:
@@ -49,30 +51,32 @@ class EncodedOnce:
 
     def __init__(self, model: VideoLLM) -> None:
         self._model = model
-        self._frames: list[Frame] = []
-        self._groups: list[VisualGroup] = []
+        self._groups: dict[int, VisualGroup] = {}  # of the newest frames, by the first frame of each
+        self._frames: Sequence[Frame] = ()  # kept alive, so that what they are known by stays theirs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    def see(self, frames: Sequence[Frame]) -> None:
+        self._frames = frames
+        self._groups = dict(zip(map(id, frames[:: self.frames_per_group]), self._model.encode(frames), strict=True))
+
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
-        if [id(frame) for frame in frames] != [id(frame) for frame in self._frames]:
-            self._frames, self._groups = list(frames), self._model.encode(frames, reuse)
-        return self._groups
+        return [self._groups[id(frame)] for frame in frames[:: self.frames_per_group]]
 
 
 def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[PruneConfig]) -> Iterator[Asking | Seeing]:
     """One short clip under all settings; its hidden chunks are prefilled and not shown, as recall would."""
-    encoded = [model.encode(part) for part in clip.frames]
-    states: dict[str, torch.Tensor] = {}
+    once, states = EncodedOnce(model), dict[str, torch.Tensor]()
+    once.see([frame for part in clip.frames for frame in part])
     for prune in settings:
-        groups = prune_clip(clip, encoded, model.frames_per_group, prune)
+        groups = prune_clip(clip, cast(VideoLLM, once), prune)
         chunks = remembered(model, groups, config.memory.prefill_chunks)
         yield seen_of(clip, groups, chunks, prune)
-        shown = [chunk for chunk, stored in zip(chunks, clip.chunks, strict=True) if not stored.hidden]
-        context = [model.prefix(), *shown]
+        shown = [c for c, stored in zip(chunks, clip.chunks, strict=True) if c is not None and not stored.hidden]
+        context, starts = [model.prefix(), *shown], [start for chunk in shown for start in chunk.group_starts]
         for question in clip.questions:
-            words = in_seconds(question.text)
+            words = in_seconds(question.text, partial(stamp_of, group_starts=starts, group_seconds=GROUP_SECONDS))
             said = "".join(model.answer(words, context, (), config.answer))
             state = model.last_state(words, context)
             near = float(cosine_similarity(state, states.setdefault(question.text, state), dim=0))
@@ -80,15 +84,14 @@ def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Prun
             yield Asking(CLIPS, prune.strategy, prune.budget, *told, plain(said) == plain(question.answer), near)
 
 
-def prune_clip(
-    clip: Clip, encoded: Sequence[list[VisualGroup]], frames_per_group: int, prune: PruneConfig
-) -> list[list[VisualGroup]]:
-    """The pruner begins anew behind a gap and behind a hidden chunk: nothing else shows what that one kept."""
+def prune_clip(clip: Clip, model: VideoLLM, prune: PruneConfig) -> list[list[VisualGroup]]:
+    """What goes on of each chunk. The pruner begins anew behind a gap and behind a hidden chunk: nothing else shows
+    what that one kept."""
     pruner, parts = make_pruner(prune), []
-    for number, (groups, frames) in enumerate(zip(encoded, clip.frames, strict=True)):
+    for number, frames in enumerate(clip.frames):
         if number and not follows(clip, number):
             pruner = make_pruner(prune)
-        parts.append(pruned(groups, frames, frames_per_group, pruner))
+        parts.append(news(model, frames, pruner))
     return parts
 
 
@@ -98,19 +101,24 @@ def follows(clip: Clip, number: int) -> bool:
     return not before.hidden and chunk.groups[0] == before.groups[-1] + 1
 
 
-def remembered(model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk]:
-    """Chunk by chunk, each in view of the `reach` chunks before it."""
+def remembered(model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk | None]:
+    """Chunk by chunk, each in view of the `reach` chunks before it; None where nothing went on."""
     chunks: list[KVChunk] = []
-    for number, part in enumerate(groups):
-        chunks.append(model.prefill(part, [model.prefix(), *(chunks[-reach:] if reach else [])], number))
-    return chunks
+    found: list[KVChunk | None] = []
+    for part in groups:
+        if part:
+            chunks.append(model.prefill(part, [model.prefix(), *(chunks[-reach:] if reach else [])], len(chunks)))
+        found.append(chunks[-1] if part else None)
+    return found
 
 
-def seen_of(clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk], prune: PruneConfig) -> Seeing:
+def seen_of(
+    clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk | None], prune: PruneConfig
+) -> Seeing:
     kept = sum(len(group.embeddings) for part in groups for group in part)
-    left_out = sum(group.num_pruned for part in groups for group in part)
-    seconds, kv_bytes = sum(map(len, clip.frames)) / FPS, sum(chunk.memory_bytes for chunk in chunks)
-    return Seeing(CLIPS, prune.strategy, prune.budget, seconds, kept + left_out, kept, kv_bytes)
+    whole = sum(len(chunk.groups) for chunk in clip.chunks) * math.prod(groups[0][0].grid)
+    seconds, kv_bytes = sum(map(len, clip.frames)) / FPS, sum(chunk.memory_bytes for chunk in chunks if chunk)
+    return Seeing(CLIPS, prune.strategy, prune.budget, seconds, whole, kept, kv_bytes)
 
 
 def calm_stream(seed: int, seconds: float) -> Stream:
@@ -136,14 +144,15 @@ class Watching:
     side: int
 
     def run(self, seed: int, bar: Progress) -> Iterator[Asking | Seeing]:
-        model = cast(VideoLLM, EncodedOnce(self.engine.model))
+        once = EncodedOnce(self.engine.model)
         configs = [replace(self.engine.config, prune=prune) for prune in self.settings]
-        sessions = [Engine(model, self.engine.profile, config).open() for config in configs]
+        sessions = [Engine(cast(VideoLLM, once), self.engine.profile, config).open() for config in configs]
         waiting = Asker(self.stream, seed).all(self.questions)
         read, size = self.engine.config.read, self.engine.config.memory.chunk_frames
         frames = round(self.stream.duration_seconds * read.fps)
         task = bar.add_task(self.footage, total=-(-frames // size) + len(waiting))
         for part in in_parts(self.stream.frames(self.side, read.fps), size):
+            once.see(part)
             for session in sessions:
                 watch(session, part)
             bar.advance(task)
@@ -181,12 +190,9 @@ def bytes_per_token(session: Session) -> int:
 
 
 def settings_of(strategies: str, budgets: str) -> list[PruneConfig]:
-    """No pruning first; novelty without a budget as well as with each."""
-    found = [NONE]
-    for strategy in filter(None, strategies.split(",")):
-        own = [0.0] if strategy == "novelty" else []
-        found += [PruneConfig(strategy, budget) for budget in [*own, *map(float, filter(None, budgets.split(",")))]]
-    return found
+    """No pruning first, then every strategy with every budget."""
+    shares = [float(share) for share in filter(None, budgets.split(","))]
+    return [NONE, *(PruneConfig(name, share) for name in filter(None, strategies.split(",")) for share in shares)]
 
 
 def main(
@@ -198,7 +204,7 @@ def main(
     budgets: Annotated[str, typer.Option(help="Shares of a group's tokens.")] = ",".join(map(str, BUDGETS)),
     seed: Annotated[int, typer.Option(help="Of clips and streams.")] = 0,
     side: Annotated[int, typer.Option(help="Pixels of a painted frame of the streams.")] = 128,
-    memory: Annotated[str, typer.Option(help="Memory settings: standing_chunks=4,recall_chunks=4.")] = "",
+    memory: Annotated[str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "prune",
 ) -> None:

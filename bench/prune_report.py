@@ -51,7 +51,7 @@ class Seeing:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting on one kind of footage; a budget of 0 is the strategy's own."""
+    """One setting on one kind of footage."""
 
     footage: str
     strategy: str
@@ -88,10 +88,10 @@ def row_of(key: tuple[str, str, float], items: Sequence[Asking | Seeing]) -> Row
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
-    """Of novelty pruning without a budget, beside no pruning on the same footage."""
+    """Of novelty pruning with its default budget, beside no pruning on the same footage."""
     judged = []
     for footage, most in MOST_KEPT.items():
-        ours = next((r for r in rows if (r.footage, r.strategy, r.budget) == (footage, "novelty", 0.0)), None)
+        ours = next((r for r in rows if (r.footage, r.strategy, r.budget) == (footage, "novelty", NONE.budget)), None)
         base = next((r for r in rows if (r.footage, r.strategy) == (footage, NONE.strategy)), None)
         what = (
             (f"{footage}: tokens kept", f"at most {most:.0%}"),
@@ -125,7 +125,7 @@ def cells(row: Row, base: Row | None) -> list[str]:
     right, memory = f"{row.right:.3f} ({row.questions})", f"{row.kv_gib_per_hour:.3f}"
     return [
         row.strategy,
-        f"{row.budget:g}" if row.budget else "",
+        budget_cell(row.strategy, row.budget),
         f"{row.kept:.1%}",
         right,
         ratio,
@@ -133,6 +133,10 @@ def cells(row: Row, base: Row | None) -> list[str]:
         memory,
         smaller,
     ]
+
+
+def budget_cell(strategy: str, budget: float) -> str:
+    return "" if strategy == NONE.strategy else f"{budget:g}"
 
 
 def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
@@ -143,7 +147,11 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
     for item in asked:
         groups[item.footage, item.strategy, item.budget].append(item)
     body = [
-        [*key[:2], f"{key[2]:g}" if key[2] else "", *(share([i.right for i in items if i.kind == k]) for k in kinds)]
+        [
+            *key[:2],
+            f"{key[2]:g}" if key[1] != NONE.strategy else "",
+            *(share([i.right for i in items if i.kind == k]) for k in kinds),
+        ]
         for key, items in groups.items()
     ]
     return table(["footage", "strategy", "budget", *kinds], body)
@@ -155,7 +163,7 @@ def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any]) ->
     out.parent.mkdir(parents=True, exist_ok=True)  # for the plots
     data = {"targets": [asdict(t) for t in targets(rows)], "rows": [asdict(r) for r in rows]}
     data["answers"] = [asdict(item) for item in found if isinstance(item, Asking)]
-    told = [*judged(targets(rows), "novelty, no budget"), "", *tables(rows)]
+    told = [*judged(targets(rows), f"novelty, budget {NONE.budget:g}"), "", *tables(rows)]
     plots = [plot(out, footage, rows) for footage in dict.fromkeys(row.footage for row in rows)]
     save(out, "Tokens kept against right answers", about, [*told, *by_kind(found), "", *plots], data)
     return told

@@ -28,7 +28,7 @@ from bench.report import table
 from config import PruneConfig, ReuseConfig
 from keyframes.pruner import make_pruner
 from memory.chunk import KVChunk
-from models.base import pruned
+from models.base import news
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
 from streaming.file_source import FileSource
@@ -74,9 +74,10 @@ def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig
     """The chunks of a clip, as a session makes them."""
     tower, pruner = model.reuse(reuse), make_pruner(prune)
     chunks: list[KVChunk] = []
-    for number, frames in enumerate(parts):
-        groups = pruned(model.encode(frames, tower), frames, model.frames_per_group, pruner)
-        chunks.append(model.prefill(groups, [model.prefix(), *chunks[-REACH:]], number))
+    for frames in parts:
+        groups = news(model, frames, pruner, tower)
+        if groups:
+            chunks.append(model.prefill(groups, [model.prefix(), *chunks[-REACH:]], len(chunks)))
     return chunks
 
 

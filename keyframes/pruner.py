@@ -1,7 +1,7 @@
-"""Which visual tokens of a group go on to the LLM: one interface, several strategies.
+"""Which groups go on to the LLM, and which of their visual tokens: one interface, several strategies.
 
-A pruner sees the groups of one stream in order, and says of each which of its tokens stay; that may be none where the
-strategy carries over from group to group. Knows nothing of models, prompts or memory.
+A pruner sees the groups of one stream in order. Before the vision tower runs it says whether a group shows anything
+new; of those that do it says which tokens stay. Knows nothing of models, prompts or memory.
 """
 
 from __future__ import annotations
@@ -18,26 +18,11 @@ from torch.nn.functional import normalize
 
 from config import PruneConfig
 from keyframes.novelty import novelty, small
-from keyframes.vit_cacher import token_novelty
 
-PATCHES = 2  # along a token's side, in which change is looked for
+PATCHES = 16  # along a picture's shorter side, in which change is looked for
 TEMPORAL_SHARE = 0.5  # of the temporal anchor in STC's score; the rest is the spatial one's
 ANCHOR_GROUPS = 4  # that the temporal anchor looks back over, about
-FIXED_BUDGET = 0.25  # share of a group's tokens that strategies of a fixed size keep, unless told otherwise
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """One group as a pruner sees it.
-
-    features: [n, hidden], row-major over the grid. grid: (rows, columns) of tokens, n in all.
-    images: its frames, uint8 [H, W, 3]. pts_seconds: its time.
-    """
-
-    features: Tensor
-    grid: tuple[int, int]
-    images: Sequence[NDArray[np.uint8]]
-    pts_seconds: float
+Images = Sequence[NDArray[np.uint8]]  # the frames of a group, [H, W, 3]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +41,13 @@ class Kept:
 class TokenPruner(Protocol):
     """Holds what one stream needs; groups come in order."""
 
-    def keep(self, group: Seen) -> Kept: ...
+    def shows_news(self, images: Images, pts_seconds: float) -> bool:
+        """Whether the group of these frames goes on at all."""
+        ...
+
+    def keep(self, features: Tensor) -> Kept:
+        """What stays of a group that goes on: its tokens' features [n, hidden], row-major over the grid."""
+        ...
 
 
 def make_pruner(config: PruneConfig) -> TokenPruner | None:
@@ -65,14 +56,13 @@ def make_pruner(config: PruneConfig) -> TokenPruner | None:
         return None
     if config.strategy == "novelty":
         return NoveltyPruner(config)
-    share = config.budget or FIXED_BUDGET
     strategies: dict[str, Callable[[float], TokenPruner]] = {
         "stc": DualAnchorPruner,
         "uniform": UniformPruner,
         "merge": MergePruner,
         "coverage": CoveragePruner,
     }
-    return strategies[config.strategy](share)
+    return strategies[config.strategy](config.budget)
 
 
 def count_of(share: float, num_tokens: int) -> int:
@@ -80,73 +70,80 @@ def count_of(share: float, num_tokens: int) -> int:
     return max(1, round(share * num_tokens))
 
 
-class NoveltyPruner:
-    """Ours: a token stays where its cell of the picture shows something else than when it was last kept.
+class EveryGroup:
+    """A pruner to which every group is news."""
 
-    Compared with what was last *kept* of the very cell, so slow drift adds up. What a kept group's own frames show
-    differently counts as new for the next one, so that the last token of a cell shows one thing only. What the budget
-    leaves out stays new, and comes with the next group. A still picture costs one whole group every `refresh_seconds`.
-    """
-
-    def __init__(self, config: PruneConfig) -> None:
-        self._share = config.budget or 1.0
-        self._below, self._refresh_seconds = config.still_below, config.refresh_seconds
-        self._grid: tuple[int, int] | None = None
-        self._reference = torch.empty(0)  # small picture: in every cell what was last kept of it
-        self._own = torch.empty(0)  # [n], change between the frames of the group in which a cell was last kept
-        self._kept_seconds = torch.empty(0)  # [n], when that was
-
-    def keep(self, group: Seen) -> Kept:
-        rows, columns = group.grid
-        pictures = small(group.images, (PATCHES * rows, PATCHES * columns), group.features.device)
-        if group.grid != self._grid:
-            self._begin(group.grid, pictures[-1])
-        new = torch.maximum(per_token(novelty(pictures, self._reference)), self._own)
-        new[group.pts_seconds - self._kept_seconds >= self._refresh_seconds] = 1.0
-        chosen = new.topk(count_of(self._share, len(new))).indices
-        stays = torch.zeros_like(new, dtype=torch.bool)
-        stays[chosen] = new[chosen] > self._below
-        self._remember(stays, pictures, group.pts_seconds)
-        return Kept(stays.nonzero()[:, 0].cpu())
-
-    def _begin(self, grid: tuple[int, int], picture: Tensor) -> None:
-        self._grid, self._reference = grid, picture
-        self._own = torch.zeros(grid[0] * grid[1], device=picture.device)
-        self._kept_seconds = torch.full_like(self._own, -torch.inf, dtype=torch.float64)
-
-    def _remember(self, stays: Tensor, pictures: Tensor, pts_seconds: float) -> None:
-        side = self._reference.shape[-1] // self._cells(stays).shape[-1]
-        where = self._cells(stays).repeat_interleave(side, 0).repeat_interleave(side, 1)
-        self._reference = torch.where(where, pictures[-1], self._reference)
-        own = per_token(novelty(pictures[:-1], pictures[-1])) if len(pictures) > 1 else torch.zeros_like(self._own)
-        self._own = torch.where(stays, own, self._own)
-        self._kept_seconds[stays] = pts_seconds
-
-    def _cells(self, per_cell: Tensor) -> Tensor:
-        assert self._grid is not None
-        return per_cell.reshape(self._grid)
+    def shows_news(self, images: Images, pts_seconds: float) -> bool:
+        return True
 
 
-def per_token(change: Tensor) -> Tensor:
-    """The most novelty in each token of a group: [frames, rows, columns] per patch -> [n]."""
-    return token_novelty(change, 1, PATCHES).amax(0)
+class DualAnchor:
+    """STC's score (arXiv 2512.00891), with anchors of full width and a bounded past: tokens count for most that are
+    least like the mean of the last groups (temporal anchor) and like the mean of their own (spatial anchor)."""
+
+    def __init__(self) -> None:
+        self._past: Tensor | None = None  # [hidden]
+
+    def score(self, features: Tensor) -> Tensor:
+        """Of the next group's tokens [n, hidden]: float32 [n]."""
+        z = features.float()
+        spatial = z.mean(0)
+        temporal = spatial if self._past is None else self._past
+        self._past = temporal + (spatial - temporal) / ANCHOR_GROUPS
+        return TEMPORAL_SHARE * unlike(z, temporal) + (1 - TEMPORAL_SHARE) * unlike(z, spatial)
 
 
-class DualAnchorPruner:
-    """STC's pruner (arXiv 2512.00891), with anchors of full width and a bounded past: the tokens stay that are least
-    like the mean of the last groups (temporal anchor) and like the mean of their own (spatial anchor)."""
+class DualAnchorPruner(EveryGroup):
+    """STC's pruner: a fixed share of each group, what scores best by its anchors."""
 
     def __init__(self, share: float) -> None:
         self._share = share
-        self._anchor: Tensor | None = None  # [hidden]
+        self._anchor = DualAnchor()
 
-    def keep(self, group: Seen) -> Kept:
-        z = group.features.float()
-        spatial = z.mean(0)
-        temporal = spatial if self._anchor is None else self._anchor
-        self._anchor = temporal + (spatial - temporal) / ANCHOR_GROUPS
-        score = TEMPORAL_SHARE * unlike(z, temporal) + (1 - TEMPORAL_SHARE) * unlike(z, spatial)
-        return Kept(score.topk(count_of(self._share, len(z))).indices.sort().values.cpu())
+    def keep(self, features: Tensor) -> Kept:
+        return Kept(best_of(self._anchor.score(features), self._share))
+
+
+class NoveltyPruner(DualAnchorPruner):
+    """Ours: a group goes on where it shows something else than the last one that did, and of it the tokens that stand
+    out most, by STC's score; so each that goes on can be read alone, and a frame with nothing new costs nothing.
+
+    Compared with the last group that went on, so slow drift adds up. Where that one's own frames differ, the next is
+    news, so that the last one shows one thing only. A still picture costs one group every `refresh_seconds`.
+    """
+
+    def __init__(self, config: PruneConfig) -> None:
+        super().__init__(config.budget)
+        self._below, self._refresh_seconds = config.still_below, config.refresh_seconds
+        self._reference: Tensor | None = None  # small picture: what was last seen of the last group that went on
+        self._own = 0.0  # the most change between its frames
+        self._seconds = 0.0  # when that was
+
+    def shows_news(self, images: Images, pts_seconds: float) -> bool:
+        pictures = small(images, patch_grid(images[0].shape[:2]))
+        if not self._is_news(pictures, pts_seconds):
+            return False
+        self._reference, self._seconds = pictures[-1], pts_seconds
+        self._own = float(novelty(pictures[:-1], pictures[-1]).max()) if len(pictures) > 1 else 0.0
+        return True
+
+    def _is_news(self, pictures: Tensor, pts_seconds: float) -> bool:
+        if self._reference is None or self._reference.shape != pictures.shape[1:] or self._own > self._below:
+            return True
+        if pts_seconds - self._seconds >= self._refresh_seconds:
+            return True
+        return float(novelty(pictures, self._reference).max()) > self._below
+
+
+def patch_grid(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of about square patches over a picture of (height, width) pixels."""
+    least = min(size)
+    return round(PATCHES * size[0] / least), round(PATCHES * size[1] / least)
+
+
+def best_of(scores: Tensor, share: float) -> Tensor:
+    """Places of the best share of scores [n], ascending, on the CPU."""
+    return scores.topk(count_of(share, len(scores))).indices.sort().values.cpu()
 
 
 def unlike(z: Tensor, anchor: Tensor) -> Tensor:
@@ -154,22 +151,22 @@ def unlike(z: Tensor, anchor: Tensor) -> Tensor:
     return 1 - normalize(z, dim=-1) @ normalize(anchor, dim=-1)
 
 
-class UniformPruner:
+class UniformPruner(EveryGroup):
     """Tokens evenly spread over the grid, row-major; the next group's lie one further, so that each cell has a turn."""
 
     def __init__(self, share: float) -> None:
         self._share = share
         self._turn = 0
 
-    def keep(self, group: Seen) -> Kept:
-        n = len(group.features)
+    def keep(self, features: Tensor) -> Kept:
+        n = len(features)
         count = count_of(self._share, n)
         places = (torch.arange(count) * n // count + self._turn) % n
         self._turn += 1
         return Kept(places.sort().values)
 
 
-class MergePruner:
+class MergePruner(EveryGroup):
     """Token merging (ToMe, arXiv 2210.09461): the most alike tokens of a group become their mean, at one's place.
 
     In every round the tokens are two halves by turns, each of the first half looks for its likest in the second, and
@@ -179,8 +176,8 @@ class MergePruner:
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def keep(self, group: Seen) -> Kept:
-        z = group.features.float()
+    def keep(self, features: Tensor) -> Kept:
+        z = features.float()
         count = count_of(self._share, len(z))
         stands_for = torch.arange(len(z), device=z.device)  # place of the token that each token has become
         while len(places := torch.unique(stands_for)) > count:
@@ -206,15 +203,15 @@ def means_of(z: Tensor, owners: Tensor, count: int) -> Tensor:
     return sums / owners.bincount(minlength=count)[:, None]
 
 
-class CoveragePruner:
+class CoveragePruner(EveryGroup):
     """Diversity (as ToDRE and MMTok look for): one after the other, the token that is least like all those kept so far;
     first the one least like its group's mean."""
 
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def keep(self, group: Seen) -> Kept:
-        unit = normalize(group.features.float(), dim=-1)
+    def keep(self, features: Tensor) -> Kept:
+        unit = normalize(features.float(), dim=-1)
         apart = unlike(unit, unit.mean(0))
         chosen = [apart.argmax()]
         nearest = unlike(unit, unit[chosen[0]])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from memory.phrases import Reading
+
+BEGUN_SHARE = 0.25  # of a group's length: frame rates such as 29.97 let groups start a little after full seconds
 
 
 @dataclass(frozen=True, order=True)
@@ -29,16 +31,20 @@ def named_spans(question: str, now_seconds: float) -> list[Span]:
     return sorted({Span(start, stop) for start, stop in spans if start <= stop})
 
 
-def in_seconds(question: str) -> str:
+def in_seconds(question: str, shown_at: Callable[[float], float] = float) -> str:
     """The question with its moments in seconds, as a video LLM's timestamps are: "at 1:35" -> "at 95 seconds".
 
+    shown_at: the moment whose timestamp stands for another one's, see `stamp_of`; each its own where it is left out.
     Amounts that are no moments ("in the last five minutes") and all other text stay as they are, byte for byte.
     """
     reading = Reading(question, now_seconds=math.inf)
     pieces, done = [], 0
     for i, time in enumerate(reading.times):
-        if i in reading.moments and not time.in_seconds:
-            pieces += [question[done : time.start], f"{time.seconds:.10g} seconds"]
+        if i not in reading.moments:
+            continue
+        seconds = shown_at(time.seconds)
+        if seconds != time.seconds or not time.in_seconds:
+            pieces += [question[done : time.start], f"{seconds:.10g} seconds"]
             done = time.stop
     return "".join([*pieces, question[done:]])
 
@@ -55,6 +61,20 @@ def chunk_ranges(spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float
     if not starts:
         return []
     return [_touched(span, starts) for span in spans]
+
+
+def stamp_of(seconds: float, group_starts: Sequence[float], group_seconds: float) -> float:
+    """The moment by which to look for what a model was shown at `seconds`: itself where a group was remembered then,
+    else the whole second of the latest group before, which showed the same.
+
+        groups     |0 |1       |4 |5          1.5 -> 1.5     3 -> 1     4 -> 4     60 -> 5
+
+    group_starts: of the groups remembered around then, in order. A group that starts a little later counts as begun.
+    """
+    begun = bisect_right(group_starts, seconds + BEGUN_SHARE * group_seconds)
+    if not begun or seconds < group_starts[begun - 1] + group_seconds:
+        return seconds
+    return float(math.floor(group_starts[begun - 1]))
 
 
 def _touched(span: Span, starts: Sequence[float]) -> range:

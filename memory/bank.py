@@ -47,6 +47,7 @@ class _Entry:
     visual: Tensor
     start_seconds: float
     stop_seconds: float
+    group_starts: tuple[float, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -182,9 +183,9 @@ class KVMemory:
         chunks |= self._loaded(sorted({index for index in indices if index not in chunks}))
         return [chunks[index] for index in indices]
 
-    def places(self, index: int) -> tuple[PositionLayout, Tensor]:
-        """Where the tokens of a chunk stand, wherever it is, and which of them are visual: bool [n]."""
-        return self._entries[index].layout, self._entries[index].visual
+    def group_starts(self, index: int) -> tuple[float, ...]:
+        """Seconds at which the groups of a chunk start, wherever it is."""
+        return self._entries[index].group_starts
 
     def sizes(self, index: int) -> tuple[int, int]:
         """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
@@ -315,7 +316,9 @@ class KVMemory:
     def _restore(self, store: SessionStore) -> None:
         """All that is in the store; the newest chunks into the window, as far back as they are sound."""
         self._format, self._bits = store.format, store.format.bits
-        self._entries = [_Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds) for c in store.chunks]
+        self._entries = [
+            _Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds, c.group_starts) for c in store.chunks
+        ]
         self._num_tokens = sum(entry.num_tokens for entry in self._entries)
         self._num_visual_tokens = sum(int(entry.visual.sum()) for entry in self._entries)
         newest = range(max(0, self.num_chunks - self._window_chunks), self.num_chunks)
@@ -341,12 +344,13 @@ class KVMemory:
 
 
 def _entry(chunk: KVChunk) -> _Entry:
-    return _Entry(chunk.layout, chunk.visual, chunk.start_seconds, chunk.stop_seconds)
+    return _Entry(chunk.layout, chunk.visual, chunk.start_seconds, chunk.stop_seconds, chunk.group_starts)
 
 
 def _chunk(index: int, entry: _Entry, form: KVFormat, data: Tensor) -> KVChunk:
     keys, values = form.unpack(data, entry.num_tokens)
-    return KVChunk(keys, values, entry.layout, entry.visual, entry.start_seconds, entry.stop_seconds, index)
+    span = entry.start_seconds, entry.stop_seconds
+    return KVChunk(keys, values, entry.layout, entry.visual, *span, index, entry.group_starts)
 
 
 def _own(tensor: Tensor) -> Tensor:

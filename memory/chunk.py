@@ -98,6 +98,7 @@ class KVChunk:
     visual: bool [n], true for tokens that stand for a piece of picture.
     start_seconds, stop_seconds: the stretch of video covered, half-open.
     index: number of the chunk in its stream, from 0; the prompt's prefix is -1.
+    group_starts: seconds at which its groups start, in order; where groups are left out, nothing new was shown.
     """
 
     keys: Tensor
@@ -107,6 +108,7 @@ class KVChunk:
     start_seconds: float
     stop_seconds: float
     index: int
+    group_starts: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 4 or self.keys.shape != self.values.shape:

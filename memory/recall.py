@@ -16,9 +16,9 @@ from torch import Tensor
 
 BEST_CHUNKS = 4  # so many of the best come before any neighbour: hit@4 of the retrieval heads is 1.00 as measured
 
-Why = Literal["named time", "recalled", "recent", "standing", "beside", "sample"]
+Why = Literal["named time", "recalled", "recent", "beside", "sample"]
 Level = Literal["dense", "sparse"]
-IMPORTANCE: tuple[Why, ...] = ("recent", "named time", "recalled", "standing", "beside", "sample")  # last out first
+IMPORTANCE: tuple[Why, ...] = ("recent", "named time", "recalled", "beside", "sample")  # last out first
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,6 @@ def plan_recall(
     chunks += [PlannedChunk(i, known[i], "beside", "sparse") for i in beside]
     chunks += [PlannedChunk(i, known[i], "sample", "sparse") for i in sample]
     return RecallPlan(tuple(sorted(chunks, key=lambda chunk: chunk.index)))
-
-
-def with_standing(plan: RecallPlan, holders: Callable[[int], Sequence[int]], most: int) -> RecallPlan:
-    """The plan with at most so many chunks beside, dense, that hold what its own dense ones still show: for every one
-    of these, those of named times before all others and then the most important first, the holders in their order."""
-    asked = sorted(plan.chunks, key=lambda chunk: (chunk.why != "named time", _importance(chunk)))
-    dense = [chunk for chunk in asked if chunk.level == "dense"]
-    wanted = dict.fromkeys(index for chunk in dense for index in holders(chunk.index))
-    there = {chunk.index for chunk in dense}
-    found = list(islice((index for index in wanted if index not in there), most))
-    others = [chunk for chunk in plan.chunks if chunk.index not in found]
-    standing = [PlannedChunk(index, 0.0, "standing") for index in found]
-    return RecallPlan(tuple(sorted([*others, *standing], key=lambda chunk: chunk.index)))
 
 
 def without_dense(plan: RecallPlan, indices: Collection[int]) -> RecallPlan:

@@ -61,6 +61,7 @@ class StoredChunk:
     index: int
     start_seconds: float
     stop_seconds: float
+    group_starts: tuple[float, ...]
     num_frames: int
     watch_seconds: float
     layout: PositionLayout
@@ -82,14 +83,14 @@ class StoredChunk:
         places = np.array([self.places[kept] for kept in KEPT], np.int64).tobytes()
         positions = self.layout.positions.to(torch.int32).numpy().tobytes()
         visual = self.visual.numpy().tobytes()
-        blobs = (places, positions, visual)
+        blobs = (np.array(self.group_starts).tobytes(), places, positions, visual)
         return (*plain, *blobs, row_checksum(plain, blobs))
 
     @classmethod
     def of_row(cls, row: tuple[Any, ...]) -> StoredChunk:
         """Raises ValueError for a row that is not as it was written."""
-        *plain, places, positions, visual, checksum = row
-        if row_checksum(tuple(plain), (places, positions, visual)) != checksum:
+        *plain, starts, places, positions, visual, checksum = row
+        if row_checksum(tuple(plain), (starts, places, positions, visual)) != checksum:
             raise ValueError(f"the record of chunk {plain[0]} is damaged")
         index, start, stop, num_frames, seconds, extent, thumb_bytes = plain
         where = np.frombuffer(places, np.int64).reshape(len(KEPT), -1).tolist()
@@ -97,7 +98,8 @@ class StoredChunk:
         marks = torch.from_numpy(np.frombuffer(visual, np.bool_).copy())
         layout = PositionLayout(stands, extent)
         by_kept = {kept: Place(*numbers) for kept, numbers in zip(KEPT, where, strict=True)}
-        return cls(index, start, stop, num_frames, seconds, layout, marks, thumb_bytes, by_kept)
+        group_starts = tuple(np.frombuffer(starts).tolist())
+        return cls(index, start, stop, group_starts, num_frames, seconds, layout, marks, thumb_bytes, by_kept)
 
 
 def row_checksum(plain: tuple[Any, ...], blobs: tuple[bytes, ...]) -> int:

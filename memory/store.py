@@ -42,7 +42,7 @@ from memory.packing import AS_COMPUTED, KVFormat
 from memory.records import KEPT, TOKEN_BYTES, Kept, Kind, Place, StoredChunk
 from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
 
-FORMAT = "2"
+FORMAT = "3"
 DATABASE = "session.sqlite"
 LOCK = "lock"
 THUMBS = "thumbs"
@@ -53,8 +53,8 @@ BUSY_SECONDS = 30.0  # for which a reader's turn of dialogue and the writer's ch
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL, num_frames INTEGER,"
-    " watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER, places BLOB, positions BLOB, visual BLOB,"
-    " checksum INTEGER)",
+    " watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER, group_starts BLOB, places BLOB, positions BLOB,"
+    " visual BLOB, checksum INTEGER)",
     "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
     "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT)",
 )
@@ -169,7 +169,7 @@ class SessionStore:
                 self._make_room(num_bytes + TOKEN_BYTES * chunk.num_tokens + len(thumb) + len(keys))
                 stored = self._written(chunk, packed, thumb, num_frames, seconds)
                 with self._db:
-                    self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 11)})", stored.row())
+                    self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", stored.row())
                     self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (chunk.index, keys, zlib.crc32(keys)))
         except SessionError:
             with self._told():
@@ -334,8 +334,8 @@ class SessionStore:
         self.thumbnail(chunk.index).write_bytes(thumb)
         layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
         return StoredChunk(
-            chunk.index, chunk.start_seconds, chunk.stop_seconds, num_frames, seconds, layout, chunk.visual.cpu(),
-            len(thumb), places,
+            chunk.index, chunk.start_seconds, chunk.stop_seconds, chunk.group_starts, num_frames, seconds, layout,
+            chunk.visual.cpu(), len(thumb), places,
         )  # fmt: skip
 
     def _make_room(self, num_bytes: int) -> None:

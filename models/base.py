@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
-from keyframes.pruner import Kept, Seen, TokenPruner, means_of
+from keyframes.pruner import Kept, TokenPruner, means_of
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from streaming.frames import Frame
@@ -84,17 +84,20 @@ def _ascend(places: Tensor, stop: int) -> bool:
     return bool((borders.diff() > 0).all())
 
 
-def pruned(
-    groups: Sequence[VisualGroup], frames: Sequence[Frame], frames_per_group: int, pruner: TokenPruner | None
+def news(
+    model: VideoLLM, frames: Sequence[Frame], pruner: TokenPruner | None, reuse: FeatureReuse | None = None
 ) -> list[VisualGroup]:
-    """What stays of consecutive groups, made of these frames; all where there is no pruner."""
+    """The groups of consecutive frames that go on to the LLM, without the tokens that the pruner leaves out.
+
+    Those that show nothing new are not encoded at all. Everything goes on where there is no pruner.
+    """
     if pruner is None:
-        return list(groups)
-    images = [
-        [frame.image for frame in frames[k : k + frames_per_group]] for k in range(0, len(frames), frames_per_group)
-    ]
-    seen = [Seen(g.embeddings, g.grid, i, g.start_seconds) for g, i in zip(groups, images, strict=True)]
-    return [group.pruned(pruner.keep(shown)) for group, shown in zip(groups, seen, strict=True)]
+        return model.encode(frames, reuse)
+    size = model.frames_per_group
+    parts = [frames[k : k + size] for k in range(0, len(frames), size)]
+    new = [part for part in parts if pruner.shows_news([frame.image for frame in part], part[0].pts_seconds)]
+    groups = model.encode([frame for part in new for frame in part], reuse)
+    return [group.pruned(pruner.keep(group.embeddings)) for group in groups]
 
 
 @dataclass(frozen=True)

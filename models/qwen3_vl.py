@@ -119,6 +119,7 @@ class Qwen3VL:
             start_seconds=groups[0].start_seconds,
             stop_seconds=groups[-1].stop_seconds,
             index=index,
+            group_starts=tuple(group.start_seconds for group in groups),
         )
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:

@@ -21,16 +21,15 @@ from config import Config
 from keyframes.borders import parts_at_cuts
 from keyframes.pruner import TokenPruner, make_pruner
 from keyframes.reuse import FeatureReuse
-from memory.address import chunk_ranges, in_seconds, named_spans
+from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, plan_recall, with_standing, without_dense
-from memory.standing import holders
+from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
-from models.base import Turn, VideoLLM, pruned
+from models.base import Turn, VideoLLM, VisualGroup, news
 from models.calibration import Profile
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
@@ -63,6 +62,8 @@ class Session:
         self._closed = False
         self._num_told = 0  # of the memory's losses
         self._num_pruned = 0
+        self._group_tokens = 0  # of the newest group, before pruning
+        self._seen_seconds = 0.0
         if store is not None:
             self._restore(store)
 
@@ -103,10 +104,11 @@ class Session:
         with self._take_turn(True):
             self._check_askable()
             plan, context = self._bring(question)
-            shown = evidence_of(plan, self._memory.spans(), 1 / self._config.read.fps)
+            shown = evidence_of(plan, self._memory.spans(), self._now() + 1 / self._config.read.fps)
+            words = self._words(question)
         yield from self._losses()
         text = ""
-        for piece in self._answer(question, context, started):
+        for piece in self._answer(words, context, started):
             text += piece
             yield AnswerPiece(piece)
         yield from self._keep(Turn(question, text))
@@ -133,9 +135,9 @@ class Session:
 
     @property
     def seen_seconds(self) -> float | None:
-        """Time of the last frame remembered, None where there is none."""
+        """Time of the last frame watched, None where there is none."""
         spans = self._memory.spans()
-        return spans[-1][1] if spans else None
+        return max(spans[-1][1], self._seen_seconds) if spans else None
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:
@@ -160,6 +162,11 @@ class Session:
         if self._store.source is None:
             self._store.set_source(source)
 
+    def _now(self) -> float:
+        """Time of the last frame watched, where there is one."""
+        assert self.seen_seconds is not None
+        return self.seen_seconds
+
     def _check_askable(self) -> None:
         if self._closed:
             raise ValueError("this session is closed")
@@ -167,14 +174,22 @@ class Session:
             raise ValueError("nothing has been watched yet")
 
     def _remember(self, frames: Sequence[Frame]) -> None:
-        """One chunk: through the vision tower, through the LLM in view of its predecessors, to disk and into memory."""
+        """What is new of these frames becomes a chunk; where nothing is, the newest one goes on."""
         started = time.perf_counter()
+        pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
+        reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
+        groups = news(self._model, frames, pruner, reuse)
+        if groups:
+            self._append(groups, frames, started)
+        self._pruner, self._reuse = pruner, reuse
+        self._count_pruned(groups, len(frames))
+        self._seen_seconds = frames[-1].pts_seconds
+
+    def _append(self, groups: Sequence[VisualGroup], frames: Sequence[Frame], started: float) -> None:
+        """One chunk: through the LLM in view of its predecessors, to disk and into memory."""
         reach = self._config.memory.prefill_chunks
         near = self._memory.window()[-reach:] if reach else []
         context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
-        pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
-        reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
-        groups = pruned(self._model.encode(frames, reuse), frames, self._model.frames_per_group, pruner)
         chunk = self._model.prefill(groups, context, self._memory.num_chunks)
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:
@@ -182,8 +197,14 @@ class Session:
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
-        self._pruner, self._reuse = pruner, reuse
-        self._num_pruned += sum(group.num_pruned for group in groups)
+
+    def _count_pruned(self, groups: Sequence[VisualGroup], num_frames: int) -> None:
+        """What did not go on: tokens of `groups`, and groups of the frames, each as large as the newest that did."""
+        if groups:
+            rows, columns = groups[-1].grid
+            self._group_tokens = rows * columns
+        still = -(-num_frames // self._model.frames_per_group) - len(groups)
+        self._num_pruned += sum(group.num_pruned for group in groups) + still * self._group_tokens
 
     def _still_there(self, index: int) -> KVChunk | None:
         """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
@@ -203,23 +224,15 @@ class Session:
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
         memory, spans = self._config.memory, self._memory.spans()
-        named = chunk_ranges(named_spans(question, spans[-1][1]), spans)
+        named = chunk_ranges(named_spans(question, self._now()), spans)
         if self._answers_from_window(question, named):
             plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
         else:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
-            scores = self._scores(in_seconds(question), named)
+            scores = self._scores(self._words(question), named)
             plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
-        plan = with_standing(plan, lambda index: self._holders(index, spans), memory.standing_chunks)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
-
-    def _holders(self, index: int, spans: Sequence[tuple[float, float]]) -> list[int]:
-        """Chunks that hold what another one still shows; only the novelty pruner counts on them."""
-        if self._config.prune.strategy != "novelty":
-            return []
-        found = holders(index, spans, self._memory.places, self._config.prune.refresh_seconds)
-        return [holder for holder in found if holder not in self._memory.gone]
 
     def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
         """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
@@ -241,7 +254,18 @@ class Session:
         if memory.recall != "auto" or named:
             return memory.recall == "never"
         context = [self._model.prefix(), *self._memory.window()]
-        return self._model.doubt(in_seconds(question), context, self._earlier()) < memory.sure_below
+        return self._model.doubt(self._words(question), context, self._earlier()) < memory.sure_below
+
+    def _words(self, question: str) -> str:
+        """The question as the model gets it: times in seconds, each one that of the group that shows what was then."""
+        return in_seconds(question, self._shown_at)
+
+    def _shown_at(self, seconds: float) -> float:
+        if seconds > self._now():
+            return seconds
+        (around,) = chunk_ranges([Span(seconds, seconds + 1)], self._memory.spans())
+        starts = [start for index in around for start in self._memory.group_starts(index)]
+        return stamp_of(seconds, starts, self._model.frames_per_group / self._config.read.fps)
 
     def _context(self, plan: RecallPlan) -> list[KVChunk]:
         """The prefix and the plan's chunks at their levels, in time order."""
@@ -262,8 +286,8 @@ class Session:
         turns = self._config.answer.dialogue_turns
         return self._dialogue[-turns:] if turns else []
 
-    def _answer(self, question: str, context: Sequence[KVChunk], started: float) -> Iterator[str]:
-        pieces = self._model.answer(in_seconds(question), context, self._earlier(), self._config.answer)
+    def _answer(self, words: str, context: Sequence[KVChunk], started: float) -> Iterator[str]:
+        pieces = self._model.answer(words, context, self._earlier(), self._config.answer)
         first = True
         while True:
             with self._take_turn(True):
@@ -366,15 +390,15 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
     return iter(lambda: list(islice(frames, count)), [])
 
 
-def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], step_seconds: float) -> tuple[Evidence, ...]:
+def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float) -> tuple[Evidence, ...]:
     """What an answer rests on: named times first, then by score; in a tie what was recalled before the window.
 
     Chunks side by side are one stretch where a time was named, and in the window. Those recalled stay apart, since each
-    was found for itself. A chunk lasts until the next one starts, the newest `step_seconds` beyond its last frame.
+    was found for itself. A chunk lasts until the next one starts, the newest until now.
     """
-    stops = [start for start, _ in spans[1:]] + [spans[-1][1] + step_seconds]
+    stops = [start for start, _ in spans[1:]] + [now_seconds]
     found: list[Evidence] = []
-    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("standing", "beside", "sample")):
+    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
         new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why, chunk.level)
         if found and _are_one(found[-1], new):
             last = found.pop()

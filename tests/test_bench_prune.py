@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from rich.progress import Progress
 
 from bench.prune import EncodedOnce, Watching, calm_stream, prune_clip, settings_of
 from bench.prune_report import BUSY, CALM, NONE, Asking, Seeing, rows_of, tables, targets, write
 from config import PruneConfig
-from models.base import VideoLLM
 from models.demo.bind import StoredChunk
 from models.demo.evaluate import LENGTHS, Clip
 from models.loading import load
-from tests.test_standing import scene
+from tests.test_still import scene
 from tests.tiny import noise_frames, save_tiny
 from tests.watching import tiny_engine
 
@@ -28,25 +27,27 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_settings_are_no_pruning_then_every_strategy_at_every_budget() -> None:
     found = [(s.strategy, s.budget) for s in settings_of("novelty,stc", "0.5,0.1")]
-    wanted = [("none", 0.0), ("novelty", 0.0), ("novelty", 0.5), ("novelty", 0.1), ("stc", 0.5), ("stc", 0.1)]
+    wanted = [("none", NONE.budget), ("novelty", 0.5), ("novelty", 0.1), ("stc", 0.5), ("stc", 0.1)]
     assert found == wanted
 
 
 def test_the_tower_sees_the_same_frames_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(checkpoint)
-    once = cast(VideoLLM, EncodedOnce(model))
-    frames = noise_frames(4)
-    first = once.encode(frames)
-    assert once.encode(list(frames))[0] is first[0] and once.num_layers == model.num_layers
-    assert once.encode(noise_frames(4, seed=1))[0] is not first[0]
+    once = EncodedOnce(model)
+    frames = noise_frames(6)
+    once.see(frames)
+    whole, some = once.encode(frames), once.encode([*frames[:2], *frames[4:]])
+    assert some[0] is whole[0] and some[1] is whole[2] and once.num_layers == model.num_layers
+    for one, other in zip(whole, model.encode(frames), strict=True):
+        assert torch.equal(one.embeddings, other.embeddings) and one.start_seconds == other.start_seconds
 
 
 @pytest.mark.parametrize(
     ("first_groups", "hidden", "kept"),
     [
-        ((0, 2, 4), False, [6, 0, 0, 0, 0, 0]),
-        ((0, 2, 8), False, [6, 0, 0, 0, 6, 0]),
-        ((0, 2, 4), True, [6, 0, 0, 0, 6, 0]),
+        ((0, 2, 4), False, [1, 0, 0]),
+        ((0, 2, 8), False, [1, 0, 1]),
+        ((0, 2, 4), True, [1, 0, 1]),
     ],
 )
 def test_pruning_a_clip_begins_anew_behind_a_gap_and_behind_what_is_not_shown(
@@ -56,8 +57,7 @@ def test_pruning_a_clip_begins_anew_behind_a_gap_and_behind_what_is_not_shown(
     parts = [frames[0:4], frames[4:8], frames[8:12]]
     chunks = [StoredChunk((g, g + 1), (), hidden and k == 1) for k, g in enumerate(first_groups)]
     clip = Clip(LENGTHS[0], chunks, parts, [])
-    groups = prune_clip(clip, [model.encode(part) for part in parts], 2, PruneConfig("novelty"))
-    assert [len(group.embeddings) for part in groups for group in part] == kept
+    assert [len(part) for part in prune_clip(clip, model, PruneConfig("novelty"))] == kept
 
 
 def test_a_surveillance_like_stream_has_one_background_and_fewer_events() -> None:
@@ -66,11 +66,11 @@ def test_a_surveillance_like_stream_has_one_background_and_fewer_events() -> Non
     assert all(len(scene.events) <= 1 for scene in calm.scenes) and 5 < len(calm.events()) < len(calm.scenes)
 
 
-def asking(strategy: str, right: bool, budget: float = 0.0, footage: str = CALM) -> Asking:
+def asking(strategy: str, right: bool, budget: float = NONE.budget, footage: str = CALM) -> Asking:
     return Asking(footage, strategy, budget, "past", "What?", "a", "a" if right else "b", right, None)
 
 
-def seeing(strategy: str, kept: int, budget: float = 0.0, footage: str = CALM) -> Seeing:
+def seeing(strategy: str, kept: int, budget: float = NONE.budget, footage: str = CALM) -> Seeing:
     return Seeing(footage, strategy, budget, 1800.0, 100, kept, kept << 30)
 
 
@@ -93,7 +93,7 @@ def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path:
         ("1.000 beside 1.000, ratio 1.000", True),
     ]
     assert all(t.is_met is None for t in targets(rows[:1]))
-    assert "| novelty |  | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
+    assert "| novelty | 0.5 | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
     write(tmp_path / "prune", found, {"machine": "none"})
     assert "| surveillance: tokens kept | at most 25% | 20.0% | yes |" in (tmp_path / "prune.md").read_text()
     for footage in (CALM, BUSY):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import AnswerConfig, Config
+from config import AnswerConfig, Config, PruneConfig
+from keyframes.pruner import NoveltyPruner
 from memory.chunk import KVChunk
 from models.base import Head, VisualGroup
 from models.demo import aids, bind, recalled, see, train
@@ -24,7 +26,7 @@ from models.demo.questions import Question
 from models.demo.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, random_scene
 from models.demo.see import BatchedTower, patchify
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
-from models.demo.unchanged import new_tokens
+from models.demo.unchanged import Worth
 from models.demo.world import Scene, Thing, WorldEvent
 from models.hf import lay_out
 from models.loading import load, recommended_settings
@@ -306,27 +308,57 @@ def test_a_read_is_the_attention_that_the_model_pays(maker: ClipMaker, bank: Ban
     assert gap(loss["read"], torch.cat(paid[:1]).mean()) > 1e-4
 
 
-def test_a_pruned_clip_keeps_what_is_new_and_the_places_of_all(maker: ClipMaker, bank: Bank) -> None:
-    new = new_tokens(bank.frames, bank.first_group)
-    assert new[:, bank.first_group].all()  # a scene starts whole
-    assert 0 < new[0].mean() < 1 and (new[0] | ~new[2]).mean() > 0.99  # a higher threshold keeps fewer
+def worth_of(bank: Bank, every: bool = False) -> Worth:
+    """What is worth keeping of the bank, the tokens that stand out drawn at random; every: all groups are news."""
+    noise = torch.randn(len(bank.frames), TOKENS_PER_GROUP, 8, generator=torch.Generator().manual_seed(0))
+    worth = Worth.of(bank.frames, noise, bank.first_group)
+    return replace(worth, news=worth.news | every)
+
+
+def test_what_a_pruner_keeps_of_the_bank_is_what_it_would_keep_of_the_pictures(bank: Bank) -> None:
+    worth = worth_of(bank)
+    assert worth.news[:, bank.first_group].all() and 0 < worth.news.mean() < 1
+    borders = [*bank.first_group, len(bank.frames)]
+    found = []
+    for start, stop in pairwise(borders):
+        pruner = NoveltyPruner(PruneConfig("novelty"))
+        found += [pruner.shows_news([*bank.frames[group]], float(group - start)) for group in range(start, stop)]
+    assert np.mean(worth.news[1] == np.array(found)) > 0.9  # another measure of change, at another threshold
+    assert np.array_equal(np.sort(worth.order), np.tile(np.arange(TOKENS_PER_GROUP), (len(bank.frames), 1)))
+
+
+def test_a_pruned_clip_keeps_the_groups_with_news_and_the_places_of_their_tokens(bank: Bank) -> None:
+    worth = worth_of(bank)
+    none = Worth(worth.news & False, worth.order)
     stage = Stage("two", groups=(4, 4), chunks=(2, 2), batch=1)
-    chunks = maker.chunks(np.random.default_rng(2), stage)
-    thin = bind.pruned(np.random.default_rng(3), chunks, np.zeros_like(new[0]), carried=True)
-    apart = bind.pruned(np.random.default_rng(3), chunks, np.zeros_like(new[0]), carried=False)
-    assert thin[0].kept is not None and len(thin[0].kept[0]) == TOKENS_PER_GROUP
-    assert all(len(kept) < 4 for kept in thin[0].kept[1:])
-    assert [len(chunk.kept[0]) for chunk in apart if chunk.kept] == [TOKENS_PER_GROUP] * 2
-    whole, less = maker.sequence(chunks, []), maker.sequence(thin, [])
+    makers = [ClipMaker(bank.scenes, bank.first_group, TOKENIZER, kept) for kept in (none, worth_of(bank, every=True))]
+    chunks = makers[0].chunks(np.random.default_rng(2), stage)
+    still, every = (maker.thinned(np.random.default_rng(3), chunks, tokens=5) for maker in makers)
+    runs = 1 + sum(one != other + 1 for other, one in pairwise(g for chunk in chunks for g in chunk.groups))
+    assert sum(len(chunk.groups) for chunk in still) == runs, "only what does not follow the group before"
+    assert [chunk.groups for chunk in every] == [chunk.groups for chunk in chunks]
+    whole, less = makers[1].sequence(chunks, []), makers[1].sequence(every, [])
     known = dict(zip(whole.feature, whole.positions, strict=True))
     for feature, position in zip(less.feature, less.positions, strict=True):
         assert feature < 0 or known[feature] == position
-    assert less.positions[-1] == whole.positions[-1] and len(less.ids) < len(whole.ids)
+    assert less.positions[-1] == whole.positions[-1]
+    assert sum(feature >= 0 for feature in less.feature) == 5 * 8
+
+
+def test_a_recall_step_of_pruned_videos_sees_only_what_is_left(bank: Bank) -> None:
+    maker = ClipMaker(bank.scenes, bank.first_group, TOKENIZER, worth_of(bank))
+    stage = Stage("few", groups=(4, 4), chunks=(4, 4), questions=8, recalled=True, pruned=1.0)
+    drawn = recalled.draw(maker, stage, np.random.default_rng(1), 4, tokens=6)
+    assert [len(chunk.groups) for chunk in drawn.chunks] == [4] * 4
+    assert all(len(places) == 6 for chunk in drawn.chunks for places in chunk.kept or ())
+    model = train.new_model(TOKENIZER, 1)
+    learner = aids.Learner(model, aids.Aids(model.model.language_model), maker, features_of(model, bank))
+    done = recalled.step(learner, stage, np.random.default_rng(1))
+    assert all(bool(loss.isfinite()) for loss in done.helped.values()) and len(done.logits)
 
 
 def test_aids_listen_to_pruned_clips(bank: Bank) -> None:
-    new = new_tokens(bank.frames, bank.first_group)
-    maker = ClipMaker(bank.scenes, bank.first_group, TOKENIZER, new & False)
+    maker = ClipMaker(bank.scenes, bank.first_group, TOKENIZER, worth_of(bank))
     model = train.new_model(TOKENIZER, 1)
     listening = aids.Aids(model.model.language_model)
     stage = Stage("two", groups=(4, 4), chunks=(2, 2), pruned=1.0, batch=2)
@@ -432,10 +464,11 @@ def test_a_context_holds_the_answer_and_what_was_planned(maker: ClipMaker) -> No
 
 def test_what_is_read_and_told_in_a_recalled_context(maker: ClipMaker) -> None:
     stage = Stage("video", groups=(4, 4), chunks=(8, 8), questions=60, recalled=True)
-    rng = np.random.default_rng(2)
-    made = recalled.arrange(maker, [recalled.draw(maker, stage, rng, 8)], [2])
+    drawn = (recalled.draw(maker, stage, np.random.default_rng(seed), 8) for seed in range(50))
+    video = next(video for video in drawn if any(question.family == "after" for question in video.questions))
+    made = recalled.arrange(maker, [video], [2])
     everything = recalled.assemble(made, [list(range(8))] * len(made.questions))
-    reading, video = recalled._Reading(made, everything), made.videos[0]
+    reading = recalled._Reading(made, everything)
     assert reading.told and reading.names and reading.times and len(reading.answers) > len(made.questions)
     for told in reading.told:
         _, question, row = made.questions[told.question]

@@ -405,7 +405,7 @@ SPANS = [(2.0 * k, 2.0 * k + 1.5) for k in range(8)]
 
 def planned(*chunks: tuple[int, float, str]) -> list[tuple[float, float, float, str]]:
     plan = RecallPlan(tuple(PlannedChunk(*chunk) for chunk in chunks))  # type: ignore[arg-type]
-    found: tuple[Evidence, ...] = evidence_of(plan, SPANS, step_seconds=0.5)
+    found: tuple[Evidence, ...] = evidence_of(plan, SPANS, now_seconds=16.0)
     return [(item.start_seconds, item.stop_seconds, item.score, item.why) for item in found]
 
 

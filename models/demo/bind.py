@@ -8,7 +8,7 @@ sequence, each with its own view: the clip and itself, at positions that restart
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -19,15 +19,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from models.demo.architecture import GRID, TOKENS_PER_GROUP
-from models.demo.questions import FAMILIES, Facts, Question, ask
+from models.demo.questions import FAMILIES, Facts, Question, ask, crossed
 from models.demo.scenes import CHUNK_SECONDS, GROUPS_PER_CHUNK, Moment, moments
+from models.demo.unchanged import Worth
 from models.demo.world import COLOURS, SHAPES, Scene
 
 DAY_SECONDS = 86_400
 CLIP = -1  # the owner of a token that belongs to the clip rather than to one question
 PREFIX_CHUNK = -1
-STRAYS = 0.02  # share of a pruned clip's tokens that are kept though they show nothing new
 LOOK_ALIKES = 0.7  # share of recalled scenes that show a thing of the same shape or colour
+DECEPTIVE = 0.5  # share of recalled videos whose look-alikes show one shape and one colour at once, on two things
+TOLD_APART = 0.5  # share of these that show the thing of this shape and colour as well
+KEPT_TOKENS = (4, 6, 8, 10)  # of a group, in a pruned clip
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Stage:
     hidden: float = 0.0  # share of chunks the questions do not see
     far: float = 1.0  # chance that scenes of one clip lie far apart in time
     recalled: bool = False  # a video of look-alikes at random places, answered from what is recalled of it
-    pruned: float = 0.0  # share of clips without the tokens that show nothing new
+    pruned: float = 0.0  # share of clips without the groups that show nothing new, and with few tokens of the others
     questions: int = 12
     batch: int = 16
 
@@ -101,11 +104,11 @@ class ClipMaker:
         scenes: Sequence[Scene],
         first_group: Sequence[int],
         tokenizer: PreTrainedTokenizerFast,
-        new_tokens: NDArray[np.bool_] | None = None,
+        worth: Worth | None = None,
     ) -> None:
-        """new_tokens: which of the bank's tokens are new, bool [levels, groups, tokens]; None: nothing is pruned."""
+        """worth: what a pruner would keep of the bank; None: nothing is pruned."""
         self.scenes, self.first_group, self.tokenizer = scenes, first_group, tokenizer
-        self._new_tokens = new_tokens
+        self._worth = worth
         ids = tokenizer.convert_tokens_to_ids
         self.vision = (int(ids("<|vision_start|>")), int(ids("<|video_pad|>")), int(ids("<|vision_end|>")))
         self.end = int(ids("<|im_end|>"))
@@ -114,11 +117,9 @@ class ClipMaker:
         self.header = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
         pairs = [(c, s) for c in COLOURS for s in SHAPES] + [("digit", str(n)) for n in range(10)]
         self._names = {(int(ids(a)), int(ids(b))): f"{a} {b}" for a, b in pairs}
-        self._showing: dict[str, list[int]] = {}  # numbers of the scenes that show a shape or a colour
-        for number, scene in enumerate(scenes):
-            words = (word for event in scene.events for t in event.things for word in (t.shape, t.colour))
-            for word in dict.fromkeys(words):  # in order: every process draws the same
-                self._showing.setdefault(word, []).append(number)
+        self._showing = numbers_by(scenes, words_of)
+        self._named = numbers_by(scenes, names_of)
+        self._apart = numbers_by(scenes, names_apart)
 
     def tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -137,16 +138,47 @@ class ClipMaker:
         return parts[:wanted]
 
     def _recalled_chunks(self, rng: np.random.Generator, wanted: int, stage: Stage) -> list[StoredChunk]:
-        numbers: list[int] = []
-        alike = [self._showing[str(word)] for word in rng.choice(list(self._showing), 2)]
+        numbers, alike = self._look_alikes(rng)
         while sum(self.scenes[n].duration_seconds for n in numbers) < wanted * CHUNK_SECONDS:
-            which = alike[int(rng.integers(2))] if rng.random() < LOOK_ALIKES else range(len(self.scenes))
+            which = alike[int(rng.integers(len(alike)))] if rng.random() < LOOK_ALIKES else range(len(self.scenes))
             numbers.append(which[int(rng.integers(len(which)))])
+        rng.shuffle(numbers)
         lengths = [self.scenes[n].duration_seconds for n in numbers]
         parts: list[StoredChunk] = []
         for number, start in zip(numbers, _recalled_starts(rng, lengths), strict=True):
             parts += self._scene_chunks(rng, number, start, stage)
         return parts[-wanted:]
+
+    def _look_alikes(self, rng: np.random.Generator) -> tuple[list[int], list[list[int]]]:
+        """Scenes that must come, and lists to draw others from: all of a list show a thing of one shape, or of one
+        colour; or all show the shape and the colour of one thing, on two."""
+        if not self._apart or rng.random() >= DECEPTIVE:
+            return [], [self._showing[str(word)] for word in rng.choice(list(self._showing), 2)]
+        name = str(rng.choice(list(self._apart)))
+        shown = self._named.get(name, [])
+        return [int(rng.choice(shown))] if shown and rng.random() < TOLD_APART else [], [self._apart[name]]
+
+    def prunes(self, rng: np.random.Generator, stage: Stage) -> bool:
+        """Whether the next clip is a pruned one."""
+        return self._worth is not None and rng.random() < stage.pruned
+
+    def thinned(self, rng: np.random.Generator, chunks: Sequence[StoredChunk], tokens: int) -> list[StoredChunk]:
+        """The chunks as a pruner leaves them: without the groups that show nothing new against the one before, and with
+        so many tokens of each of the others. Chunks of which nothing is left are left out."""
+        assert self._worth is not None
+        news = self._worth.news[int(rng.integers(len(self._worth.news)))]
+        thin, previous = [], -1
+        for chunk in chunks:
+            stay = []
+            for k, group in enumerate(chunk.groups):
+                stay += [k] if news[group] or group != previous + 1 else []
+                previous = group
+            groups = tuple(chunk.groups[k] for k in stay)
+            kept = tuple(np.sort(self._worth.order[group, :tokens]).astype(np.intp) for group in groups)
+            thin += (
+                [replace(chunk, groups=groups, truth=tuple(chunk.truth[k] for k in stay), kept=kept)] if stay else []
+            )
+        return thin
 
     def _scene_chunks(self, rng: np.random.Generator, number: int, start: float, stage: Stage) -> list[StoredChunk]:
         scene, first = self.scenes[number], self.first_group[number]
@@ -172,9 +204,8 @@ class ClipMaker:
         """One clip with its questions, and how many chunks before its own each chunk was prefilled with."""
         reach = int(rng.choice([0, 1, 2, 99], p=[0.05, 0.15, 0.6, 0.2]))
         chunks = self.chunks(rng, stage, wanted)
-        if self._new_tokens is not None and rng.random() < stage.pruned:
-            marks = self._new_tokens[int(rng.integers(len(self._new_tokens)))]
-            chunks = pruned(rng, chunks, marks, carried=reach > 0)
+        if self.prunes(rng, stage):
+            chunks = self.thinned(rng, chunks, int(rng.choice(KEPT_TOKENS)))
         facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
         questions = draw_questions(rng, facts, stage.questions)
         return self.sequence(chunks, questions), questions, reach
@@ -243,25 +274,29 @@ def draw_questions(rng: np.random.Generator, facts: Facts, count: int, leave: Co
     return questions
 
 
-def pruned(
-    rng: np.random.Generator, chunks: Sequence[StoredChunk], new: NDArray[np.bool_], carried: bool
-) -> list[StoredChunk]:
-    """The chunks with only the tokens marked as new [groups, tokens], and a few others.
+def numbers_by(scenes: Sequence[Scene], texts_of: Callable[[Scene], Iterable[str]]) -> dict[str, list[int]]:
+    """The numbers of the scenes that have a text."""
+    found: dict[str, list[int]] = {}
+    for number, scene in enumerate(scenes):
+        for text in dict.fromkeys(texts_of(scene)):  # in order: every process draws the same
+            found.setdefault(text, []).append(number)
+    return found
 
-    A group keeps all of its tokens where it does not follow the one before it in the bank, or stands at the head of a
-    chunk that saw no other: carried tells whether chunks saw their predecessors.
-    """
-    thinned = []
-    previous = -1
-    for chunk in chunks:
-        kept = []
-        for place, group in enumerate(chunk.groups):
-            follows = group == previous + 1 and (carried or place > 0)
-            keep = new[group] | (rng.random(TOKENS_PER_GROUP) < STRAYS) if follows else np.ones(TOKENS_PER_GROUP)
-            kept.append(np.flatnonzero(keep))
-            previous = group
-        thinned.append(replace(chunk, kept=tuple(kept)))
-    return thinned
+
+def words_of(scene: Scene) -> list[str]:
+    """Shapes and colours that a scene shows."""
+    return [word for event in scene.events for thing in event.things for word in (thing.shape, thing.colour)]
+
+
+def names_of(scene: Scene) -> list[str]:
+    """Things that a scene shows."""
+    return [thing.name for event in scene.events for thing in event.things]
+
+
+def names_apart(scene: Scene) -> list[str]:
+    """Things that a scene does not show, though it shows their shape and their colour at once, on two others."""
+    shown = set(names_of(scene))
+    return [name for event in scene.events for name in crossed(event) if name not in shown]
 
 
 def _random_start(rng: np.random.Generator) -> float:

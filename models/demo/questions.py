@@ -6,6 +6,7 @@ Every family draws its facts from the truth of the world; a question is asked on
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -185,9 +186,9 @@ FAMILIES: dict[str, float] = {
     "when": 2.0,
     "what_at": 2.0,
     "count_at": 1.3,
-    "count_with": 1.0,
+    "count_with": 1.4,
     "direction": 0.8,
-    "after": 2.2,
+    "after": 2.6,
     "before": 2.6,
     "first_of": 1.8,
     "last_of": 2.0,
@@ -195,7 +196,7 @@ FAMILIES: dict[str, float] = {
     "last": 0.4,
     "digit": 0.3,
     "digit_at": 0.5,
-    "presence": 1.0,
+    "presence": 3.0,
     "describe": 1.2,
     "caption": 1.0,
     "other": 0.4,
@@ -256,12 +257,19 @@ class Facts:
                     self.by_shape.setdefault(thing.shape, set()).add(thing.colour)
         self.once = {name: events[0] for name, events in self.by_name.items() if len(events) == 1}
         self.clean = [m for m in moments if m.clean and len(m.events) <= 1]
+        self.crossed = Counter(name for moment in moments for event in moment.events for name in crossed(event))
         self._times = [m.pts_seconds for m in moments]
 
     def unbroken(self, early: Moment, late: Moment) -> bool:
         """Whether no moment between these two is missing, so that what lies between them is known."""
         known = bisect_left(self._times, late.pts_seconds) - bisect_left(self._times, early.pts_seconds)
         return known == round((late.pts_seconds - early.pts_seconds) / GROUP_SECONDS)
+
+
+def crossed(event: WorldEvent) -> set[str]:
+    """Things that an event does not show, though it shows their colour and their shape, on two others."""
+    things = [thing for thing in event.things if thing.digit is None]
+    return {f"{a.colour} {b.shape}" for a in things for b in things} - {thing.name for thing in things}
 
 
 def phrase(thing: Thing) -> str:
@@ -465,15 +473,22 @@ def _presence(rng: np.random.Generator, facts: Facts) -> Made:
         name = f"digit {rng.integers(10)}"
         shown = facts.by_name.get(name, [])
     elif kind < 0.6 and facts.by_name:
-        name = pick(rng, list(facts.by_name))
+        name = _confusable(rng, list(facts.by_name), facts)
         shown = facts.by_name[name]
     else:
         lookalike = [c for c in combos if c not in facts.by_name and _halves_seen(c, facts)]
         absent = [c for c in combos if c not in facts.by_name]
         if not absent:
             return None
-        name, shown = pick(rng, lookalike if lookalike and rng.random() < 0.7 else absent), []
+        name = _confusable(rng, lookalike if lookalike and rng.random() < 0.7 else absent, facts)
+        shown = []
     return {"name": name}, "yes" if shown else "no", shown
+
+
+def _confusable(rng: np.random.Generator, names: Sequence[str], facts: Facts) -> str:
+    """One of the names, those rather whose colour and shape are often seen at once on two things."""
+    weights = np.array([1.0 + facts.crossed[name] for name in names])
+    return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
 def _halves_seen(name: str, facts: Facts) -> bool:

@@ -38,8 +38,17 @@ from models.demo.aids import (
     surroundings,
     time_loss,
 )
-from models.demo.architecture import TOKENS_PER_GROUP
-from models.demo.bind import Batch, ClipMaker, Stage, StoredChunk, TokenRow, collate, draw_questions, through_layers
+from models.demo.bind import (
+    KEPT_TOKENS,
+    Batch,
+    ClipMaker,
+    Stage,
+    StoredChunk,
+    TokenRow,
+    collate,
+    draw_questions,
+    through_layers,
+)
 from models.demo.questions import Facts, Question
 from models.demo.scenes import GROUPS_PER_CHUNK, Moment
 from models.demo.world import WorldEvent
@@ -131,7 +140,8 @@ def step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
     """Questions about some videos, answered from what is recalled of them."""
     model, aids, maker = learner.model, learner.aids, learner.maker
     length = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
-    drawn = [draw(maker, stage, rng, length) for _ in range(max(1, TOTAL_CHUNKS // length))]
+    tokens = int(rng.choice(KEPT_TOKENS)) if maker.prunes(rng, stage) else None
+    drawn = [draw(maker, stage, rng, length, tokens) for _ in range(max(1, TOTAL_CHUNKS // length))]
     made = arrange(maker, drawn, rng.choice([0, 1, 2, 99], len(drawn), p=[0.05, 0.15, 0.7, 0.1]).tolist())
     with torch.autocast("cpu", torch.bfloat16):
         raw = prefill(model, aids, learner.features, made)
@@ -146,12 +156,28 @@ def step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
     return Step(made.asked, logits, helped, hit)
 
 
-def draw(maker: ClipMaker, stage: Stage, rng: np.random.Generator, length: int) -> Video:
-    """A video of so many chunks."""
-    chunks = maker.chunks(rng, replace(stage, hidden=0.0), length)
+def draw(maker: ClipMaker, stage: Stage, rng: np.random.Generator, length: int, tokens: int | None = None) -> Video:
+    """A video of so many chunks. tokens: of each group, as a pruner leaves them; None: all of all groups."""
+    whole = replace(stage, hidden=0.0)
+    chunks = maker.chunks(rng, whole, length) if tokens is None else _pruned_chunks(maker, whole, rng, length, tokens)
     video = Video.of(chunks, [])
     count = max(2, stage.questions * length // TOTAL_CHUNKS)
     return replace(video, questions=draw_questions(rng, video.facts, count, WHOLE_VIDEO))
+
+
+def _pruned_chunks(
+    maker: ClipMaker, stage: Stage, rng: np.random.Generator, length: int, tokens: int
+) -> list[StoredChunk]:
+    """What a pruner leaves, put together in chunks of one size, the newest of them."""
+    left: list[StoredChunk] = []
+    needed, tried = length * GROUPS_PER_CHUNK, 2 * length
+    while sum(len(chunk.groups) for chunk in left) < needed:
+        left, tried = maker.thinned(rng, maker.chunks(rng, stage, tried), tokens), 2 * tried
+    groups = [group for chunk in left for group in chunk.groups][-needed:]
+    truth = [moment for chunk in left for moment in chunk.truth][-needed:]
+    kept = [places for chunk in left for places in chunk.kept or ()][-needed:]
+    cuts = [slice(k, k + GROUPS_PER_CHUNK) for k in range(0, needed, GROUPS_PER_CHUNK)]
+    return [StoredChunk(tuple(groups[cut]), tuple(truth[cut]), kept=tuple(kept[cut])) for cut in cuts]
 
 
 def arrange(maker: ClipMaker, videos: Sequence[Video], reaches: Sequence[int]) -> Videos:
@@ -213,7 +239,7 @@ def look(
     own = torch.arange(len(queries)), slice(None), torch.tensor(made.owners)
     by_head = [
         (queries[:, :, head] @ visual[:, head // aids.group_size].T / visual.shape[-1] ** 0.5)
-        .view(*queries.shape[:2], len(made.videos), -1, TOKENS_PER_GROUP)[own]
+        .view(*queries.shape[:2], len(made.videos), len(made.videos[0].moments), -1)[own]
         .amax(-1)
         for head in (*RETRIEVAL_HEADS, *TIME_HEADS, *NEXT_HEADS)
     ]

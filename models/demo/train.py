@@ -21,7 +21,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
@@ -33,7 +32,7 @@ from models.demo.bind import Batch, ClipMaker, Stage
 from models.demo.optimiser import Schedule, make_optimisers
 from models.demo.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
 from models.demo.tokenizer import build_tokenizer, special_ids
-from models.demo.unchanged import new_tokens
+from models.demo.unchanged import Worth
 
 log = logging.getLogger("longlook.train")
 
@@ -41,8 +40,8 @@ GLANCE = Stage("glance", groups=(1, 2), chunks=(1, 1), batch=32, questions=8)
 CHUNK = Stage("chunk", groups=(2, 4), chunks=(1, 1), pruned=0.2, batch=16)
 SHORT = Stage("short", groups=(4, 4), chunks=(2, 3), hidden=0.1, pruned=0.4, batch=8, far=0.8, questions=14)
 LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.2, pruned=0.4, batch=4, far=0.6, questions=20)
-FEW = Stage("recalled few", groups=(4, 4), chunks=(4, 12), questions=60, recalled=True)
-MANY = Stage("recalled", groups=(4, 4), chunks=(12, 36), questions=60, recalled=True)
+FEW = Stage("recalled few", groups=(4, 4), chunks=(4, 12), questions=60, recalled=True, pruned=0.3)
+MANY = Stage("recalled", groups=(4, 4), chunks=(12, 36), questions=60, recalled=True, pruned=0.3)
 # (share of the steps, stages with their weights): see first, then bind, then at length and as recall brings it back.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 CURRICULUM: Curriculum = (
@@ -85,12 +84,12 @@ def bank_features(model: Qwen3VLForConditionalGeneration, bank: Bank, folder: Pa
     return embeddings, deepstack
 
 
-def marks_of_new(bank: Bank, folder: Path) -> NDArray[np.bool_]:
-    """Which tokens of the bank show something new, by threshold; made once."""
-    path = folder / "new.npy"
+def bank_worth(bank: Bank, embeddings: Tensor, folder: Path) -> Worth:
+    """What a pruner would keep of the bank; made once."""
+    path = folder / "worth.npz"
     if not path.exists():
-        np.save(path, new_tokens(bank.frames, bank.first_group))
-    return np.asarray(np.load(path))
+        Worth.of(bank.frames, embeddings, bank.first_group).save(path)
+    return Worth.load(path)
 
 
 def stages_at(progress: float) -> Sequence[tuple[Stage, float]]:
@@ -221,7 +220,7 @@ def main(
     bank = build(folder / "bank", chunks, seed)
     train_see(model, bank, folder, see_steps, seed)
     features = bank_features(model, bank, folder)
-    maker = ClipMaker(bank.scenes, bank.first_group, tokenizer, marks_of_new(bank, folder))
+    maker = ClipMaker(bank.scenes, bank.first_group, tokenizer, bank_worth(bank, features[0], folder))
     train_bind(model, maker, features, folder, bind_steps, seed)
     save(model, tokenizer, out)
     log.info("saved to %s", out)
