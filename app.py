@@ -81,8 +81,8 @@ KvBits = Annotated[
 Prune = Annotated[
     str | None,
     typer.Option(
-        help="Leave visual tokens out: novelty skips pictures that show nothing new and keeps a share of the others, stc, "
-        "uniform, merge and coverage one of all; none keeps everything. \\[default: none]"
+        help="Leave visual tokens out: novelty skips pictures that show nothing new and keeps a share of the others; "
+        "stc, uniform, merge and coverage keep one of all; none keeps everything. \\[default: none]"
     ),
 ]
 Reuse = Annotated[

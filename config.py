@@ -91,7 +91,7 @@ class PruneConfig:
 
     strategy: str = "none"  # "novelty" (ours), "stc" (dual anchor), "uniform", "merge" (ToMe), "coverage" (diversity)
     budget: float = 0.5  # of a group's tokens that stay, as a share; of the groups that show something new, "novelty"
-    still_below: float = 0.1  # novelty up to which a patch counts as unchanged
+    still_below: float = 0.15  # novelty up to which a patch counts as unchanged
     refresh_seconds: float = 60.0  # a still picture goes on once in so long
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ missed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -116,6 +116,12 @@ def fastest(model: Qwen3VL, run: Callable[[], T], repeats: int) -> tuple[T, floa
     return made, min(seconds), counter.get_total_flops() / 2e9
 
 
+def looped(clip: Sequence[Frame], times: int) -> list[Frame]:
+    """The clip played so many times, its times going on."""
+    seconds = clip[-1].pts_seconds - clip[0].pts_seconds + 1 / FPS
+    return [replace(frame, pts_seconds=frame.pts_seconds + k * seconds) for k in range(times) for frame in clip]
+
+
 def missed(rows: Sequence[Row]) -> list[str]:
     """The targets that were not met, in words."""
     by_way = {row.way: row for row in rows}
@@ -153,6 +159,7 @@ def main(
     ),
     shape: Annotated[str, typer.Option(help=" | ".join(SHAPES))] = "demo",
     frames: Annotated[int, typer.Option(help="Most frames of the clip.", min=2)] = 60,
+    loops: Annotated[int, typer.Option(help="How often the clip is played, for a longer stream.", min=1)] = 1,
     chunk_frames: Annotated[int, typer.Option(help="Frames of a chunk.")] = 8,
     repeats: Annotated[int, typer.Option(help="Runs, of which the fastest counts.", min=1)] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -163,13 +170,21 @@ def main(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model, network, _ = random_model(shape, place, torch.float32 if place.type == "cpu" else torch.bfloat16)
     with Reader(FileSource(video, FPS)) as reader:
-        clip = list(islice(reader, frames // 2 * 2))
+        clip = looped(list(islice(reader, frames // 2 * 2)), loops)
     rows = [stock(model, network, clip, repeats)]
     rows += [ours(model, clip, chunk_frames, way, repeats) for way in track(WAYS, shape)]
-    about = {**describe(), "clip": video.name, "shape": shape, "frames": len(clip), "chunk frames": chunk_frames}
+    about = {
+        **describe(),
+        "clip": video.name,
+        "shape": shape,
+        "loops": loops,
+        "frames": len(clip),
+        "chunk frames": chunk_frames,
+    }
     lines = report(rows)
     data = {"missed": missed(rows), "rows": [asdict(row) for row in rows]}
-    save(out or RESULTS / f"savings-{shape}", f"Reuse and pruning on one clip: {shape}", about, lines, data)
+    name = f"savings-{shape}" + (f"-{loops}x" if loops > 1 else "")
+    save(out or RESULTS / name, f"Reuse and pruning on one clip: {shape}", about, lines, data)
     print("\n".join(lines))
     raise typer.Exit(1 if missed(rows) else 0)
 

@@ -7,6 +7,7 @@ retrieve, or of what becomes of the scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ SEGMENT_TOKENS = 1 << 16  # that are searched flat before lists are learnt of th
 LIST_TOKENS = 512  # of a segment, for each of its lists
 LEARNT_STEP = 8  # one token in so many is looked at to learn the lists; 64 for each teach k-means enough
 LEARNING_ROUNDS = 8  # of k-means
-LISTS_PER_VISIT = 4  # of which a query token looks into one, the nearest
+DIMS_FOR_ALL = 512  # a query token looks into so much of the lists as keys have of these: what is near is spread wider
 CHUNK_TOKENS = 8  # asked of FAISS for each chunk wanted, before it is asked for more
 MOST_TOKENS = 2048  # that FAISS gives for a query on a GPU
 SPARE = 4  # so many times the chunks wanted are looked at with their true keys
@@ -137,7 +138,7 @@ class HeadIndex:
         """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample of them."""
         num_lists = max(1, len(keys) // LIST_TOKENS)
         index: Any = faiss.index_factory(self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.nprobe = LEARNING_ROUNDS, -(-num_lists // LISTS_PER_VISIT)
+        index.cp.niter, index.nprobe = LEARNING_ROUNDS, math.ceil(num_lists * min(1, self.head_dim / DIMS_FOR_ALL))
         index.train(keys[::LEARNT_STEP])
         index.add(keys)
         return faiss.index_cpu_to_gpu(self._gpu, 0, index) if self._gpu else index

@@ -23,7 +23,7 @@ needs_gpu = pytest.mark.skipif(faiss.get_num_gpus() == 0, reason="faiss has no G
 def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some 35 lists in a segment of the tests, of which a query visits 12."""
     monkeypatch.setattr(index_module, "LIST_TOKENS", 42)
-    monkeypatch.setattr(index_module, "LISTS_PER_VISIT", 3)
+    monkeypatch.setattr(index_module, "DIMS_FOR_ALL", 3 * DIM)
     monkeypatch.setattr(index_module, "LEARNT_STEP", 1)
 
 
@@ -89,7 +89,7 @@ def test_the_lists_find_the_best_chunks() -> None:
 
 
 def test_a_single_list_looked_at_would_miss_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "LISTS_PER_VISIT", 1000)
+    monkeypatch.setattr(index_module, "DIMS_FOR_ALL", 1000 * DIM)
     assert share_found() < 0.9
 
 
