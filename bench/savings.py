@@ -159,11 +159,11 @@ def main(
     ),
     shape: Annotated[str, typer.Option(help=" | ".join(SHAPES))] = "demo",
     frames: Annotated[int, typer.Option(help="Most frames of the clip.", min=2)] = 60,
-    loops: Annotated[int, typer.Option(help="How often the clip is played, for a longer stream.", min=1)] = 1,
     chunk_frames: Annotated[int, typer.Option(help="Frames of a chunk.")] = 8,
     repeats: Annotated[int, typer.Option(help="Runs, of which the fastest counts.", min=1)] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Where the results go. [default: by the shape]")] = None,
+    loops: Annotated[int, typer.Option(help="How often the clip is played, for a longer stream.", min=1)] = 1,
 ) -> None:
     """Compare four ways of watching one clip with the stock model."""
     torch.set_grad_enabled(False)
