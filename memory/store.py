@@ -236,6 +236,15 @@ class SessionStore:
         with self._told():
             self._set("source", source)
 
+    @property
+    def seen_seconds(self) -> float:
+        """How far was watched, where it has been said; the newest chunk may tell of more."""
+        return float(self._facts.get("seen seconds", 0.0))
+
+    def set_seen_seconds(self, seconds: float) -> None:
+        with self._told():
+            self._set("seen seconds", repr(seconds))
+
     def turns(self) -> list[tuple[str, str]]:
         """All questions and answers, in order."""
         with self._told():

@@ -151,7 +151,14 @@ class Session:
             self._carriers.close()
             self._memory.close()
             if self._store is not None:
-                self._store.close()
+                self._leave(self._store)
+
+    def _leave(self, store: SessionStore) -> None:
+        """Says how far was watched: what came behind the newest chunk and showed nothing new need not be seen again."""
+        if not store.read_only and self._seen_seconds > store.seen_seconds:
+            with suppress(SessionError):
+                store.set_seen_seconds(self._seen_seconds)
+        store.close()
 
     def follow(self, source: str) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far came from elsewhere."""
@@ -338,6 +345,7 @@ class Session:
         elif store.heads and not store.read_only:
             store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
+        self._seen_seconds = store.seen_seconds
         frames = sum(chunk.num_frames for chunk in store.chunks)
         self._count(frames, sum(chunk.watch_seconds for chunk in store.chunks))
 

@@ -138,6 +138,16 @@ def test_a_kept_session_goes_on_pruning_from_a_whole_group(checkpoint: Path, tmp
     again.close()
 
 
+def test_a_still_end_is_not_watched_again(checkpoint: Path, tmp_path: Path) -> None:
+    session = pruning(checkpoint).open(tmp_path / "s")
+    seen(session, scene(40))
+    session.close()
+    session.close()
+    again = pruning(checkpoint).open(tmp_path / "s")
+    assert (again.memory.spans(), again.seen_seconds) == ([(0.0, 0.5)], 19.5)
+    again.close()
+
+
 def test_after_an_error_pruning_begins_anew_as_what_it_saw_was_not_remembered(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
