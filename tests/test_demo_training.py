@@ -17,7 +17,7 @@ from config import AnswerConfig, Config, PruneConfig
 from keyframes.pruner import NoveltyPruner
 from memory.chunk import KVChunk
 from models.base import Head, VisualGroup
-from models.demo import aids, bind, recalled, see, train
+from models.demo import aids, bind, lookalikes, recalled, see, train
 from models.demo import bank as bank_file
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.bank import LABELS, Bank, scene_frames, scene_labels
@@ -27,7 +27,7 @@ from models.demo.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, r
 from models.demo.see import BatchedTower, patchify
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from models.demo.unchanged import Worth
-from models.demo.world import Scene, Thing, WorldEvent
+from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent
 from models.hf import lay_out
 from models.loading import load, recommended_settings
 from models.pixels import PixelSpec, fit_size, normalise
@@ -486,6 +486,42 @@ def test_what_is_read_and_told_in_a_recalled_context(maker: ClipMaker) -> None:
         groups = {video.moments[k] for k in everything.moments[q][marks[:context]] if k >= 0}
         events = set(made.questions[q][1].events)
         assert all(events.intersection(moment.events) for moment in groups) or not events
+
+
+def test_scenes_are_taken_for_a_thing_by_their_best_token_and_never_show_it(maker: ClipMaker, bank: Bank) -> None:
+    model = train.new_model(TOKENIZER, 1)
+    learner = aids.Learner(model, aids.Aids(model.model.language_model), maker, features_of(model, bank))
+    found = lookalikes.mistaken(learner)
+    assert len(found) == 64
+    for name, numbers in found.items():
+        assert set(maker.named.get(name, [])).isdisjoint(numbers[: 4 - len(maker.named.get(name, []))])
+    name = next(name for name in found if name not in maker.named)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (query,) = lookalikes._queries(learner, [name])
+        best = []
+        for number in range(len(bank.scenes)):
+            chunks = maker.scene_chunks(np.random.default_rng(0), number, 0.0, lookalikes.WHOLE)
+            batch = bind.collate([(maker.sequence(chunks, []), [], lookalikes.REACH)])
+            bind.through_layers(model, *learner.features, batch)
+            keys = learner.aids.heard["keys"][batch.visual].float()
+            heads = [keys[:, head // learner.aids.group_size] for head in aids.RETRIEVAL_HEADS]
+            best.append(sum(float((head @ q).max()) for head, q in zip(heads, query, strict=True)))
+    assert found[name] == sorted(range(4), key=lambda number: -best[number])
+
+
+def test_a_video_of_look_alikes_asks_whether_the_thing_was_there(bank: Bank) -> None:
+    maker = ClipMaker(bank.scenes, bank.first_group, TOKENIZER)
+    stage = Stage("video", groups=(4, 4), chunks=(6, 6), questions=12, recalled=True)
+    absent = next(name for name in (f"{c} {s}" for c in COLOURS for s in SHAPES) if name not in maker.named)
+    maker.mistaken = {absent: [3], next(iter(n for n in maker.named if "digit" not in n)): [0]}
+    answers = set()
+    for seed in range(30):
+        video = recalled.draw(maker, stage, np.random.default_rng(seed), 6)
+        doubted = [q for q in video.questions[-recalled.DOUBTED :] if q.family == "presence"]
+        answers |= {(absent in q.text, q.answer) for q in doubted}
+        for question in doubted:
+            assert (question.answer == "yes") == bool(question.events)
+    assert (True, "no") in answers and (True, "yes") not in answers and (False, "yes") in answers
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ sequence, each with its own view: the clip and itself, at positions that restart
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from models.demo.architecture import GRID, TOKENS_PER_GROUP
-from models.demo.questions import FAMILIES, Facts, Question, ask, crossed
+from models.demo.questions import FAMILIES, Facts, Question, ask
 from models.demo.scenes import CHUNK_SECONDS, GROUPS_PER_CHUNK, Moment, moments
 from models.demo.unchanged import Worth
 from models.demo.world import COLOURS, SHAPES, Scene
@@ -28,8 +28,8 @@ DAY_SECONDS = 86_400
 CLIP = -1  # the owner of a token that belongs to the clip rather than to one question
 PREFIX_CHUNK = -1
 LOOK_ALIKES = 0.7  # share of recalled scenes that show a thing of the same shape or colour
-DECEPTIVE = 0.5  # share of recalled videos whose look-alikes show one shape and one colour at once, on two things
-TOLD_APART = 0.5  # share of these that show the thing of this shape and colour as well
+DECEPTIVE = 0.7  # share of recalled videos whose look-alikes are what the model takes most for one thing
+TOLD_APART = 0.5  # share of these that show this thing as well
 KEPT_TOKENS = (4, 6, 8, 10)  # of a group, in a pruned clip
 
 
@@ -109,6 +109,7 @@ class ClipMaker:
         """worth: what a pruner would keep of the bank; None: nothing is pruned."""
         self.scenes, self.first_group, self.tokenizer = scenes, first_group, tokenizer
         self._worth = worth
+        self.mistaken: Mapping[str, Sequence[int]] = {}  # scenes taken for showing a thing, once `lookalikes` knows
         ids = tokenizer.convert_tokens_to_ids
         self.vision = (int(ids("<|vision_start|>")), int(ids("<|video_pad|>")), int(ids("<|vision_end|>")))
         self.end = int(ids("<|im_end|>"))
@@ -118,8 +119,7 @@ class ClipMaker:
         pairs = [(c, s) for c in COLOURS for s in SHAPES] + [("digit", str(n)) for n in range(10)]
         self._names = {(int(ids(a)), int(ids(b))): f"{a} {b}" for a, b in pairs}
         self._showing = numbers_by(scenes, words_of)
-        self._named = numbers_by(scenes, names_of)
-        self._apart = numbers_by(scenes, names_apart)
+        self.named = numbers_by(scenes, names_of)
 
     def tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -127,18 +127,17 @@ class ClipMaker:
     def chunks(self, rng: np.random.Generator, stage: Stage, wanted: int | None = None) -> list[StoredChunk]:
         """A clip of `wanted` chunks: scenes in time order, close together or hours apart."""
         wanted = wanted or int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
-        if stage.recalled:
-            return self._recalled_chunks(rng, wanted, stage)
         start, far = _random_start(rng), rng.random() < stage.far
         parts: list[StoredChunk] = []
         while len(parts) < wanted:
             number = int(rng.integers(len(self.scenes)))
-            parts += self._scene_chunks(rng, number, start, stage)
+            parts += self.scene_chunks(rng, number, start, stage)
             start += self.scenes[number].duration_seconds + _random_gap(rng, far)
         return parts[:wanted]
 
-    def _recalled_chunks(self, rng: np.random.Generator, wanted: int, stage: Stage) -> list[StoredChunk]:
-        numbers, alike = self._look_alikes(rng)
+    def video(self, rng: np.random.Generator, stage: Stage, wanted: int) -> tuple[list[StoredChunk], str | None]:
+        """Chunks of look-alikes at random places of a long video, and what they are all taken for, if anything."""
+        name, numbers, alike = self._look_alikes(rng)
         while sum(self.scenes[n].duration_seconds for n in numbers) < wanted * CHUNK_SECONDS:
             which = alike[int(rng.integers(len(alike)))] if rng.random() < LOOK_ALIKES else range(len(self.scenes))
             numbers.append(which[int(rng.integers(len(which)))])
@@ -146,17 +145,17 @@ class ClipMaker:
         lengths = [self.scenes[n].duration_seconds for n in numbers]
         parts: list[StoredChunk] = []
         for number, start in zip(numbers, _recalled_starts(rng, lengths), strict=True):
-            parts += self._scene_chunks(rng, number, start, stage)
-        return parts[-wanted:]
+            parts += self.scene_chunks(rng, number, start, stage)
+        return parts[-wanted:], name
 
-    def _look_alikes(self, rng: np.random.Generator) -> tuple[list[int], list[list[int]]]:
-        """Scenes that must come, and lists to draw others from: all of a list show a thing of one shape, or of one
-        colour; or all show the shape and the colour of one thing, on two."""
-        if not self._apart or rng.random() >= DECEPTIVE:
-            return [], [self._showing[str(word)] for word in rng.choice(list(self._showing), 2)]
-        name = str(rng.choice(list(self._apart)))
-        shown = self._named.get(name, [])
-        return [int(rng.choice(shown))] if shown and rng.random() < TOLD_APART else [], [self._apart[name]]
+    def _look_alikes(self, rng: np.random.Generator) -> tuple[str | None, list[int], list[Sequence[int]]]:
+        """A thing, scenes that must come, and lists to draw others from: those of a list show things of one shape or of
+        one colour; or all are taken for showing the thing, which then may come as well."""
+        if not self.mistaken or rng.random() >= DECEPTIVE:
+            return None, [], [self._showing[str(word)] for word in rng.choice(list(self._showing), 2)]
+        name = str(rng.choice(list(self.mistaken)))
+        shown = self.named.get(name, [])
+        return name, [int(rng.choice(shown))] if shown and rng.random() < TOLD_APART else [], [self.mistaken[name]]
 
     def prunes(self, rng: np.random.Generator, stage: Stage) -> bool:
         """Whether the next clip is a pruned one."""
@@ -180,7 +179,8 @@ class ClipMaker:
             )
         return thin
 
-    def _scene_chunks(self, rng: np.random.Generator, number: int, start: float, stage: Stage) -> list[StoredChunk]:
+    def scene_chunks(self, rng: np.random.Generator, number: int, start: float, stage: Stage) -> list[StoredChunk]:
+        """The chunks of a scene that starts at this second."""
         scene, first = self.scenes[number], self.first_group[number]
         truth = moments(scene, start)
         if stage.chunks == (1, 1):
@@ -291,12 +291,6 @@ def words_of(scene: Scene) -> list[str]:
 def names_of(scene: Scene) -> list[str]:
     """Things that a scene shows."""
     return [thing.name for event in scene.events for thing in event.things]
-
-
-def names_apart(scene: Scene) -> list[str]:
-    """Things that a scene does not show, though it shows their shape and their colour at once, on two others."""
-    shown = set(names_of(scene))
-    return [name for event in scene.events for name in crossed(event) if name not in shown]
 
 
 def _random_start(rng: np.random.Generator) -> float:

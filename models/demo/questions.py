@@ -6,7 +6,6 @@ Every family draws its facts from the truth of the world; a question is asked on
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -196,7 +195,7 @@ FAMILIES: dict[str, float] = {
     "last": 0.4,
     "digit": 0.3,
     "digit_at": 0.5,
-    "presence": 3.0,
+    "presence": 1.5,
     "describe": 1.2,
     "caption": 1.0,
     "other": 0.4,
@@ -257,19 +256,12 @@ class Facts:
                     self.by_shape.setdefault(thing.shape, set()).add(thing.colour)
         self.once = {name: events[0] for name, events in self.by_name.items() if len(events) == 1}
         self.clean = [m for m in moments if m.clean and len(m.events) <= 1]
-        self.crossed = Counter(name for moment in moments for event in moment.events for name in crossed(event))
         self._times = [m.pts_seconds for m in moments]
 
     def unbroken(self, early: Moment, late: Moment) -> bool:
         """Whether no moment between these two is missing, so that what lies between them is known."""
         known = bisect_left(self._times, late.pts_seconds) - bisect_left(self._times, early.pts_seconds)
         return known == round((late.pts_seconds - early.pts_seconds) / GROUP_SECONDS)
-
-
-def crossed(event: WorldEvent) -> set[str]:
-    """Things that an event does not show, though it shows their colour and their shape, on two others."""
-    things = [thing for thing in event.things if thing.digit is None]
-    return {f"{a.colour} {b.shape}" for a in things for b in things} - {thing.name for thing in things}
 
 
 def phrase(thing: Thing) -> str:
@@ -315,6 +307,13 @@ def ask(rng: np.random.Generator, facts: Facts, family: str) -> Question | None:
         tuple(events),
         second if isinstance(second, int) else None,
     )
+
+
+def ask_presence(rng: np.random.Generator, facts: Facts, name: str) -> Question:
+    """Whether a thing of this name is there."""
+    shown = facts.by_name.get(name, [])
+    text = pick(rng, PHRASES["presence"]).format(name=name).replace("a orange", "an orange")
+    return Question("presence", text, "yes" if shown else "no", tuple(shown))
 
 
 Made = tuple[dict[str, object], str, Sequence[WorldEvent]] | None
@@ -473,22 +472,15 @@ def _presence(rng: np.random.Generator, facts: Facts) -> Made:
         name = f"digit {rng.integers(10)}"
         shown = facts.by_name.get(name, [])
     elif kind < 0.6 and facts.by_name:
-        name = _confusable(rng, list(facts.by_name), facts)
+        name = pick(rng, list(facts.by_name))
         shown = facts.by_name[name]
     else:
         lookalike = [c for c in combos if c not in facts.by_name and _halves_seen(c, facts)]
         absent = [c for c in combos if c not in facts.by_name]
         if not absent:
             return None
-        name = _confusable(rng, lookalike if lookalike and rng.random() < 0.7 else absent, facts)
-        shown = []
+        name, shown = pick(rng, lookalike if lookalike and rng.random() < 0.7 else absent), []
     return {"name": name}, "yes" if shown else "no", shown
-
-
-def _confusable(rng: np.random.Generator, names: Sequence[str], facts: Facts) -> str:
-    """One of the names, those rather whose colour and shape are often seen at once on two things."""
-    weights = np.array([1.0 + facts.crossed[name] for name in names])
-    return names[int(rng.choice(len(names), p=weights / weights.sum()))]
 
 
 def _halves_seen(name: str, facts: Facts) -> bool:

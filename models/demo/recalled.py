@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -49,7 +50,7 @@ from models.demo.bind import (
     draw_questions,
     through_layers,
 )
-from models.demo.questions import Facts, Question
+from models.demo.questions import Facts, Question, ask_presence
 from models.demo.scenes import GROUPS_PER_CHUNK, Moment
 from models.demo.world import WorldEvent
 from models.hf import filled_cache
@@ -58,6 +59,7 @@ ROW_CHUNKS = 6  # chunks that are prefilled in one row; a row's first ones have 
 ROW_GROUPS = ROW_CHUNKS * GROUPS_PER_CHUNK
 TOTAL_CHUNKS = 36  # of all videos of a step
 NOISE = 0.7  # of the evidence, in standard deviations: which chunks come should vary
+DOUBTED = 3  # questions on whether the thing is there that look-alikes are taken for
 MOST_HOLDERS = 3  # chunks of one event that come in any case
 WHOLE_VIDEO = ("first", "last", "caption")  # families that need all of a video, not what is recalled of it
 OF_THE_NAMED = ("when", "direction", "count_with", "after", "before")  # families whose answer the name has fetched
@@ -159,25 +161,29 @@ def step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
 def draw(maker: ClipMaker, stage: Stage, rng: np.random.Generator, length: int, tokens: int | None = None) -> Video:
     """A video of so many chunks. tokens: of each group, as a pruner leaves them; None: all of all groups."""
     whole = replace(stage, hidden=0.0)
-    chunks = maker.chunks(rng, whole, length) if tokens is None else _pruned_chunks(maker, whole, rng, length, tokens)
+    draw_chunks = maker.video if tokens is None else partial(_pruned_video, maker, tokens=tokens)
+    chunks, name = draw_chunks(rng, whole, length)
     video = Video.of(chunks, [])
     count = max(2, stage.questions * length // TOTAL_CHUNKS)
-    return replace(video, questions=draw_questions(rng, video.facts, count, WHOLE_VIDEO))
+    questions = draw_questions(rng, video.facts, count, WHOLE_VIDEO)
+    doubted = [ask_presence(rng, video.facts, name) for _ in range(DOUBTED)] if name else []
+    return replace(video, questions=[*questions, *doubted])
 
 
-def _pruned_chunks(
-    maker: ClipMaker, stage: Stage, rng: np.random.Generator, length: int, tokens: int
-) -> list[StoredChunk]:
+def _pruned_video(
+    maker: ClipMaker, rng: np.random.Generator, stage: Stage, length: int, tokens: int
+) -> tuple[list[StoredChunk], str | None]:
     """What a pruner leaves, put together in chunks of one size, the newest of them."""
     left: list[StoredChunk] = []
     needed, tried = length * GROUPS_PER_CHUNK, 2 * length
     while sum(len(chunk.groups) for chunk in left) < needed:
-        left, tried = maker.thinned(rng, maker.chunks(rng, stage, tried), tokens), 2 * tried
+        chunks, name = maker.video(rng, stage, tried)
+        left, tried = maker.thinned(rng, chunks, tokens), 2 * tried
     groups = [group for chunk in left for group in chunk.groups][-needed:]
     truth = [moment for chunk in left for moment in chunk.truth][-needed:]
     kept = [places for chunk in left for places in chunk.kept or ()][-needed:]
     cuts = [slice(k, k + GROUPS_PER_CHUNK) for k in range(0, needed, GROUPS_PER_CHUNK)]
-    return [StoredChunk(tuple(groups[cut]), tuple(truth[cut]), kept=tuple(kept[cut])) for cut in cuts]
+    return [StoredChunk(tuple(groups[cut]), tuple(truth[cut]), kept=tuple(kept[cut])) for cut in cuts], name
 
 
 def arrange(maker: ClipMaker, videos: Sequence[Video], reaches: Sequence[int]) -> Videos:

@@ -24,7 +24,7 @@ import typer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
-from models.demo import bind, recalled, see
+from models.demo import bind, lookalikes, recalled, see
 from models.demo.aids import Aids, Learner, Step, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
@@ -57,6 +57,7 @@ RECOMMENDED = {
     "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
 }
 AID_WEIGHT = 0.3
+MISTAKEN_FROM = 0.6  # share of the steps after which the model can be asked what it takes for what
 SAVE_EVERY = 50  # steps
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
@@ -152,6 +153,8 @@ def train_bind(
         torch.manual_seed(seed * 1_000_003 + step)  # of the aids, so that a resumed training is the uninterrupted one
         rng = np.random.default_rng(seed * 1_000_003 + step)
         stage = bind.pick_stage(rng, stages_at(step / steps))
+        if step >= MISTAKEN_FROM * steps and not maker.mistaken:
+            maker.mistaken = lookalikes.kept(folder / "mistaken.json", learner)
         done = recalled.step(learner, stage, rng) if stage.recalled else bind_step(learner, stage, rng)
         loss = bind.answer_loss(done.logits, done.batch.targets)
         torch.autograd.backward(loss + AID_WEIGHT * sum_of(done.helped.values()))
