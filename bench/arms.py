@@ -242,6 +242,8 @@ class MeanKeys(Contexts):
 
     def see(self, frames: Sequence[Frame], session: Session) -> None:
         self._session = session
+        if session.memory.num_chunks == len(self._means):
+            return  # nothing was new
         newest = session.memory.newest
         self._means.append(newest.keys[:, :, newest.visual.to(newest.keys.device)].float().mean(2).nan_to_num().cpu())
 

@@ -136,6 +136,7 @@ def main(
     full_tokens: Annotated[int, typer.Option(help="Full attention is tried up to so many tokens.")] = 16_000,
     host_mib: Annotated[int, typer.Option(help="Budget of the host tier; what is older is on disk.")] = 256,
     memory: Annotated[str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")] = "",
+    prune: Annotated[str, typer.Option(help="Pruning settings: strategy=novelty,budget=0.5.")] = "",
     also: Annotated[
         list[str] | None, typer.Option(help="Other memory settings, asked as well; may be repeated.")
     ] = None,
@@ -145,6 +146,7 @@ def main(
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_grad_enabled(False)
     settings = {"answer": {"dialogue_turns": 0}, "memory": {"host_bytes": host_mib * MIB, **knobs(memory)}}
+    settings["prune"] = knobs(prune)
     bench = Bench(
         load_engine(model, device, settings=settings),
         questions,
@@ -182,6 +184,7 @@ def about(bench: Bench) -> dict[str, Any]:
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         "retrieval heads": len(profile.heads) if profile else 0,
         "memory": vars(engine.config.memory).copy(),
+        "prune": vars(engine.config.prune).copy(),
         "frame side": bench.side,
         "questions per kind": bench.questions,
     }
