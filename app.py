@@ -82,7 +82,7 @@ Prune = Annotated[
     str | None,
     typer.Option(
         help="Leave visual tokens out: novelty skips pictures that show nothing new and keeps a share of the others; "
-        "stc, uniform, merge and coverage keep one of all; none keeps everything. \\[default: none]"
+        "stc, uniform, merge and coverage keep one of all; none keeps everything. \\[default: none; demo novelty]"
     ),
 ]
 Reuse = Annotated[

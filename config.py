@@ -31,7 +31,8 @@ class MemoryConfig:
     borders: str = "full"  # a chunk ends when it is "full"; with "cuts", at a cut in its second half as well
     prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees while it is prefilled
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
-    recall_chunks: int = 6  # older chunks brought back dense: the best four and the best one's neighbours
+    recall_chunks: int = 6  # older chunks brought back dense at most: the best four and the best one's neighbours
+    recall_margin: float = 0.75  # standard deviations of evidence up to which a chunk may stand behind the best one
     sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
     sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
     context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
@@ -48,6 +49,7 @@ class MemoryConfig:
             "prefill_chunks": 0,
             "window_chunks": 1,
             "recall_chunks": 0,
+            "recall_margin": 0,
             "sparse_chunks": 0,
             "context_tokens": 1,
             "carrier_tokens": 0,

@@ -80,6 +80,7 @@ def plan_recall(
     recall_chunks: int,
     sparse_chunks: int = 0,
     gone: Collection[int] = (),
+    margin: float = math.inf,
 ) -> RecallPlan:
     """The window, and at most `recall_chunks` older chunks dense: those of named times first, then by score. Then at
     most `sparse_chunks` sparse: those beside the dense ones, the best one's first, and an even sample of the rest.
@@ -89,6 +90,7 @@ def plan_recall(
     are more than the budget, it is shared between the times and each share is spread over its time, taking the best
     chunk of every stretch.
     gone: chunks that cannot be had any more; they are passed over.
+    margin: how far below the best score another one still counts; what is farther off only misleads.
     A history of at most window + recall chunks comes back whole, unless a time is named.
     """
     if scores is not None and len(scores) != num_chunks:
@@ -102,7 +104,8 @@ def plan_recall(
     said = {index for r in named for index in r}
     if said:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
         rest = [index for index in rest if {index - 1, index, index + 1} & said]
-    recalled = _spread(rest, known, room) if scores is None else _best(rest, known, room)
+    unsorted = scores is None or len(rest) <= room
+    recalled = _spread(rest, known, room) if unsorted else _best(rest, known, room, margin)
     dense = {*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone)
     older = sorted(by_name | recalled, key=lambda index: (known[index], index), reverse=True)
     near = [i for best in older for i in (best + 1, best - 1) if i in rest and i not in dense]
@@ -174,13 +177,15 @@ def _spread(indices: Sequence[int], scores: Sequence[float], count: int) -> set[
     return {max(part, key=lambda index: (scores[index], -abs(index - part[len(part) // 2]))) for part in stretches}
 
 
-def _best(indices: Sequence[int], scores: Sequence[float], count: int) -> set[int]:
-    """`count` chunks by score: the best few, then those beside the very best, then the others; in a tie the newer.
+def _best(indices: Sequence[int], scores: Sequence[float], count: int, margin: float) -> set[int]:
+    """`count` chunks by score: the best few, then those beside the very best, then the others; in a tie the newer. Only
+    those beside may score more than `margin` below the best.
 
     The chunk that answers "what came after the star" may be the one after the star's, and a star that is there for long
     has a run of chunks among the best few: those beside the whole run come.
     """
     ranked = sorted(indices, key=lambda index: (scores[index], index), reverse=True)
+    ranked = [index for index in ranked if scores[index] >= scores[ranked[0]] - margin]
     few = ranked[:BEST_CHUNKS]
     beside = [index for index in _beside_run(few) if index in indices]
     return set(islice(dict.fromkeys([*few, *beside, *ranked]), max(0, count)))

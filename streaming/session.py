@@ -237,7 +237,7 @@ class Session:
         else:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(self._words(question), named)
-            plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone)
+            plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone, margin=memory.recall_margin)
         plan = without_dense(plan, self._memory.only_sparse)
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
