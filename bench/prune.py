@@ -43,7 +43,7 @@ from streaming.session import Session, in_parts
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = ("novelty", "stc", "uniform", "merge", "coverage")
-BUDGETS = (PruneConfig().budget, 0.25)
+BUDGETS = (0.5, 0.375, 0.25)
 
 
 class EncodedOnce:
@@ -224,8 +224,8 @@ def main(
         for footage, make in ((CALM, calm_stream), (BUSY, long_stream)) if minutes else ():
             watching = Watching(footage, make(seed, 60 * minutes), engine, settings, questions, side)
             found += watching.run(seed, bar)
-            write(out, found, about)
-    print("\n".join(write(out, found, about)))
+            write(out, found, about, engine.config.prune.budget)
+    print("\n".join(write(out, found, about, engine.config.prune.budget)))
 
 
 if __name__ == "__main__":

@@ -87,11 +87,11 @@ def row_of(key: tuple[str, str, float], items: Sequence[Asking | Seeing]) -> Row
     )
 
 
-def targets(rows: Sequence[Row]) -> list[Target]:
-    """Of novelty pruning with its default budget, beside no pruning on the same footage."""
+def targets(rows: Sequence[Row], budget: float) -> list[Target]:
+    """Of novelty pruning with this budget, beside no pruning on the same footage."""
     judged = []
     for footage, most in MOST_KEPT.items():
-        ours = next((r for r in rows if (r.footage, r.strategy, r.budget) == (footage, "novelty", NONE.budget)), None)
+        ours = next((r for r in rows if (r.footage, r.strategy, r.budget) == (footage, "novelty", budget)), None)
         base = next((r for r in rows if (r.footage, r.strategy) == (footage, NONE.strategy)), None)
         what = (
             (f"{footage}: tokens kept", f"at most {most:.0%}"),
@@ -157,13 +157,13 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
     return table(["footage", "strategy", "budget", *kinds], body)
 
 
-def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any]) -> list[str]:
-    """`out`.json, .md, and a plot for each footage beside them; gives the tables."""
+def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any], budget: float) -> list[str]:
+    """`out`.json, .md, and a plot for each footage beside them; gives the tables. budget: that targets are judged at."""
     rows = rows_of(found)
     out.parent.mkdir(parents=True, exist_ok=True)  # for the plots
-    data = {"targets": [asdict(t) for t in targets(rows)], "rows": [asdict(r) for r in rows]}
+    data = {"targets": [asdict(t) for t in targets(rows, budget)], "rows": [asdict(r) for r in rows]}
     data["answers"] = [asdict(item) for item in found if isinstance(item, Asking)]
-    told = [*judged(targets(rows), f"novelty, budget {NONE.budget:g}"), "", *tables(rows)]
+    told = [*judged(targets(rows, budget), f"novelty, budget {budget:g}"), "", *tables(rows)]
     plots = [plot(out, footage, rows) for footage in dict.fromkeys(row.footage for row in rows)]
     save(out, "Tokens kept against right answers", about, [*told, *by_kind(found), "", *plots], data)
     return told

@@ -86,15 +86,15 @@ def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path:
     ]
     rows = rows_of(found)
     assert [(r.kept, r.right, r.kv_gib_per_hour) for r in rows[:2]] == [(1.0, 0.75, 200.0), (0.2, 0.5, 40.0)]
-    assert [(t.measured, t.is_met) for t in targets(rows)] == [
+    assert [(t.measured, t.is_met) for t in targets(rows, NONE.budget)] == [
         ("20.0%", True),
         ("0.500 beside 0.750, ratio 0.667", False),
         ("60.0%", False),
         ("1.000 beside 1.000, ratio 1.000", True),
     ]
-    assert all(t.is_met is None for t in targets(rows[:1]))
-    assert "| novelty | 0.5 | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
-    write(tmp_path / "prune", found, {"machine": "none"})
+    assert all(t.is_met is None for t in targets(rows[:1], NONE.budget))
+    assert "| novelty | 0.375 | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
+    write(tmp_path / "prune", found, {"machine": "none"}, NONE.budget)
     assert "| surveillance: tokens kept | at most 25% | 20.0% | yes |" in (tmp_path / "prune.md").read_text()
     for footage in (CALM, BUSY):
         ElementTree.parse(tmp_path / f"prune-{footage}.svg")

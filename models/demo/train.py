@@ -54,7 +54,7 @@ CURRICULUM: Curriculum = (
 RECOMMENDED = {
     "read": {"fps": FPS},
     "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP},
-    "prune": {"strategy": "novelty"},
+    "prune": {"strategy": "novelty", "budget": 0.5},
     "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
 }
 AID_WEIGHT = 0.3
