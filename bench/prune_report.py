@@ -158,7 +158,10 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
 
 
 def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any], budget: float) -> list[str]:
-    """`out`.json, .md, and a plot for each footage beside them; gives the tables. budget: that targets are judged at."""
+    """`out`.json, .md, and a plot for each footage beside them; gives the tables.
+
+    budget: at which targets are judged.
+    """
     rows = rows_of(found)
     out.parent.mkdir(parents=True, exist_ok=True)  # for the plots
     data = {"targets": [asdict(t) for t in targets(rows, budget)], "rows": [asdict(r) for r in rows]}
