@@ -77,10 +77,12 @@ def content(folder: Path) -> Content:
     assert len(keys) == store.num_chunks
     found: Content = []
     for chunk in store.chunks:
-        index, start, stop, num_frames, _, extent, _, _, positions, visual, _ = chunk.row()
+        index, start, stop, num_frames, _, extent, _, starts, _, positions, visual, _ = chunk.row()
         picture = store.thumbnail(chunk.index).read_bytes()
         kv = tuple(kept_bytes(store, chunk.index, kept) for kept in KEPT)
-        found.append((index, start, stop, num_frames, extent, positions, visual, keys[chunk.index], picture, *kv))
+        found.append(
+            (index, start, stop, num_frames, extent, starts, positions, visual, keys[chunk.index], picture, *kv)
+        )
     store.close()
     return found
 

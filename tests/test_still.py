@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pruning(checkpoint: Path, strategy: str = "novelty", **memory: Any) -> Engine:
     """Chunks of two groups, the newest one in the window."""
     engine = tiny_engine(checkpoint, **{"window_chunks": 1, "recall_chunks": 0, **memory})
-    engine.config = replace(engine.config, prune=PruneConfig(strategy))
+    engine.config = replace(engine.config, prune=PruneConfig(strategy, 0.5))
     return engine
 
 
@@ -131,7 +131,7 @@ def test_a_kept_session_goes_on_pruning_from_a_whole_group(checkpoint: Path, tmp
     seen(session, scene(16))
     session.close()
     again = pruning(checkpoint, "none").open(tmp_path / "s")
-    assert again.config.prune == PruneConfig("novelty")
+    assert again.config.prune == PruneConfig("novelty", 0.5)
     assert seen(again, later(scene(16), 8)).stats.visual_tokens == 6
     assert tokens_of(again) == [3, 3]
     again.memory.check_integrity()
