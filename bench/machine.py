@@ -34,9 +34,9 @@ def describe() -> dict[str, str]:
 def save(out: Path, title: str, about: Mapping[str, Any], lines: Sequence[str], data: Mapping[str, Any]) -> None:
     """`out`.json with `data`, and `out`.md with `lines`, both with what they were measured on."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"about": about, **data}, indent=1) + "\n")
+    out.with_name(f"{out.name}.json").write_text(json.dumps({"about": about, **data}, indent=1) + "\n")
     told = [f"- {name}: {value}" for name, value in about.items()]
-    out.with_suffix(".md").write_text("\n".join([f"# {title}", "", *told, "", *lines, ""]))
+    out.with_name(f"{out.name}.md").write_text("\n".join([f"# {title}", "", *told, "", *lines, ""]))
 
 
 def _git(*words: str) -> str:
