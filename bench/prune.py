@@ -67,7 +67,8 @@ class EncodedOnce:
 
 def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[PruneConfig]) -> Iterator[Asking | Seeing]:
     """One short clip under all settings; its hidden chunks are prefilled and not shown, as recall would."""
-    once, states = EncodedOnce(model), dict[str, torch.Tensor]()
+    once = EncodedOnce(model)
+    states: dict[str, torch.Tensor] = {}
     once.see([frame for part in clip.frames for frame in part])
     for prune in settings:
         groups = prune_clip(clip, cast(VideoLLM, once), prune)

@@ -146,14 +146,10 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
     groups: dict[tuple[str, str, float], list[Asking]] = defaultdict(list)
     for item in asked:
         groups[item.footage, item.strategy, item.budget].append(item)
-    body = [
-        [
-            *key[:2],
-            f"{key[2]:g}" if key[1] != NONE.strategy else "",
-            *(share([i.right for i in items if i.kind == k]) for k in kinds),
-        ]
-        for key, items in groups.items()
-    ]
+    body = []
+    for (footage, strategy, budget), items in groups.items():
+        shares = [share([item.right for item in items if item.kind == kind]) for kind in kinds]
+        body.append([footage, strategy, budget_cell(strategy, budget), *shares])
     return table(["footage", "strategy", "budget", *kinds], body)
 
 

@@ -104,8 +104,8 @@ def plan_recall(
     said = {index for r in named for index in r}
     if said:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
         rest = [index for index in rest if {index - 1, index, index + 1} & said]
-    unsorted = scores is None or len(rest) <= room
-    recalled = _spread(rest, known, room) if unsorted else _best(rest, known, room, margin)
+    ranked = scores is not None and len(rest) > room  # what fits comes whole, however it scores
+    recalled = _best(rest, known, room, margin) if ranked else _spread(rest, known, room)
     dense = {*by_name, *recalled, *range(window_start, num_chunks)}.difference(gone)
     older = sorted(by_name | recalled, key=lambda index: (known[index], index), reverse=True)
     near = [i for best in older for i in (best + 1, best - 1) if i in rest and i not in dense]
