@@ -75,7 +75,7 @@ class ReuseConfig:
     """How the vision tower's work on a keyframe is used again for the frames behind it."""
 
     strategy: str = "none"  # which patches are recomputed: "novelty" (ours), "keys" (STC: keys that moved most)
-    refresh_share: float = 0.25  # of a group's tokens (STC's r); a group with more that changed is computed whole
+    refresh_share: float = 0.75  # of a group's tokens: one in which more have changed is computed whole
     still_below: float = 0.15  # novelty up to which a token counts as unchanged
 
     def __post_init__(self) -> None:

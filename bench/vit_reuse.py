@@ -32,7 +32,7 @@ from config import ReuseConfig
 from keyframes.novelty import small
 from keyframes.references import References
 from keyframes.reuse import FeatureReuse
-from keyframes.vit_cacher import Features, Work, refreshed_tokens
+from keyframes.vit_cacher import Features, Work
 from models.demo.architecture import SIDE
 from models.loading import load
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
@@ -172,7 +172,6 @@ class Runs:
         _, features, work = reused[0]
         truth = whole[0][1]
         count = len(self._frames)
-        costs = self._macs()
         groups = Counter(work)
         base = truth.flatten(0, 1)
         return Row(
@@ -182,8 +181,8 @@ class Runs:
             whole_ms=1000 * min(w[0] for w in whole) / count,
             reused_ms=1000 * min(r[0] for r in reused) / count,
             measuring_ms=1000 * self._measuring() / count,
-            whole_gmacs=costs[Work.WHOLE] * len(work) / count,
-            reused_gmacs=sum(costs[kind] * n for kind, n in groups.items()) / count,
+            whole_gmacs=gmacs(lambda: self._subject.stock(self._patches[0][:1])) * len(work) / count,
+            reused_gmacs=gmacs(self._reused) / count,
             work={kind.value: groups[kind] / len(work) for kind in Work},
             cosine=float(cosine_similarity(features.flatten(0, 1), base, dim=-1).mean()),
             control_cosine=float(cosine_similarity(truth[:1].expand_as(truth).flatten(0, 1), base, dim=-1).mean()),
@@ -214,17 +213,6 @@ class Runs:
         for frames in self._chunks:
             references.follow(small([frame.image for frame in frames], self._subject.grid, device))
         return now(device) - started
-
-    def _macs(self) -> dict[Work, float]:
-        """Giga multiply-adds of one group by what is done for it."""
-        tower, patches = self._subject.tower, self._patches[0][:1]
-        reference = tower.whole(patches, self._subject.grid, [0])[1][0]
-        tokens = torch.arange(refreshed_tokens(reference.features.embeddings.shape[1], self._config.refresh_share))
-        return {
-            Work.STILL: 0.0,
-            Work.REFRESHED: gmacs(lambda: tower.refreshed(patches, reference, tokens[None].to(patches.device))),
-            Work.WHOLE: gmacs(lambda: tower.whole(patches, self._subject.grid, [])),
-        }
 
 
 def gmacs(run: Callable[[], Any]) -> float:
@@ -282,7 +270,7 @@ def main(
     videos: Annotated[Path, typer.Option(help="Folder of the clips.")] = Path("../shared/videos"),
     towers: Annotated[str, typer.Option(help="Which, with commas: " + " | ".join(TOWERS))] = ",".join(TOWERS),
     frames: Annotated[int, typer.Option(help="Most frames of each clip, for large towers.")] = 64,
-    share: Annotated[float, typer.Option(help="Tokens refreshed.")] = ReuseConfig.refresh_share,
+    share: Annotated[float, typer.Option(help="Most of a group's tokens that are recomputed, as a share.")] = ReuseConfig.refresh_share,
     repeats: Annotated[int, typer.Option(help="Runs in each way, of which the fastest counts.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS / "vit_reuse",

@@ -1,9 +1,8 @@
 """Which frames the vision tower's work is reused from: a picture that has settled, once the last such one is outlived.
 
-A group of frames in which more tokens have changed than would be refreshed is computed whole. It becomes what later
-groups are compared with only if nothing much moves in it: something large that passes by leaves the old reference in
-place, which fits again when it has gone. Knows nothing of towers; scenes and their cuts are the business of
-`keyframes/detector.py`.
+A group of frames in which much has changed becomes what later groups are compared with, and is computed whole, if
+nothing much moves in it: something large that passes by leaves the old reference in place, which fits again when it
+has gone. Knows nothing of towers; scenes and their cuts are the business of `keyframes/detector.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from config import ReuseConfig
 from keyframes.novelty import novelty
-from keyframes.vit_cacher import refreshed_tokens, token_novelty
+from keyframes.vit_cacher import share_of, token_novelty
 
-MOVING = 0.5  # of the tokens that would be refreshed: so many may move in a reference, and are refreshed for ever after
+OUTLIVED = 0.25  # of a group's tokens: with more that changed, a settled picture is worth a reference of its own
+MOVING = 0.125  # of a group's tokens: so many may move in a reference, and are refreshed for ever after
 
 
 class References:
@@ -49,17 +49,14 @@ class References:
         return change, marks
 
     def _outlived(self, change: Tensor) -> bool:
-        """Whether a group has more changed tokens than would be refreshed; what moved in the reference is changed."""
+        """Whether much has changed in a group of frames; what moved in the reference is changed."""
         own = change[:0] if self._own is None else self._own
-        return self._count(torch.cat([change, own])) > self._limit(change)
+        return self._changed_more(torch.cat([change, own]), OUTLIVED)
 
     def _settled(self, moved: Tensor) -> bool:
-        return self._count(moved[None]) <= MOVING * self._limit(moved[None])
+        return not self._changed_more(moved[None], MOVING)
 
-    def _count(self, change: Tensor) -> int:
-        """Tokens that have changed in any of the frames [n, rows, columns]."""
+    def _changed_more(self, change: Tensor, share: float) -> bool:
+        """Whether more than a share of the tokens have changed in any of the frames [n, rows, columns]."""
         tokens = token_novelty(change, 1, self._merge_size).amax(0)
-        return int((tokens > self._config.still_below).sum())
-
-    def _limit(self, change: Tensor) -> int:
-        return refreshed_tokens(change[0].numel() // self._merge_size**2, self._config.refresh_share)
+        return int((tokens > self._config.still_below).sum()) > share_of(len(tokens), share)

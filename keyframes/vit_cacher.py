@@ -1,9 +1,9 @@
 """Which frames the vision tower computes whole, which it refreshes in part, and which cost nothing.
 
 A keyframe is computed whole and becomes the *reference* of what follows, up to the next keyframe. A later group
-without anything new is the reference over again; one with few new tokens has those recomputed, always the same number
-of them so that shapes stay the same; one with many is computed whole. All groups refreshed from one reference go
-through the tower in one batch, and so do all that are computed whole.
+without anything new is the reference over again; one with few new tokens has just those recomputed; one with many is
+computed whole. All groups refreshed from one reference go through the tower in one batch, however much is new in each,
+and so do all that are computed whole.
 
 Knows nothing of how a tower is built (`models/towers.py` does), nor of how novelty is measured.
 """
@@ -68,8 +68,9 @@ class VisionTower(Protocol):
         """
         ...
 
-    def refreshed(self, patches: Tensor, reference: Reference, tokens: Tensor) -> Features:
-        """Recompute `tokens` [g, m] of each group and take everything else from the reference."""
+    def refreshed(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Features:
+        """Recompute the tokens that are true in `chosen` [g, n], one at least of each group, and take everything else
+        from the reference."""
         ...
 
     def refreshed_by_keys(self, patches: Tensor, reference: Reference, share: float) -> Features:
@@ -154,11 +155,11 @@ def choose(novelty: Tensor, config: ReuseConfig) -> Work:
     changed = int((novelty > config.still_below).sum())
     if changed == 0:
         return Work.STILL
-    return Work.REFRESHED if changed <= refreshed_tokens(len(novelty), config.refresh_share) else Work.WHOLE
+    return Work.REFRESHED if changed <= share_of(len(novelty), config.refresh_share) else Work.WHOLE
 
 
-def refreshed_tokens(num_tokens: int, share: float) -> int:
-    """How many tokens of a group are recomputed; one at least."""
+def share_of(num_tokens: int, share: float) -> int:
+    """How many tokens a share of a group is; one at least."""
     return max(1, math.floor(share * num_tokens))
 
 
@@ -231,10 +232,10 @@ class VitCacher:
         return parts
 
     def _refreshed(self, patches: Tensor, reference: Reference, novelty: Tensor) -> Features:
+        chosen = novelty > self._config.still_below
         if self._config.strategy == "keys":
-            return self._tower.refreshed_by_keys(patches, reference, self._config.refresh_share)
-        count = refreshed_tokens(novelty.shape[1], self._config.refresh_share)
-        return self._tower.refreshed(patches, reference, novelty.topk(count).indices)
+            return self._tower.refreshed_by_keys(patches, reference, float(chosen.float().mean(1).max()))
+        return self._tower.refreshed(patches, reference, chosen)
 
 
 def assemble(num_groups: int, parts: Sequence[tuple[list[int], Features]]) -> Features:

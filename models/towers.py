@@ -95,12 +95,12 @@ class Tower:
         return features, references
 
     @torch.no_grad()
-    def refreshed(self, patches: Tensor, reference: Reference, tokens: Tensor) -> Features:
-        fresh = self._finish(self.refreshed_layers(patches, reference, tokens))
+    def refreshed(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Features:
+        fresh = self._finish(self.refreshed_layers(patches, reference, chosen))
         old = reference.features
         return Features(
-            replaced(old.embeddings[0], tokens, fresh.embeddings),
-            tuple(replaced(a[0], tokens, b) for a, b in zip(old.deepstack, fresh.deepstack, strict=True)),
+            mixed(old.embeddings[0], chosen, fresh.embeddings[0]),
+            tuple(mixed(a[0], chosen, b[0]) for a, b in zip(old.deepstack, fresh.deepstack, strict=True)),
         )
 
     @torch.no_grad()
@@ -128,16 +128,24 @@ class Tower:
             kept.append((keys, values, attended, transformed) if outputs else (keys, values))
             yield hidden
 
-    def refreshed_layers(self, patches: Tensor, reference: Reference, tokens: Tensor) -> Iterator[Tensor]:
-        """[g, k, C] behind each layer, of the patches of `tokens` [g, m] alone."""
-        chosen = self.patches_of(tokens)
-        rotation = None if reference.rotation is None else reference.rotation[:, chosen]
-        hidden = self._parts.embed(taken(patches, chosen)) + reference.added[chosen]
+    def refreshed_layers(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Iterator[Tensor]:
+        """[1, k, C] behind each layer, of the k patches of all groups whose tokens are `chosen` [g, n], row by row."""
+        fresh = chosen.repeat_interleave(self.merge_size**2, 1)
+        batches = alike(fresh)
+        places = fresh.nonzero()[:, 1]
+        rotation = None if reference.rotation is None else reference.rotation[:, places]
+        hidden = self._parts.embed(patches[fresh][None]) + reference.added[places]
         for layer, keys, values in zip(self._parts.layers, reference.keys, reference.values, strict=True):
             x = layer.attention_norm(hidden)
-            keys = replaced(keys, chosen, turned(layer.project(x, KEY), rotation))
-            values = replaced(values, chosen, layer.project(x, VALUE))
-            hidden = hidden + layer.output(self._attend(turned(layer.project(x, QUERY), rotation), keys, values))
+            queries, new_keys = turned(layer.project(x, QUERY), rotation), turned(layer.project(x, KEY), rotation)
+            new_values, attended = layer.project(x, VALUE), torch.empty_like(queries)
+            for batch in batches:
+                attended[0, batch.rows] = self._attend(
+                    batch.padded(queries[0]),
+                    mixed(keys, batch.fresh, new_keys[0, batch.rows]),
+                    mixed(values, batch.fresh, new_values[0, batch.rows]),
+                )[batch.filled]
+            hidden = hidden + layer.output(attended)
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
             yield hidden
 
@@ -159,11 +167,6 @@ class Tower:
             transformed = layer.mlp(layer.mlp_norm(taken(hidden, chosen)))
             hidden = hidden + replaced(reference.transformed[number], chosen, transformed)
             yield hidden
-
-    def patches_of(self, tokens: Tensor) -> Tensor:
-        """Numbers of the patches [g, k] of tokens [g, m]."""
-        each = self.merge_size**2
-        return (tokens[..., None] * each + torch.arange(each, device=tokens.device)).flatten(1)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[g, k, C] from [g, k, C] over [g, T, C]; the patches of a group see each other."""
@@ -191,6 +194,38 @@ def turned(x: Tensor, rotation: Tensor | None) -> Tensor:
     return rotate(heads, cosines, sines).flatten(-2).to(x.dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Alike:
+    """Groups with about as many recomputed patches each, which attend together.
+
+    fresh: bool [b, T], the patches recomputed of each. rows: int64 [r], where these stand among those of all groups.
+    filled: bool [b, m], m being the most of a group; false where a group has fewer.
+    """
+
+    fresh: Tensor
+    rows: Tensor
+    filled: Tensor
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[b, m, C] of what all groups have, [k, C]; zero where a group has fewer."""
+        whole = x.new_zeros(*self.filled.shape, x.shape[-1])
+        whole[self.filled] = x[self.rows]
+        return whole
+
+
+def alike(fresh: Tensor) -> list[Alike]:
+    """Batches of groups none of which has more than twice the recomputed patches of another; fresh: bool [g, T]."""
+    counts = fresh.sum(1)
+    sizes = counts.log2().floor()
+    owners = fresh.nonzero()[:, 0]
+    batches = []
+    for size in torch.unique(sizes):
+        inside = sizes == size
+        most = torch.arange(int(counts[inside].max()), device=fresh.device)
+        batches.append(Alike(fresh[inside], inside[owners].nonzero()[:, 0], most < counts[inside, None]))
+    return batches
+
+
 def taken(x: Tensor, chosen: Tensor) -> Tensor:
     """Rows `chosen` [g, k] of [g, T, ...], each group its own."""
     return x[torch.arange(len(x), device=x.device)[:, None], chosen]
@@ -200,6 +235,13 @@ def replaced(old: Tensor, chosen: Tensor, fresh: Tensor) -> Tensor:
     """[g, T, C]: [T, C] for every group, with rows `chosen` [g, k] replaced by [g, k, C]."""
     whole = old.repeat(len(chosen), 1, 1)
     whole[torch.arange(len(chosen), device=old.device)[:, None], chosen] = fresh
+    return whole
+
+
+def mixed(old: Tensor, where: Tensor, fresh: Tensor) -> Tensor:
+    """[g, T, C]: [T, C] for every group, with those true in `where` [g, T] replaced by [k, C], row by row."""
+    whole = old.repeat(len(where), 1, 1)
+    whole[where] = fresh
     return whole
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from keyframes.vit_cacher import Features, Reference
-from models.towers import taken
+from models.towers import alike, mixed, pick, taken
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 TOLERANCE = 1e-5
@@ -24,8 +26,12 @@ def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
     return reference
 
 
-def all_tokens(tiny: Tiny, groups: int) -> Tensor:
-    return torch.arange(tiny.num_tokens).expand(groups, -1)
+def chosen(tiny: Tiny, *tokens: Sequence[int]) -> Tensor:
+    """bool [g, n]: of each group these tokens."""
+    marks = torch.zeros(len(tokens), tiny.num_tokens, dtype=torch.bool)
+    for row, places in zip(marks, tokens, strict=True):
+        row[list(places)] = True
+    return marks
 
 
 @pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
@@ -43,10 +49,12 @@ def test_a_whole_pass_equals_the_stock_tower(tiny: Tiny, keep: list[int]) -> Non
 def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(tiny: Tiny) -> None:
     reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(2, seed=2)
     stock, _ = tiny.stock(patches)
-    tokens = all_tokens(tiny, 2).flip(1)
-    assert distance(tiny.tower.refreshed(patches, reference, tokens), stock) < TOLERANCE
+    everything = chosen(tiny, *[range(tiny.num_tokens)] * 2)
+    assert distance(tiny.tower.refreshed(patches, reference, everything), stock) < TOLERANCE
     assert distance(tiny.tower.refreshed_by_keys(patches, reference, 1.0), stock) < TOLERANCE
-    assert distance(tiny.tower.refreshed(patches, reference, tokens[:, 1:]), stock) > 0.01
+    but_one = everything.clone()
+    but_one[1, 2] = False
+    assert distance(tiny.tower.refreshed(patches, reference, but_one), stock) > 0.01
     assert distance(tiny.tower.refreshed_by_keys(patches, reference, 0.9), stock) > 0.01
 
 
@@ -55,14 +63,33 @@ def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(ti
     reference = reference_of(tiny, patches)
     twice = patches.expand(2, -1, -1)
     stock, _ = tiny.stock(twice)
-    for tokens in (torch.tensor([[0], [3]]), torch.tensor([[4, 1], [2, 3]])):
-        assert distance(tiny.tower.refreshed(twice, reference, tokens), stock) < TOLERANCE
+    for tokens in ([[0], [3]], [[4, 1], [2]]):
+        assert distance(tiny.tower.refreshed(twice, reference, chosen(tiny, *tokens)), stock) < TOLERANCE
     assert distance(tiny.tower.refreshed_by_keys(twice, reference, 0.25), stock) < TOLERANCE
+
+
+def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(tiny: Tiny) -> None:
+    """Batches of unlike groups are padded and taken apart inside."""
+    reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(5, seed=2)
+    marks = chosen(tiny, [3], [0, 1, 2, 4, 5], [2, 5], [0], [1, 2, 3])
+    together = tiny.tower.refreshed(patches, reference, marks)
+    for row in range(5):
+        alone = tiny.tower.refreshed(patches[row : row + 1], reference, marks[row : row + 1])
+        assert distance(alone, pick(together, row)) < TOLERANCE
+        assert distance(alone, pick(together, (row + 1) % 5)) > 0.01
+
+
+def test_groups_that_attend_together_are_alike_in_size() -> None:
+    counts = [1, 7, 2, 3, 8]
+    fresh = torch.arange(9) < torch.tensor(counts)[:, None]
+    batches = alike(fresh)
+    assert sorted(batch.filled.sum(1).tolist() for batch in batches) == [[1], [2, 3], [7], [8]]
+    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(sum(counts)))
 
 
 def test_only_the_recomputed_tokens_differ_from_the_reference(tiny: Tiny) -> None:
     reference = reference_of(tiny, tiny.patches(1, seed=1))
-    features = tiny.tower.refreshed(tiny.patches(1, seed=2), reference, torch.tensor([[1, 4]]))
+    features = tiny.tower.refreshed(tiny.patches(1, seed=2), reference, chosen(tiny, [1, 4]))
     pairs = [(features.embeddings, reference.features.embeddings)]
     pairs += list(zip(features.deepstack, reference.features.deepstack, strict=True))
     for ours, before in pairs:
@@ -70,12 +97,12 @@ def test_only_the_recomputed_tokens_differ_from_the_reference(tiny: Tiny) -> Non
         assert differing.nonzero().flatten().tolist() == [1, 4]
 
 
-def partly_changed(tiny: Tiny, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def partly_changed(tiny: Tiny, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
     """A group and the one behind it [1, T, values] each, where `tokens` show something else and the rest little."""
     before = tiny.patches(1)
     after = before + 0.02 * tiny.patches(1, seed=1)
-    chosen = tiny.tower.patches_of(tokens[None])[0]
-    after[:, chosen] = tiny.patches(1, seed=2)[:, chosen]
+    patches = chosen(tiny, tokens).repeat_interleave(tiny.tower.merge_size**2, 1)
+    after[patches] = tiny.patches(1, seed=2)[patches]
     return before, after
 
 
@@ -86,17 +113,18 @@ def nearness(a: Tensor, b: Tensor) -> float:
 def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_recomputing_the_rest_is_not(
     tiny: Tiny,
 ) -> None:
-    changed, others = torch.tensor([1, 2]), torch.tensor([0, 3])
+    changed, others = [1, 2], [0, 3]
     before, after = partly_changed(tiny, changed)
     reference = reference_of(tiny, before)
     (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
 
-    def by_layer(tokens: Tensor) -> list[float]:
+    def by_layer(tokens: Sequence[int]) -> list[float]:
         """Over all patches: those recomputed, and the reference's in between."""
-        chosen = tiny.tower.patches_of(tokens[None])
-        fresh = tiny.tower.refreshed_layers(after, reference, tokens[None])
+        marks = chosen(tiny, tokens)
+        fresh = tiny.tower.refreshed_layers(after, reference, marks)
+        patches = marks.repeat_interleave(tiny.tower.merge_size**2, 1)
         return [
-            nearness(hidden.index_copy(1, chosen[0], part), right)
+            nearness(mixed(hidden[0], patches, part[0]), right)
             for hidden, part, right in zip(old, fresh, stock, strict=True)
         ]
 
@@ -106,7 +134,7 @@ def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_rec
 
 
 def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
-    before, after = partly_changed(tiny, torch.tensor([1, 2]))
+    before, after = partly_changed(tiny, [1, 2])
     reference = reference_of(tiny, before)
     (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
     count = 2 * tiny.tower.merge_size**2
@@ -122,7 +150,7 @@ def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
     patches, later = tiny.patches(3), tiny.patches(1, seed=1)
     _, (alone,) = tiny.tower.whole(patches[1:2], tiny.grid, [0])
     _, (last, among) = tiny.tower.whole(patches, tiny.grid, [2, 1])
-    tokens = torch.tensor([[0, 2]])
+    tokens = chosen(tiny, [0, 2])
     wanted = tiny.tower.refreshed(later, alone, tokens)
     assert distance(wanted, tiny.tower.refreshed(later, among, tokens)) < TOLERANCE
     assert distance(wanted, tiny.tower.refreshed(later, last, tokens)) > 0.01

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.vit_cacher import Features, Reference, VitCacher, Work, plan, refreshed_tokens, token_novelty
+from keyframes.vit_cacher import Features, Reference, VitCacher, Work, plan, share_of, token_novelty
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 ROWS, COLUMNS = 4, 4  # patches; a token is one patch
@@ -25,7 +25,7 @@ class FakeTower:
     def __init__(self, frames_per_group: int = 1) -> None:
         self.frames_per_group = frames_per_group
         self.calls: list[tuple[str, int]] = []  # what was done for how many groups
-        self.tokens: list[Tensor] = []
+        self.chosen: list[Tensor] = []
 
     def whole(
         self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool
@@ -35,16 +35,13 @@ class FakeTower:
         references = [Reference(Features(patches[k : k + 1]), empty, None, empty, empty) for k in keep]
         return Features(patches), references
 
-    def refreshed(self, patches: Tensor, reference: Reference, tokens: Tensor) -> Features:
+    def refreshed(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Features:
         self.calls.append(("refreshed", len(patches)))
-        self.tokens.append(tokens)
-        mixed = reference.features.embeddings.repeat(len(patches), 1, 1)
-        for row, chosen in enumerate(tokens):
-            mixed[row, chosen] = patches[row, chosen]
-        return Features(mixed)
+        self.chosen.append(chosen)
+        return Features(torch.where(chosen[..., None], patches, reference.features.embeddings))
 
     def refreshed_by_keys(self, patches: Tensor, reference: Reference, share: float) -> Features:
-        self.calls.append(("refreshed by keys", len(patches)))
+        self.calls.append((f"refreshed by keys: {share}", len(patches)))
         return Features(patches)
 
 
@@ -89,12 +86,12 @@ def test_all_frames_between_two_references_are_one_batch_and_all_whole_ones_anot
     assert tower.calls == [("whole", 3), ("refreshed", 2), ("refreshed", 2)]
 
 
-def test_every_changed_token_is_recomputed_and_always_as_many() -> None:
+def test_the_changed_tokens_are_recomputed_and_no_others() -> None:
     tower = FakeTower()
     features, _ = run(VitCacher(tower, CONFIG), [0, 3, 1], [0])
-    assert [list(tokens.shape) for tokens in tower.tokens] == [[2, 4]]
-    assert {0, 1, 2} <= set(tower.tokens[0][0].tolist()) and 0 in tower.tokens[0][1]
-    assert (features[1, :3] == 2).all() and int((features[1] == 1).all(-1).sum()) == 12
+    (chosen,) = tower.chosen
+    assert [row.nonzero().flatten().tolist() for row in chosen] == [[0, 1, 2], [0]]
+    assert (features[1, :3] == 2).all() and (features[1, 3:] == 1).all()
 
 
 def test_a_frame_with_more_new_than_is_recomputed_is_computed_whole_and_later_ones_still_build_on_the_keyframe() -> (
@@ -142,7 +139,7 @@ def test_change_inside_the_reference_group_is_new_to_what_follows() -> None:
     tower = FakeTower(frames_per_group=2)
     _, work = run(VitCacher(tower, CONFIG), [0, 2, 0, 0], [0], patches_of(2))
     assert work == (WHOLE, REFRESHED), "the group repeats its first frame, but its reference does not"
-    assert {0, 1} <= set(tower.tokens[0][0].tolist())
+    assert tower.chosen[0][0].nonzero().flatten().tolist() == [0, 1]
     _, work = run(VitCacher(tower, CONFIG), [0, 0, 0, 0], [0], patches_of(2))
     assert work == (WHOLE, STILL)
 
@@ -182,9 +179,9 @@ def test_the_novelty_of_a_token_is_that_of_its_newest_patch() -> None:
     assert torch.equal(tokens, torch.tensor([[0, 0, 0.7, 0.3, 0, 0]] * 2))
 
 
-def test_one_token_at_least_is_recomputed() -> None:
-    assert refreshed_tokens(3, 0.25) == 1
-    assert refreshed_tokens(196, 0.25) == 49
+def test_one_changed_token_is_never_too_many() -> None:
+    assert share_of(3, 0.25) == 1
+    assert share_of(196, 0.25) == 49
     steps = plan(changes(0, 1).flatten(1)[:, None, :3], [True, False], None, CONFIG)
     assert [step.work for step in steps] == [WHOLE, REFRESHED]
 
@@ -192,7 +189,7 @@ def test_one_token_at_least_is_recomputed() -> None:
 def test_the_other_strategy_follows_the_same_plan() -> None:
     tower = FakeTower()
     run(VitCacher(tower, ReuseConfig("keys", 0.25, 0.1)), [0, 3, 0, 9, 2], [0])
-    assert tower.calls == [("whole", 2), ("refreshed by keys", 2)]
+    assert tower.calls == [("whole", 2), ("refreshed by keys: 0.1875", 2)], "the most that changed, of 16"
 
 
 @pytest.mark.parametrize(
