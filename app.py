@@ -538,12 +538,12 @@ def drained(session: Session, reader: Reader, source: FileSource, stop_seconds: 
 
         def stop() -> None:
             stopped.set()
-            bar.update(task, description="stopping after this chunk; Ctrl-C again quits")
+            bar.update(task, description="stopping after what is under way; Ctrl-C again quits")
 
         with first_interrupt(stop):
             frames = until(stopped, reader) if session.is_kept else takewhile(lambda _: not stopped.is_set(), reader)
             with suppress(Stopped):
-                for event in session.watch(frames):
+                for event in session.watch(frames, ahead=True):
                     if isinstance(event, Watched) and not stopped.is_set():
                         bar.update(task, completed=round(event.pts_seconds), description=counters(event.stats))
                     elif isinstance(event, Notice):

@@ -92,7 +92,7 @@ def prune_clip(clip: Clip, model: VideoLLM, prune: PruneConfig) -> list[list[Vis
     for number, frames in enumerate(clip.frames):
         if number and not follows(clip, number):
             pruner = make_pruner(prune)
-        parts.append(news(model, frames, pruner))
+        parts += news(model, [frames], pruner)
     return parts
 
 

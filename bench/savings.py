@@ -31,9 +31,11 @@ from memory.chunk import KVChunk
 from models.base import news
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
+from streaming.ahead import AHEAD_FRAMES, together
 from streaming.file_source import FileSource
 from streaming.frames import Frame
 from streaming.reader import Reader
+from streaming.session import passes
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
@@ -71,13 +73,12 @@ WAYS = {
 
 
 def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig) -> list[KVChunk]:
-    """The chunks of a clip, as a session makes them."""
+    """The chunks of a clip, as a session makes those of a file."""
     tower, pruner = model.reuse(reuse), make_pruner(prune)
     chunks: list[KVChunk] = []
-    for frames in parts:
-        groups = news(model, frames, pruner, tower)
-        if groups:
-            chunks.append(model.prefill(groups, [model.prefix(), *chunks[-REACH:]], len(chunks)))
+    for batch in together(iter(parts), max(1, AHEAD_FRAMES // len(parts[0]))):
+        for few in passes([groups for groups in news(model, batch, pruner, tower) if groups]):
+            chunks += model.prefill_together(few, [model.prefix()], chunks[-REACH:], REACH, len(chunks))
     return chunks
 
 

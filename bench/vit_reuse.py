@@ -270,7 +270,7 @@ def main(
     videos: Annotated[Path, typer.Option(help="Folder of the clips.")] = Path("../shared/videos"),
     towers: Annotated[str, typer.Option(help="Which, with commas: " + " | ".join(TOWERS))] = ",".join(TOWERS),
     frames: Annotated[int, typer.Option(help="Most frames of each clip, for large towers.")] = 64,
-    share: Annotated[float, typer.Option(help="Most of a group's tokens that are recomputed, as a share.")] = ReuseConfig.refresh_share,
+    share: Annotated[float, typer.Option(help="Most of a group's tokens recomputed.")] = ReuseConfig.refresh_share,
     repeats: Annotated[int, typer.Option(help="Runs in each way, of which the fastest counts.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS / "vit_reuse",

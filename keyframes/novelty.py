@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, pad
+from torch.nn.functional import interpolate, pad
 
 SAMPLES = 4  # along a patch's side
 NOISE_LEVELS = (4.0, 11.0)  # of 255, as a sample's change: what is taken for noise in any picture, and at most
@@ -39,37 +40,98 @@ def _shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     return interpolate(rows.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True)
 
 
-def novelty(pictures: Tensor, reference: Tensor) -> Tensor:
-    """Change per patch, float32 [n, rows, columns] in [0, 1].
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Small pictures as novelty reads them, measured once for all comparisons.
 
-    pictures: small ones [n, 3, h, w]; reference: [3, h, w], or one for each [n, 3, h, w].
+    samples: of every patch, all colours together, float32 [n, patches, s].
+    moments: their mean, their mean square, and the mean over the colours of each one's squared mean [n, 3, patches].
+    grid: (rows, columns) of patches.
+    """
+
+    samples: Tensor
+    moments: Tensor
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, which: slice | Sequence[int]) -> Patches:
+        return Patches(self.samples[which], self.moments[which], self.grid)
+
+    def followed_by(self, other: Patches) -> Patches:
+        """These pictures and others of the same grid."""
+        samples, moments = torch.cat([self.samples, other.samples]), torch.cat([self.moments, other.moments])
+        return Patches(samples, moments, self.grid)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.moments[:, 0]
+
+    @property
+    def square(self) -> Tensor:
+        return self.moments[:, 1]
+
+    @property
+    def variance(self) -> Tensor:
+        """Within each patch, mean over the colours: [n, patches]."""
+        return (self.moments[:, 1] - self.moments[:, 2]).clamp(min=0)
+
+
+def measured(pictures: Tensor) -> Patches:
+    """Of small pictures [n, 3, h, w]."""
+    n, colours, height, width = pictures.shape
+    grid = (height // SAMPLES, width // SAMPLES)
+    cells = pictures.reshape(n, colours, grid[0], SAMPLES, grid[1], SAMPLES)
+    samples = cells.permute(0, 2, 4, 1, 3, 5).float().reshape(n, grid[0] * grid[1], colours, SAMPLES**2)
+    by_colour = samples.mean(3)
+    flat = samples.flatten(2)
+    moments = torch.stack([by_colour.mean(2), flat.square().mean(2), by_colour.square().mean(2)], dim=1)
+    return Patches(flat, moments, grid)
+
+
+def novelty(pictures: Tensor, reference: Tensor) -> Tensor:
+    """`change` of small pictures [n, 3, h, w] against one [3, h, w], or one for each [n, 3, h, w]."""
+    return change(measured(pictures), measured(reference.reshape(-1, *pictures.shape[1:])))
+
+
+def change(new: Patches, old: Patches) -> Tensor:
+    """Change per patch, float32 [n, rows, columns] in [0, 1]; `old` is one picture, or one for each.
+
     The mean squared difference, global brightness and noise taken off, over the variance of both patches: 0 where they
     are the same, about 1 where they have nothing in common.
     """
-    new, old = pictures.float(), reference.float().expand(pictures.shape)
-    error = _per_patch((new - _relit(old, new)).square())
-    allowed = _variance(new) + _variance(old) + PLAIN_LEVELS**2
-    return ((error - _noise(error)) / allowed).clamp(0, 1)
+    error = _error(new, old).clamp(min=0)
+    allowed = new.variance + old.variance + PLAIN_LEVELS**2
+    return ((error - _noise(error)) / allowed).clamp(0, 1).reshape(-1, *new.grid)
 
 
-def _relit(old: Tensor, new: Tensor) -> Tensor:
-    """`old` in the light of `new`: one gain and one shift for the whole picture, within bounds and where that helps.
+def _error(new: Patches, old: Patches) -> Tensor:
+    """Mean squared difference of every patch, `old` in the light of `new`: from products, without a picture between."""
+    gain, shift = _light(new.mean, old.mean)
+    product = (new.samples * old.samples).mean(2)
+    relit = gain * (gain * old.square - 2 * product + 2 * shift * old.mean)
+    return new.square + relit + shift * (shift - 2 * new.mean)
 
-    Tukey's resistant line through the patches' means: medians over the darkest and the brightest third of them,
-    so that what has really changed does not pull at it.
+
+def _light(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """One gain and one shift [n, 1] for the whole picture, within bounds and where that helps; patches' means [n, p].
+
+    Tukey's resistant line: medians over the darkest and the brightest third of them, so that what has really changed
+    does not pull at it.
     """
-    before, after = _per_patch(old).flatten(1), _per_patch(new).flatten(1)
     before, order = before.sort(1)
-    after = after.gather(1, order)
+    after = after.gather(1, order.expand_as(after))
+    rises = after - before
     third = -(-before.shape[1] // 3)
     dark, bright = slice(0, third), slice(-third, None)
     apart = _median(before[:, bright]) - _median(before[:, dark])
-    rise = _median((after - before)[:, bright]) - _median((after - before)[:, dark])
+    rise = _median(rises[:, bright]) - _median(rises[:, dark])
     gain = torch.where(apart > PLAIN_LEVELS, 1 + rise / apart.clamp(min=1), 1).clamp(*GAIN_RANGE)
-    shift = _median(after - gain * before).clamp(-SHIFT_LEVELS, SHIFT_LEVELS)
-    helps = _median((after - gain * before - shift).abs()) < _median((after - before).abs())
-    gain, shift = torch.where(helps, gain, 1)[:, :, None, None], torch.where(helps, shift, 0)[:, :, None, None]
-    return gain * old + shift
+    relit = after - gain * before
+    shift = _median(relit).clamp(-SHIFT_LEVELS, SHIFT_LEVELS)
+    helps = _median((relit - shift).abs()) < _median(rises.abs())
+    return torch.where(helps, gain, 1), torch.where(helps, shift, 0)
 
 
 def _median(values: Tensor) -> Tensor:
@@ -78,19 +140,10 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _noise(error: Tensor) -> Tensor:
-    """What of the patches' errors [n, rows, columns] is noise: twice what the calmest quarter shows, within bounds."""
+    """What of the errors [n, patches] is noise, [n, 1]: twice what the calmest quarter shows, within bounds."""
     least, most = (level**2 for level in NOISE_LEVELS)
-    calm = error.flatten(1).kthvalue(1 + error[0].numel() // 4, 1).values
-    return (2 * calm).clamp(least, most)[:, None, None]
-
-
-def _per_patch(samples: Tensor) -> Tensor:
-    return avg_pool2d(samples.mean(1, keepdim=True), SAMPLES)[:, 0]
-
-
-def _variance(picture: Tensor) -> Tensor:
-    """Within each patch, mean over the colours."""
-    return (_per_patch(picture.square()) - avg_pool2d(picture, SAMPLES).square().mean(1)).clamp(min=0)
+    calm = error.kthvalue(1 + error.shape[1] // 4, 1, keepdim=True).values
+    return (2 * calm).clamp(least, most)
 
 
 class Kept:
@@ -106,13 +159,9 @@ class Kept:
             return torch.ones(n, height // SAMPLES, width // SAMPLES, device=pictures.device)
         return novelty(pictures, self._reference)
 
-    def keep(self, picture: Tensor, patches: Tensor | None = None) -> None:
-        """Keep one small picture [3, h, w]; or only the patches that are true in bool [rows, columns]."""
-        if patches is None or self._reference is None:
-            self._reference = picture.clone()
-            return
-        where = patches.repeat_interleave(SAMPLES, 0).repeat_interleave(SAMPLES, 1)
-        self._reference = torch.where(where, picture, self._reference)
+    def keep(self, picture: Tensor) -> None:
+        """Keep one small picture [3, h, w]."""
+        self._reference = picture
 
 
 def unexplained(run: Tensor) -> Tensor:

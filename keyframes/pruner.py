@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from config import PruneConfig
-from keyframes.novelty import novelty, small
+from keyframes.novelty import Patches, change, measured, small
 
 PATCHES = 16  # along a picture's shorter side, in which change is looked for
 TEMPORAL_SHARE = 0.5  # of the temporal anchor in STC's score; the rest is the spatial one's
@@ -41,8 +42,8 @@ class Kept:
 class TokenPruner(Protocol):
     """Holds what one stream needs; groups come in order."""
 
-    def shows_news(self, images: Images, pts_seconds: float) -> bool:
-        """Whether the group of these frames goes on at all."""
+    def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+        """Whether each of these groups of frames goes on at all."""
         ...
 
     def keep(self, features: Tensor) -> Kept:
@@ -73,8 +74,8 @@ def count_of(share: float, num_tokens: int) -> int:
 class EveryGroup:
     """A pruner to which every group is news."""
 
-    def shows_news(self, images: Images, pts_seconds: float) -> bool:
-        return True
+    def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+        return [True] * len(groups)
 
 
 class DualAnchor:
@@ -115,24 +116,35 @@ class NoveltyPruner(DualAnchorPruner):
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config.budget)
         self._below, self._refresh_seconds = config.still_below, config.refresh_seconds
-        self._reference: Tensor | None = None  # small picture: what was last seen of the last group that went on
+        self._reference: Patches | None = None  # what was last seen of the last group that went on
         self._own = 0.0  # the most change between its frames
         self._seconds = 0.0  # when that was
 
-    def shows_news(self, images: Images, pts_seconds: float) -> bool:
-        pictures = small(images, patch_grid(images[0].shape[:2]))
-        if not self._is_news(pictures, pts_seconds):
-            return False
-        self._reference, self._seconds = pictures[-1], pts_seconds
-        self._own = float(novelty(pictures[:-1], pictures[-1]).max()) if len(pictures) > 1 else 0.0
-        return True
+    def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+        found: list[bool] = []
+        for grid, run in groupby(groups, lambda images: patch_grid(images[0].shape[:2])):
+            found += self._follow(list(run), grid, pts_seconds[len(found) :])
+        return found
 
-    def _is_news(self, pictures: Tensor, pts_seconds: float) -> bool:
-        if self._reference is None or self._reference.shape != pictures.shape[1:] or self._own > self._below:
+    def _follow(self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]) -> list[bool]:
+        """The same for groups of one shape of picture."""
+        patches = measured(small([image for images in groups for image in images], grid))
+        last = [number for number, images in enumerate(groups) for _ in images]
+        stops = list(accumulate(len(images) for images in groups))
+        own = change(patches, patches[[stops[number] - 1 for number in last]]).flatten(1).amax(1).tolist()
+        found = []
+        for start, stop, seconds in zip([0, *stops], stops, pts_seconds, strict=False):
+            found.append(self._is_news(patches[start:stop], seconds))
+            if found[-1]:
+                self._reference, self._own, self._seconds = patches[stop - 1 : stop], max(own[start:stop]), seconds
+        return found
+
+    def _is_news(self, patches: Patches, seconds: float) -> bool:
+        if self._reference is None or self._reference.grid != patches.grid or self._own > self._below:
             return True
-        if pts_seconds - self._seconds >= self._refresh_seconds:
+        if seconds - self._seconds >= self._refresh_seconds:
             return True
-        return float(novelty(pictures, self._reference).max()) > self._below
+        return float(change(patches, self._reference).max()) > self._below
 
 
 def patch_grid(size: tuple[int, int]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.novelty import novelty
+from keyframes.novelty import Patches, change, measured
 from keyframes.vit_cacher import share_of, token_novelty
 
 OUTLIVED = 0.25  # of a group's tokens: with more that changed, a settled picture is worth a reference of its own
@@ -23,9 +23,9 @@ class References:
 
     def __init__(self, frames_per_group: int, merge_size: int, config: ReuseConfig) -> None:
         self._size, self._merge_size, self._config = frames_per_group, merge_size, config
-        self._reference: Tensor | None = None
+        self._reference: Patches | None = None
         self._own: Tensor | None = None  # change per patch inside the reference's group
-        self._latest: Tensor | None = None
+        self._latest: Patches | None = None
 
     def follow(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
         """Novelty per patch against the last keyframe, float32 [n, rows, columns], and which frames are keyframes.
@@ -34,19 +34,20 @@ class References:
         the last group short, fewer.
         """
         marks = [False] * len(pictures)
-        if self._latest is None or self._latest.shape != pictures.shape[1:]:
+        patches = measured(pictures)
+        if self._latest is None or self._latest.grid != patches.grid:
             self._reference = self._own = None
-            self._latest = pictures[0]
-        moved = novelty(pictures, torch.cat([self._latest[None], pictures[:-1]]))
-        change = torch.ones_like(moved) if self._reference is None else novelty(pictures, self._reference)
+            self._latest = patches[:1]
+        moved = change(patches, self._latest.followed_by(patches[:-1]))
+        new = torch.ones_like(moved) if self._reference is None else change(patches, self._reference)
         for start in range(0, len(pictures), self._size):
             stop = min(start + self._size, len(pictures))
-            if self._outlived(change[start:stop]) and (self._reference is None or self._settled(moved[stop - 1])):
+            if self._outlived(new[start:stop]) and (self._reference is None or self._settled(moved[stop - 1])):
                 marks[start] = True
-                self._reference, self._own = pictures[start], moved[start + 1 : stop]
-                change[start:] = novelty(pictures[start:], self._reference)
-        self._latest = pictures[-1]
-        return change, marks
+                self._reference, self._own = patches[start : start + 1], moved[start + 1 : stop]
+                new[start:] = change(patches[start:], self._reference)
+        self._latest = patches[-1:]
+        return new, marks
 
     def _outlived(self, change: Tensor) -> bool:
         """Whether much has changed in a group of frames; what moved in the reference is changed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Protocol
 
 import torch
@@ -85,19 +86,35 @@ def _ascend(places: Tensor, stop: int) -> bool:
 
 
 def news(
-    model: VideoLLM, frames: Sequence[Frame], pruner: TokenPruner | None, reuse: FeatureReuse | None = None
-) -> list[VisualGroup]:
-    """The groups of consecutive frames that go on to the LLM, without the tokens that the pruner leaves out.
+    model: VideoLLM,
+    parts: Sequence[Sequence[Frame]],
+    pruner: TokenPruner | None,
+    reuse: FeatureReuse | None = None,
+) -> list[list[VisualGroup]]:
+    """Of each of consecutive parts of a stream the groups that go on to the LLM, without the tokens that the pruner
+    leaves out. All parts are encoded in one batch; groups don't reach from part to part.
 
     Those that show nothing new are not encoded at all. Everything goes on where there is no pruner.
     """
-    if pruner is None:
-        return model.encode(frames, reuse)
+    in_groups = [(number, group) for number, part in enumerate(parts) for group in groups_of(part, model)]
+    if pruner is not None:
+        images = [[frame.image for frame in group] for _, group in in_groups]
+        are_new = pruner.news(images, [group[0].pts_seconds for _, group in in_groups])
+        in_groups = list(compress(in_groups, are_new))
+    encoded = model.encode([frame for _, group in in_groups for frame in group], reuse)
+    found: list[list[VisualGroup]] = [[] for _ in parts]
+    for (number, _), group in zip(in_groups, encoded, strict=True):
+        found[number].append(group if pruner is None else group.pruned(pruner.keep(group.embeddings)))
+    return found
+
+
+def groups_of(frames: Sequence[Frame], model: VideoLLM) -> list[list[Frame]]:
+    """Frames as the model takes them together; the last one is repeated where the last group lacks some."""
     size = model.frames_per_group
-    parts = [frames[k : k + size] for k in range(0, len(frames), size)]
-    new = [part for part in parts if pruner.shows_news([frame.image for frame in part], part[0].pts_seconds)]
-    groups = model.encode([frame for part in new for frame in part], reuse)
-    return [group.pruned(pruner.keep(group.embeddings)) for group in groups]
+    groups = [list(frames[k : k + size]) for k in range(0, len(frames), size)]
+    if groups:
+        groups[-1] += groups[-1][-1:] * (size - len(groups[-1]))
+    return groups
 
 
 @dataclass(frozen=True)
@@ -134,6 +151,21 @@ class VideoLLM(Protocol):
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
         """Groups, each behind its timestamp, through the LLM. They see `context`, renumbered, and each other."""
+        ...
+
+    def prefill_together(
+        self,
+        runs: Sequence[Sequence[VisualGroup]],
+        head: Sequence[KVChunk],
+        near: Sequence[KVChunk],
+        reach: int,
+        index: int,
+    ) -> list[KVChunk]:
+        """Consecutive chunks, one of each run of groups, numbered from `index`, in one pass.
+
+        They become what `prefill` makes of them one by one, with `head` and the last `reach` of the chunks so far as
+        the context of each; `near` are the newest from before, oldest first.
+        """
         ...
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:

@@ -61,7 +61,8 @@ def attend(
 class RawPass:
     """One forward over raw keys: what the attention function needs, and what it collects, layer by layer.
 
-    context: chunks in front, all visible; the pass's own n tokens are causal among themselves.
+    context: chunks in front. mask: which of all keys each of the pass's own n tokens sees, as SDPA takes it; None for
+        causal over keys of its own alone.
     cosines, sines: [context tokens + n, head_dim], the rotation of every key; the last n rows are the queries' too.
     queries: [heads, n, head_dim], keys and values: [kv_heads, n, head_dim] of each layer so far, un-rotated.
     """
@@ -97,6 +98,16 @@ class RawPass:
         return output.transpose(1, 2).contiguous()
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """What n tokens see: the chunks in front of them, where all keys stand, int64 [3, context tokens + n], and a mask
+    as SDPA takes it, None for plain causal."""
+
+    context: Sequence[KVChunk]
+    positions: Tensor
+    mask: Tensor | None
+
+
 class Decoder:
     """The text model of a stock checkpoint and its output head, one sequence at a time; holds no state of a stream."""
 
@@ -130,16 +141,25 @@ class Decoder:
         deepstack: Sequence[Tensor] = (),
         keep_queries: bool = False,
     ) -> RawPass:
-        """Run n tokens behind `context` and give their raw keys and values (and queries) of every layer.
+        """Run n tokens behind `context`, causal among themselves, and give their raw keys and values (and queries).
 
         embeddings: [n, hidden]. visual: bool [n]. deepstack: per early layer, [visual tokens, hidden] to add there.
         """
+        return self.read_in(behind(context, layout, self.device), embeddings, visual, deepstack, keep_queries)
+
+    @torch.no_grad()
+    def read_in(
+        self,
+        view: View,
+        embeddings: Tensor,
+        visual: Tensor | None = None,
+        deepstack: Sequence[Tensor] = (),
+        keep_queries: bool = False,
+    ) -> RawPass:
+        """The same for tokens that see what `view` says."""
         n = embeddings.shape[0]
-        context = [chunk.to(self.device) for chunk in context]
-        positions, _ = lay_out([*(chunk.layout for chunk in context), layout])
-        cosines, sines = self._rotation(positions)
-        mask = see_context(n, positions.shape[1], self.device)
-        raw_pass = RawPass(context, cosines, sines, mask, keep_queries)
+        context = [chunk.to(self.device) for chunk in view.context]
+        raw_pass = RawPass(context, *self._rotation(view.positions), view.mask, keep_queries)
         self._model(
             inputs_embeds=embeddings[None],
             position_ids=torch.zeros(3, 1, n, dtype=torch.long, device=self.device),
@@ -219,11 +239,55 @@ def filled_cache(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
 
 def lay_out(layouts: Sequence[PositionLayout]) -> tuple[Tensor, int]:
     """Positions [3, all tokens] of runs one behind the other, each shifted by the extents before it, and their sum."""
-    start, runs = 0, []
+    start, runs = 0, [torch.empty(3, 0, dtype=torch.int64)]
     for layout in layouts:
         runs.append(layout.positions + start)
         start += layout.extent
     return torch.cat(runs, dim=1), start
+
+
+def behind(context: Sequence[KVChunk], layout: PositionLayout, device: torch.device) -> View:
+    """What tokens see that stand behind chunks, all of them visible."""
+    positions, _ = lay_out([*(chunk.layout for chunk in context), layout])
+    return View(context, positions, see_context(layout.num_tokens, positions.shape[1], device))
+
+
+def in_line(
+    head: Sequence[KVChunk],
+    near: Sequence[KVChunk],
+    layouts: Sequence[PositionLayout],
+    reach: int,
+    device: torch.device,
+) -> View:
+    """What the tokens of several runs see, each run behind `head` and the last `reach` of the runs and `near` chunks
+    before it, at the distances that it would have with nothing else in front.
+
+    Rotated keys of a run are seen from different runs at one position, since only distances count. `head` stands at
+    another distance from each run, so it is there once for every run, which alone sees it:
+
+        head head near near run run     reach 2
+         1    0    1    1    1   0
+         0    1    0    1    1   1
+    """
+    if len(layouts) == 1:
+        return behind([*head, *near[max(0, len(near) - reach) :]], layouts[0], device)
+    head_positions, head_extent = lay_out([chunk.layout for chunk in head])
+    line = [*(chunk.layout for chunk in near), *layouts]
+    starts = [head_extent]
+    for layout in line:
+        starts.append(starts[-1] + layout.extent)
+    firsts = [max(0, len(near) + run - reach) for run in range(len(layouts))]  # in the line, that each run sees
+    heads = [head_positions + starts[first] - head_extent for first in firsts]
+    positions = torch.cat([*heads, *(a.positions + start for a, start in zip(line, starts, strict=False))], dim=1)
+
+    numbers = torch.arange(len(line)).repeat_interleave(torch.tensor([layout.num_tokens for layout in line]))
+    n = sum(layout.num_tokens for layout in layouts)
+    own = numbers[-n:, None]
+    sees_line = (numbers <= own) & (numbers >= own - reach)
+    sees_line &= torch.ones(n, len(numbers), dtype=torch.bool).tril(len(numbers) - n)
+    owners = torch.arange(len(near), len(line)).repeat_interleave(head_positions.shape[1])
+    mask = torch.cat([owners == own, sees_line], dim=1).to(device)
+    return View([*head] * len(layouts) + [*near], positions, mask)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

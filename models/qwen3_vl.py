@@ -20,9 +20,9 @@ from torch import Tensor
 from config import AnswerConfig, ReuseConfig
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
-from models.base import Head, Turn, VisualGroup
+from models.base import Head, Turn, VisualGroup, groups_of
 from models.decoding import Chooser, TextStream
-from models.hf import Decoder, lay_out
+from models.hf import Decoder, in_line, lay_out
 from models.pixels import PixelSpec, group_patches
 from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
@@ -78,14 +78,13 @@ class Qwen3VL:
 
     @torch.no_grad()
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
-        groups = [list(frames[i : i + self.frames_per_group]) for i in range(0, len(frames), self.frames_per_group)]
+        groups = groups_of(frames, self)
         if not groups:
             return []
-        images = [frame.image for frame in frames]
-        groups[-1] += [groups[-1][-1]] * (self.frames_per_group - len(groups[-1]))
         cut = [self._patches(group) for group in groups]
         if reuse is not None and len({grid for _, grid in cut}) == 1:
             patches = torch.stack([patches for patches, _ in cut]).to(self.dtype)
+            images = [frame.image for group in groups for frame in group]
             made = reuse.encode(patches, images, cut[0][1]).features
             embeddings, levels = made.embeddings.unbind(), [level.unbind() for level in made.deepstack]
         else:
@@ -103,24 +102,41 @@ class Qwen3VL:
         return output.pooler_output.split(sizes), [level.split(sizes) for level in output.deepstack_features]
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        if not groups:
+        return self.prefill_together([groups], context, [], 0, index)[0]
+
+    def prefill_together(
+        self,
+        runs: Sequence[Sequence[VisualGroup]],
+        head: Sequence[KVChunk],
+        near: Sequence[KVChunk],
+        reach: int,
+        index: int,
+    ) -> list[KVChunk]:
+        if not runs or not all(runs):
             raise ValueError("a chunk needs at least one group of frames")
-        script = self._prompt.write(groups)
-        embeddings = self._decoder.embed(script.tokens)
-        visual = script.visual.to(self.device)
+        scripts = [self._prompt.write(groups) for groups in runs]
+        groups = [group for run in runs for group in run]
+        embeddings = self._decoder.embed([token for script in scripts for token in script.tokens])
+        visual = torch.cat([script.visual for script in scripts]).to(self.device)
         embeddings[visual] = torch.cat([group.embeddings for group in groups]).to(embeddings)
         levels = [torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)]
-        raw = self._decoder.read(embeddings, script.layout, context, visual, levels)
-        return KVChunk(
-            keys=torch.stack(raw.keys),
-            values=torch.stack(raw.values),
-            layout=script.layout,
-            visual=script.visual,
-            start_seconds=groups[0].start_seconds,
-            stop_seconds=groups[-1].stop_seconds,
-            index=index,
-            group_starts=tuple(group.start_seconds for group in groups),
-        )
+        view = in_line(head, near, [script.layout for script in scripts], reach, self.device)
+        raw = self._decoder.read_in(view, embeddings, visual, levels)
+        lengths = [len(script.tokens) for script in scripts]
+        keys, values = (torch.split(torch.stack(layers), lengths, dim=2) for layers in (raw.keys, raw.values))
+        return [
+            KVChunk(
+                keys=keys[number].contiguous(),
+                values=values[number].contiguous(),
+                layout=script.layout,
+                visual=script.visual,
+                start_seconds=run[0].start_seconds,
+                stop_seconds=run[-1].stop_seconds,
+                index=index + number,
+                group_starts=tuple(group.start_seconds for group in run),
+            )
+            for number, (run, script) in enumerate(zip(runs, scripts, strict=True))
+        ]
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         layers = torch.tensor([head.layer for head in heads], dtype=torch.long)

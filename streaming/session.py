@@ -31,10 +31,12 @@ from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
 from models.base import Turn, VideoLLM, VisualGroup, news
 from models.calibration import Profile
+from streaming.ahead import AHEAD_FRAMES, together
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
 
 THUMBNAIL_SIDE = 192  # pixels of the longer side
+PASS_TOKENS = 256  # visual ones: with more, one pass saves nothing, and its mask costs
 TakeTurn = Callable[[bool], AbstractContextManager[None]]
 
 
@@ -67,29 +69,36 @@ class Session:
         if store is not None:
             self._restore(store)
 
-    def watch(self, frames: Iterable[Frame]) -> Iterator[WatchEvent]:
-        """Remembers the frames chunk by chunk, telling after each chunk; may be called again for what comes later.
+    def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
+        """Remembers the frames chunk by chunk, telling of each; may be called again for what comes later.
 
+        ahead: the frames need not be waited for, as those of a file; then several chunks may go through the model in
+        one batch, where that is quick, and become what they would be one by one.
         Ends where the frames end, host memory or disk are full (told in a Notice) or the session is closed. An error
         leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the disk.
         """
         yield from self._losses()
-        started = time.perf_counter()
-        for part in in_parts(frames, self._config.memory.chunk_frames, self._config.memory.borders):
+        memory = self._config.memory
+        parts = in_parts(frames, memory.chunk_frames, memory.borders)
+        alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
+        for batch in together(parts, 1 if alone else max(1, AHEAD_FRAMES // memory.chunk_frames)):
+            told: list[WatchEvent] = []
+            ended = False
             try:
                 with self._take_turn(False):
                     if self._closed:
                         return
-                    before = self._stats
-                    self._remember(part)
-                    self._count(frames=len(part), seconds=time.perf_counter() - started)
+                    for event in self._remember(batch):
+                        told.append(event)
             except (MemoryFullError, SessionError) as error:
-                yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
+                told.append(Notice(f"{error} Watching ended there; questions are answered from what was seen."))
+                ended = True
+            except Exception:
+                yield from told
+                raise
+            yield from told
+            if ended:
                 return
-            yield from self._made_room(before)
-            yield thumbnail(part)
-            yield Watched(part[-1].pts_seconds, self._stats)
-            started = time.perf_counter()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the whole with its evidence.
@@ -180,27 +189,41 @@ class Session:
         if not self._memory.num_chunks:
             raise ValueError("nothing has been watched yet")
 
-    def _remember(self, frames: Sequence[Frame]) -> None:
-        """What is new of these frames becomes a chunk; where nothing is, the newest one goes on."""
+    def _remember(self, parts: Sequence[Sequence[Frame]]) -> Iterator[WatchEvent]:
+        """What is new of each part becomes a chunk; where nothing is, the newest one goes on."""
         started = time.perf_counter()
         pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
         reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
-        groups = news(self._model, frames, pruner, reuse)
-        if groups:
-            self._append(groups, frames, started)
+        found = news(self._model, parts, pruner, reuse)
+        chunks = self._prefilled([groups for groups in found if groups])
+        for frames, groups in zip(parts, found, strict=True):
+            before, shown = self._stats, thumbnail(frames)
+            if groups:
+                self._append(next(chunks), shown, len(frames), time.perf_counter() - started)
+            self._count_pruned(groups, len(frames))
+            self._seen_seconds = frames[-1].pts_seconds
+            self._count(len(frames), time.perf_counter() - started)
+            started = time.perf_counter()
+            yield from self._made_room(before)
+            yield shown
+            yield Watched(self._seen_seconds, self._stats)
         self._pruner, self._reuse = pruner, reuse
-        self._count_pruned(groups, len(frames))
-        self._seen_seconds = frames[-1].pts_seconds
 
-    def _append(self, groups: Sequence[VisualGroup], frames: Sequence[Frame], started: float) -> None:
-        """One chunk: through the LLM in view of its predecessors, to disk and into memory."""
-        reach = self._config.memory.prefill_chunks
+    def _prefilled(self, runs: Sequence[Sequence[VisualGroup]]) -> Iterator[KVChunk]:
+        """The chunk of each run, through the LLM in view of its predecessors: small ones in one pass."""
+        reach, number = self._config.memory.prefill_chunks, self._memory.num_chunks
         near = self._memory.window()[-reach:] if reach else []
-        context = [self._model.prefix(), *self._carriers.before(self._memory.num_chunks - len(near)), *near]
-        chunk = self._model.prefill(groups, context, self._memory.num_chunks)
+        head = [self._model.prefix(), *self._carriers.before(number - len(near))]
+        for few in passes(runs):
+            made = self._model.prefill_together(few, head, near, reach, number)
+            yield from made
+            near, number = [*near, *made][-reach:] if reach else [], number + len(made)
+
+    def _append(self, chunk: KVChunk, shown: Thumbnail, num_frames: int, seconds: float) -> None:
+        """One chunk to disk and into memory."""
         keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
         if self._store is not None:
-            self._store.append(chunk, keys, thumbnail(frames).image, len(frames), time.perf_counter() - started)
+            self._store.append(chunk, keys, shown.image, num_frames, seconds)
         self._memory.append(chunk)
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
@@ -396,6 +419,21 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
         return parts_at_cuts(frames, -(-count // 2), count)
     frames = iter(frames)
     return iter(lambda: list(islice(frames, count)), [])
+
+
+def passes(runs: Sequence[Sequence[VisualGroup]]) -> Iterator[list[Sequence[VisualGroup]]]:
+    """Runs that go through the LLM together: as many as have PASS_TOKENS visual tokens, or one that has more."""
+    few: list[Sequence[VisualGroup]] = []
+    num_tokens = 0
+    for run in runs:
+        size = sum(len(group.embeddings) for group in run)
+        if few and num_tokens + size > PASS_TOKENS:
+            yield few
+            few, num_tokens = [], 0
+        few.append(run)
+        num_tokens += size
+    if few:
+        yield few
 
 
 def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float) -> tuple[Evidence, ...]:

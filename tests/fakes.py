@@ -22,7 +22,7 @@ class FakeSession:
         self.seen_seconds = 0.0
         self.stats = Stats()
 
-    def watch(self, frames: Iterable[Frame]) -> Iterator[WatchEvent]:
+    def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
         count = 0
         for frame in frames:
             count += 1

@@ -71,6 +71,16 @@ class GatedModel:
         self._do(index, f"chunk {index}")
         return _chunk(len(groups), groups[0].start_seconds, groups[-1].stop_seconds, index)
 
+    def prefill_together(
+        self,
+        runs: Sequence[Sequence[VisualGroup]],
+        head: Sequence[KVChunk],
+        near: Sequence[KVChunk],
+        reach: int,
+        index: int,
+    ) -> list[KVChunk]:
+        return [self.prefill(groups, head, number) for number, groups in enumerate(runs, index)]
+
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         return torch.zeros(len(heads), 1, self.head_dim)
 

@@ -65,6 +65,16 @@ class PlantedModel:
         codes = torch.cat([group.embeddings for group in groups])
         return self._chunk(codes, groups[0].start_seconds, groups[-1].stop_seconds, index)
 
+    def prefill_together(
+        self,
+        runs: Sequence[Sequence[VisualGroup]],
+        head: Sequence[KVChunk],
+        near: Sequence[KVChunk],
+        reach: int,
+        index: int,
+    ) -> list[KVChunk]:
+        return [self.prefill(groups, head, number) for number, groups in enumerate(runs, index)]
+
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         queries = self.all_question_queries(question)
         return torch.stack([queries[head.layer, head.head] for head in heads])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keyframes.novelty import SAMPLES, Kept, novelty, otsu, small, unexplained
+from keyframes.novelty import SAMPLES, Kept, change, measured, novelty, otsu, small, unexplained
 from tests.scenery import HEIGHT, WIDTH, Picture, lit, noisy, place, view
 
 GRID = (9, 16)
@@ -107,16 +107,15 @@ def test_slow_change_adds_up_against_what_was_kept_and_not_from_picture_to_pictu
     assert float(kept.novelty(pictures[-1:]).mean()) > 0.8
 
 
-def test_keeping_some_patches_leaves_the_others_as_they_were() -> None:
-    pictures = small([view(place(9)), view(place(10))], GRID)
-    kept = Kept()
-    kept.keep(pictures[0])
-    some = torch.zeros(GRID, dtype=torch.bool)
-    some[:4] = True
-    kept.keep(pictures[1], some)
-    found = kept.novelty(pictures[1:])[0]
-    assert share(found[:4]) == 0
-    assert float(found[4:].mean()) > 0.7
+def test_what_was_measured_once_says_the_same_in_every_comparison() -> None:
+    pictures = small([view(place(seed)) for seed in (9, 10, 11)], GRID)
+    once = measured(pictures)
+    assert len(once) == 3 and once.grid == GRID
+    for k in range(3):
+        assert torch.equal(change(once, once[k : k + 1]), novelty(pictures, pictures[k]))
+    later = once[:1].followed_by(once[:-1])
+    assert torch.equal(change(once, later), novelty(pictures, pictures[[0, 0, 1]]))
+    assert not torch.equal(change(once, once[:1]), change(once, once[1:2]))
 
 
 def test_a_batch_says_what_its_pictures_say_one_by_one_whatever_their_size() -> None:

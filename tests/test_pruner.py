@@ -51,7 +51,7 @@ def features(seed: int, n: int = N) -> Tensor:
 
 
 def is_news(pruner: TokenPruner, *images: NDArray[np.uint8], at: float = 0.0) -> bool:
-    return pruner.shows_news(images, at)
+    return pruner.news([images], [at])[0]
 
 
 def test_the_first_group_is_news_and_what_does_not_change_is_not() -> None:
@@ -133,8 +133,8 @@ def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(tmp_path: Path,
 
 
 def number_of_news(pruner: TokenPruner, frames: Sequence[Frame]) -> int:
-    pairs = zip(frames[::2], frames[1::2], strict=False)
-    return sum(pruner.shows_news([a.image, b.image], a.pts_seconds) for a, b in pairs)
+    pairs = list(zip(frames[::2], frames[1::2], strict=False))
+    return sum(pruner.news([[a.image, b.image] for a, b in pairs], [a.pts_seconds for a, _ in pairs]))
 
 
 @pytest.mark.parametrize("strategy", ALL)

@@ -232,7 +232,7 @@ def test_an_error_in_the_middle_of_a_chunk_leaves_what_was_before_and_watching_c
     tiny: Qwen3VL, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = noise_frames(16)
-    for place, owner in (("encode", tiny), ("prefill", tiny), ("keys_of", profile)):
+    for place, owner in (("encode", tiny), ("prefill_together", tiny), ("keys_of", profile)):
         session = opened(tiny, settings(), profile)
         watched(session, frames[:4])
         with monkeypatch.context() as broken:

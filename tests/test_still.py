@@ -156,11 +156,11 @@ def test_after_an_error_pruning_begins_anew_as_what_it_saw_was_not_remembered(
     frames = scene(16, appears=8)
     seen(session, frames[:8])
 
-    def fail(groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+    def fail(*given: Any) -> None:
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine.model, "prefill", fail)
+        patched.setattr(engine.model, "prefill_together", fail)
         with pytest.raises(ZeroDivisionError):
             seen(session, frames[8:12])
     seen(session, frames[12:])
@@ -171,14 +171,14 @@ def test_merged_tokens_are_the_means_of_all_that_they_stand_for(checkpoint: Path
     engine = pruning(checkpoint, "merge")
     given: list[VisualGroup] = []
     whole = engine.model.encode(scene(2))[0]
-    stock = engine.model.prefill
+    stock = engine.model.prefill_together
 
-    def prefill(groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        given.extend(groups)
-        return stock(groups, context, index)
+    def prefill(runs: Sequence[Sequence[VisualGroup]], *seen: Any) -> list[KVChunk]:
+        given.extend(group for run in runs for group in run)
+        return stock(runs, *seen)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine.model, "prefill", prefill)
+        patched.setattr(engine.model, "prefill_together", prefill)
         session = engine.open()
         seen(session, scene(2))
     assert tokens_of(session) == [3] and given[0].num_pruned == 3

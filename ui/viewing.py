@@ -35,7 +35,7 @@ class Session(Protocol):
 
     @property
     def stats(self) -> Stats: ...
-    def watch(self, frames: Iterable[Frame]) -> Iterator[WatchEvent]: ...
+    def watch(self, frames: Iterable[Frame], ahead: bool = ...) -> Iterator[WatchEvent]: ...
     def ask(self, question: str) -> Iterator[AskEvent]: ...
     def close(self) -> None: ...
 
@@ -124,7 +124,7 @@ class Viewing:
         with Reader(source, self._config.queue_frames, self._config.stall_seconds) as self._reader:
             if self._closing.is_set():  # `close` may not have seen the reader
                 return
-            for event in self._session.watch(self._reader):
+            for event in self._session.watch(self._reader, ahead=True):
                 self._progress = with_warnings(after(self._progress, event), source.warnings)
         self._progress = with_warnings(self._progress, source.warnings)
 
