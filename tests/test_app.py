@@ -294,7 +294,9 @@ def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
     interrupting(monkeypatch, chunk=2)
     result = ask(model, clip, "What?", "--json")
     (found,) = answers(result)
-    assert (found["stats"]["chunks"], found["stats"]["frames_read"]) == (3, 12)
+    chunks = found["stats"]["chunks"]
+    assert 3 <= chunks < 6, "those taken together with it are finished too"
+    assert found["stats"]["frames_read"] == 4 * chunks
     assert "from what was seen" in result.stderr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "and Ctrl-C means what it meant before"
 
