@@ -94,7 +94,7 @@ Reuse = Annotated[
 ]
 PruneBudget = Annotated[
     float | None,
-    typer.Option(help="Share of a picture's tokens that --prune keeps, up to 1. \\[default: 0.375; demo 0.5]"),
+    typer.Option(help="Share of a picture's tokens that --prune keeps, up to 1. \\[default: 0.33; demo 0.5]"),
 ]
 SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]

@@ -29,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.machine import describe, save
 from bench.report import table
 from config import ReuseConfig
-from keyframes.novelty import small
 from keyframes.references import References
 from keyframes.reuse import FeatureReuse
 from keyframes.vit_cacher import Features, Work
@@ -38,6 +37,7 @@ from models.loading import load
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
+from streaming.ahead import AHEAD_FRAMES
 from streaming.file_source import FileSource
 from streaming.frames import Frame
 from streaming.reader import Reader
@@ -112,7 +112,7 @@ def subject(name: str, device: torch.device) -> Subject:
         out: Tensor = visual(patches.flatten(0, 1), grid_thw=grids).pooler_output
         return out.reshape(len(patches), -1, out.shape[-1])
 
-    return Subject(name, qwen3_vl_tower(visual), stock, cut, grid, 8 if name == "demo" else 16)
+    return Subject(name, qwen3_vl_tower(visual), stock, cut, grid, AHEAD_FRAMES if name == "demo" else 16)
 
 
 def _siglip(device: torch.device) -> Subject:
@@ -160,8 +160,7 @@ class Runs:
         self._subject, self._config = subject, config
         self._frames = frames[: len(frames) // size * size]
         parts = range(0, len(self._frames), subject.chunk_frames)
-        self._chunks = [self._frames[k : k + subject.chunk_frames] for k in parts]
-        self._patches = [subject.cut(chunk) for chunk in self._chunks]
+        self._patches = [subject.cut(self._frames[k : k + subject.chunk_frames]) for k in parts]
 
     def row(self, clip: str, repeats: int) -> Row:
         """Both by turns, `repeats` times; the fastest of each counts."""
@@ -199,8 +198,8 @@ class Runs:
         made: list[Tensor] = []
         work: list[Work] = []
         started = now(device)
-        for frames, patches in zip(self._chunks, self._patches, strict=True):
-            encoded = reuse.encode(patches, [frame.image for frame in frames], self._subject.grid)
+        for patches in self._patches:
+            encoded = reuse.encode(patches, self._subject.grid)
             made.append(encoded.features.embeddings)
             work += encoded.work
         return now(device) - started, torch.cat(made).float(), work
@@ -208,10 +207,11 @@ class Runs:
     def _measuring(self) -> float:
         """Seconds that telling what is new takes alone."""
         tower, device = self._subject.tower, self._patches[0].device
+        reuse = FeatureReuse(tower, self._config)
         references = References(tower.frames_per_group, tower.merge_size, self._config)
         started = now(device)
-        for frames in self._chunks:
-            references.follow(small([frame.image for frame in frames], self._subject.grid, device))
+        for patches in self._patches:
+            references.follow(reuse.measured(patches, self._subject.grid))
         return now(device) - started
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
 
 SAMPLES = 4  # along a patch's side
 NOISE_LEVELS = (4.0, 11.0)  # of 255, as a sample's change: what is taken for noise in any picture, and at most
@@ -46,7 +46,7 @@ class Patches:
 
     samples: of every patch, all colours together, float32 [n, patches, s].
     moments: their mean, their mean square, and the mean over the colours of each one's squared mean [n, 3, patches].
-    grid: (rows, columns) of patches.
+    grid: (rows, columns) of patches; their order is up to who measures.
     """
 
     samples: Tensor
@@ -79,31 +79,43 @@ class Patches:
 
 
 def measured(pictures: Tensor) -> Patches:
-    """Of small pictures [n, 3, h, w]."""
+    """Of small pictures [n, 3, h, w], patches row by row."""
     n, colours, height, width = pictures.shape
     grid = (height // SAMPLES, width // SAMPLES)
     cells = pictures.reshape(n, colours, grid[0], SAMPLES, grid[1], SAMPLES)
     samples = cells.permute(0, 2, 4, 1, 3, 5).float().reshape(n, grid[0] * grid[1], colours, SAMPLES**2)
-    by_colour = samples.mean(3)
-    flat = samples.flatten(2)
+    return _with_moments(samples, grid)
+
+
+def measured_as_cut(pixels: Tensor, grid: tuple[int, int]) -> Patches:
+    """Of the pixels of patches as a vision tower gets them, in any order: [n, patches, 3, side, side], in levels."""
+    samples = adaptive_avg_pool2d(pixels.flatten(0, 1), SAMPLES)
+    return _with_moments(samples.reshape(*pixels.shape[:3], SAMPLES**2), grid)
+
+
+def _with_moments(samples: Tensor, grid: tuple[int, int]) -> Patches:
+    """samples: [n, patches, 3, s]"""
+    by_colour, flat = samples.mean(3), samples.flatten(2)
     moments = torch.stack([by_colour.mean(2), flat.square().mean(2), by_colour.square().mean(2)], dim=1)
     return Patches(flat, moments, grid)
 
 
 def novelty(pictures: Tensor, reference: Tensor) -> Tensor:
-    """`change` of small pictures [n, 3, h, w] against one [3, h, w], or one for each [n, 3, h, w]."""
-    return change(measured(pictures), measured(reference.reshape(-1, *pictures.shape[1:])))
+    """`change` of small pictures [n, 3, h, w] against one [3, h, w], or one for each [n, 3, h, w], in its place:
+    [n, rows, columns]."""
+    new = measured(pictures)
+    return change(new, measured(reference.reshape(-1, *pictures.shape[1:]))).reshape(-1, *new.grid)
 
 
 def change(new: Patches, old: Patches) -> Tensor:
-    """Change per patch, float32 [n, rows, columns] in [0, 1]; `old` is one picture, or one for each.
+    """Change per patch, float32 [n, patches] in [0, 1]; `old` is one picture, or one for each.
 
     The mean squared difference, global brightness and noise taken off, over the variance of both patches: 0 where they
     are the same, about 1 where they have nothing in common.
     """
     error = _error(new, old).clamp(min=0)
     allowed = new.variance + old.variance + PLAIN_LEVELS**2
-    return ((error - _noise(error)) / allowed).clamp(0, 1).reshape(-1, *new.grid)
+    return ((error - _noise(error)) / allowed).clamp(0, 1)
 
 
 def _error(new: Patches, old: Patches) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.novelty import Patches, change, measured
+from keyframes.novelty import Patches, change
 from keyframes.vit_cacher import share_of, token_novelty
 
 OUTLIVED = 0.25  # of a group's tokens: with more that changed, a settled picture is worth a reference of its own
@@ -27,21 +27,19 @@ class References:
         self._own: Tensor | None = None  # change per patch inside the reference's group
         self._latest: Patches | None = None
 
-    def follow(self, pictures: Tensor) -> tuple[Tensor, list[bool]]:
-        """Novelty per patch against the last keyframe, float32 [n, rows, columns], and which frames are keyframes.
+    def follow(self, patches: Patches) -> tuple[Tensor, list[bool]]:
+        """Novelty per patch against the last keyframe, float32 [n, patches], and which frames are keyframes.
 
-        pictures: small ones [n, 3, h, w] of consecutive groups (`keyframes.novelty.small`); where the stream's end cut
-        the last group short, fewer.
+        patches: of n frames, whole groups of consecutive ones; a token's next to each other.
         """
-        marks = [False] * len(pictures)
-        patches = measured(pictures)
+        marks = [False] * len(patches)
         if self._latest is None or self._latest.grid != patches.grid:
             self._reference = self._own = None
             self._latest = patches[:1]
         moved = change(patches, self._latest.followed_by(patches[:-1]))
         new = torch.ones_like(moved) if self._reference is None else change(patches, self._reference)
-        for start in range(0, len(pictures), self._size):
-            stop = min(start + self._size, len(pictures))
+        for start in range(0, len(patches), self._size):
+            stop = start + self._size
             if self._outlived(new[start:stop]) and (self._reference is None or self._settled(moved[stop - 1])):
                 marks[start] = True
                 self._reference, self._own = patches[start : start + 1], moved[start + 1 : stop]
@@ -58,6 +56,6 @@ class References:
         return not self._changed_more(moved[None], MOVING)
 
     def _changed_more(self, change: Tensor, share: float) -> bool:
-        """Whether more than a share of the tokens have changed in any of the frames [n, rows, columns]."""
-        tokens = token_novelty(change, 1, self._merge_size).amax(0)
+        """Whether more than a share of the tokens have changed in any of the frames [n, patches]."""
+        tokens = token_novelty(change, self._merge_size).amax(0)
         return int((tokens > self._config.still_below).sum()) > share_of(len(tokens), share)

@@ -5,29 +5,44 @@ Ties together `novelty`, `references` and `vit_cacher`. Knows nothing of models 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.novelty import small
+from keyframes.novelty import Patches, measured_as_cut
 from keyframes.references import References
 from keyframes.vit_cacher import Encoded, VisionTower, VitCacher
+
+COLOURS = 3
 
 
 class FeatureReuse:
     """Holds what one stream needs; its groups come in order."""
 
-    def __init__(self, tower: VisionTower, config: ReuseConfig) -> None:
+    def __init__(
+        self,
+        tower: VisionTower,
+        config: ReuseConfig,
+        mean: Sequence[float] = (0.5,) * 3,
+        std: Sequence[float] = (0.5,) * 3,
+    ) -> None:
+        """mean, std: how the tower's patches are normalised, per colour, for values in [0, 1]."""
+        self._frames_per_group, self._mean, self._std = tower.frames_per_group, mean, std
         self._cacher = VitCacher(tower, config)
         self._references = References(tower.frames_per_group, tower.merge_size, config)
 
-    def encode(self, patches: Tensor, images: Sequence[NDArray[np.uint8]], grid: tuple[int, int]) -> Encoded:
-        """The features of consecutive groups.
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Encoded:
+        """The features of consecutive groups: patches [g, T, values] as the tower reads them, of a grid (rows,
+        columns). What is new is told from these patches themselves."""
+        return self._cacher.encode(patches, grid, *self._references.follow(self.measured(patches, grid)))
 
-        patches: [g, T, values], as the tower reads them. images: their frames, uint8 [H, W, 3]; the last group may lack
-        frames, where the last one was repeated. grid: (rows, columns) of the T patches.
-        """
-        return self._cacher.encode(patches, *self._references.follow(small(images, grid, patches.device)))
+    def measured(self, patches: Tensor, grid: tuple[int, int]) -> Patches:
+        """Of every frame of the groups."""
+        groups, count, values = patches.shape
+        side = math.isqrt(values // (COLOURS * self._frames_per_group))
+        cells = patches.reshape(groups, count, COLOURS, self._frames_per_group, side, side).movedim(3, 1)
+        scale, shift = (255 * torch.tensor(x, device=patches.device)[:, None, None] for x in (self._std, self._mean))
+        return measured_as_cut(cells.flatten(0, 1).float() * scale + shift, grid)

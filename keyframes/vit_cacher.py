@@ -110,14 +110,9 @@ class Encoded:
     work: tuple[Work, ...]
 
 
-def token_novelty(novelty: Tensor, frames_per_group: int, merge_size: int) -> Tensor:
-    """Novelty per patch [frames, rows, columns] as the highest in each token [frames, n], the last frame repeated to
-    fill its group."""
-    lacking = -novelty.shape[0] % frames_per_group
-    novelty = torch.cat([novelty, novelty[-1:].expand(lacking, -1, -1)])
-    frames, rows, columns = novelty.shape
-    cells = novelty.reshape(frames, rows // merge_size, merge_size, columns // merge_size, merge_size)
-    return cells.amax((2, 4)).flatten(1)
+def token_novelty(novelty: Tensor, merge_size: int) -> Tensor:
+    """Novelty per patch [frames, T], those of a token next to each other, as the highest in each token [frames, n]."""
+    return novelty.reshape(len(novelty), -1, merge_size**2).amax(2)
 
 
 def plan(novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config: ReuseConfig) -> list[Step]:
@@ -173,24 +168,22 @@ class VitCacher:
         self._grid: tuple[int, int] | None = None
 
     @torch.no_grad()
-    def encode(self, patches: Tensor, novelty: Tensor, keyframes: Sequence[bool]) -> Encoded:
+    def encode(self, patches: Tensor, grid: tuple[int, int], novelty: Tensor, keyframes: Sequence[bool]) -> Encoded:
         """The features of consecutive groups of one stream.
 
-        patches: [g, T, values]. novelty: [frames, rows, columns] per patch, in [0, 1], against the last keyframe.
-        keyframes: of as many frames. An odd last frame stands for the missing ones of its group.
+        patches: [g, T, values]. grid: (rows, columns) of the T. novelty: [frames, T], in [0, 1], against the last
+        keyframe. keyframes: of as many frames.
 
         Raises ValueError where these do not fit together.
         """
-        frames, rows, columns = novelty.shape
-        size = self._tower.frames_per_group
-        if len(keyframes) != frames or -(-frames // size) != patches.shape[0] or rows * columns != patches.shape[1]:
+        groups, size = len(patches), self._tower.frames_per_group
+        if (len(keyframes), novelty.shape) != (groups * size, (groups * size, patches.shape[1])):
             shapes = f"{list(patches.shape)} patches, {list(novelty.shape)} novelty"
             raise ValueError(f"{shapes} and {len(keyframes)} keyframe marks do not fit together")
-        if (rows, columns) != self._grid:
-            self._reference, self._own, self._grid = None, None, (rows, columns)
-        per_frame = token_novelty(novelty, size, self._tower.merge_size)
-        marks = [*keyframes, *[False] * (-frames % size)]
-        steps = plan(per_frame.reshape(-1, size, per_frame.shape[1]), marks, self._own, self._config)
+        if grid != self._grid:
+            self._reference, self._own, self._grid = None, None, grid
+        per_frame = token_novelty(novelty, self._tower.merge_size)
+        steps = plan(per_frame.reshape(groups, size, -1), keyframes, self._own, self._config)
         return Encoded(self._run(patches, steps), tuple(step.work for step in steps))
 
     def _run(self, patches: Tensor, steps: Sequence[Step]) -> Features:

@@ -74,7 +74,9 @@ class Qwen3VL:
         )
 
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
-        return None if config.strategy == "none" else FeatureReuse(qwen3_vl_tower(self._visual), config)
+        if config.strategy == "none":
+            return None
+        return FeatureReuse(qwen3_vl_tower(self._visual), config, self._pixels.mean, self._pixels.std)
 
     @torch.no_grad()
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
@@ -83,9 +85,7 @@ class Qwen3VL:
             return []
         cut = [self._patches(group) for group in groups]
         if reuse is not None and len({grid for _, grid in cut}) == 1:
-            patches = torch.stack([patches for patches, _ in cut]).to(self.dtype)
-            images = [frame.image for group in groups for frame in group]
-            made = reuse.encode(patches, images, cut[0][1]).features
+            made = reuse.encode(torch.stack([patches for patches, _ in cut]), cut[0][1]).features
             embeddings, levels = made.embeddings.unbind(), [level.unbind() for level in made.deepstack]
         else:
             embeddings, levels = self._encoded_whole(cut)

@@ -81,29 +81,30 @@ class Session:
         memory = self._config.memory
         parts = in_parts(frames, memory.chunk_frames, memory.borders)
         alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
+        started = time.perf_counter()
         for batch in together(parts, 1 if alone else max(1, AHEAD_FRAMES // memory.chunk_frames)):
             told: list[WatchEvent] = []
-            ended = False
             try:
                 with self._take_turn(False):
                     if self._closed:
                         return
-                    for event in self._remember(batch):
+                    for event in self._remember(batch, started):
                         told.append(event)
             except (MemoryFullError, SessionError) as error:
-                told.append(Notice(f"{error} Watching ended there; questions are answered from what was seen."))
-                ended = True
+                yield from told
+                yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
+                return
             except Exception:
                 yield from told
                 raise
             yield from told
-            if ended:
-                return
+            started = time.perf_counter()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the whole with its evidence.
 
-        Waits for the chunk under way, no longer. An answer that is abandoned leaves no trace in the dialogue.
+        Waits for what is under way (a chunk, or a few quick ones), no longer. An answer that is abandoned leaves no
+        trace in the dialogue.
         Raises ValueError for an empty question, where nothing has been watched, and when closed.
         """
         question = question.strip()
@@ -189,9 +190,11 @@ class Session:
         if not self._memory.num_chunks:
             raise ValueError("nothing has been watched yet")
 
-    def _remember(self, parts: Sequence[Sequence[Frame]]) -> Iterator[WatchEvent]:
-        """What is new of each part becomes a chunk; where nothing is, the newest one goes on."""
-        started = time.perf_counter()
+    def _remember(self, parts: Sequence[Sequence[Frame]], started: float) -> Iterator[WatchEvent]:
+        """What is new of each part becomes a chunk; where nothing is, the newest one goes on.
+
+        started: when the parts were first waited for, by `time.perf_counter`.
+        """
         pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
         reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
         found = news(self._model, parts, pruner, reuse)

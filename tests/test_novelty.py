@@ -9,9 +9,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from keyframes.novelty import SAMPLES, Kept, change, measured, novelty, otsu, small, unexplained
+from keyframes.novelty import SAMPLES, Kept, change, measured, measured_as_cut, novelty, otsu, small, unexplained
 from tests.scenery import HEIGHT, WIDTH, Picture, lit, noisy, place, view
 
 GRID = (9, 16)
@@ -112,10 +113,25 @@ def test_what_was_measured_once_says_the_same_in_every_comparison() -> None:
     once = measured(pictures)
     assert len(once) == 3 and once.grid == GRID
     for k in range(3):
-        assert torch.equal(change(once, once[k : k + 1]), novelty(pictures, pictures[k]))
+        assert torch.equal(change(once, once[k : k + 1]), novelty(pictures, pictures[k]).flatten(1))
     later = once[:1].followed_by(once[:-1])
-    assert torch.equal(change(once, later), novelty(pictures, pictures[[0, 0, 1]]))
+    assert torch.equal(change(once, later), novelty(pictures, pictures[[0, 0, 1]]).flatten(1))
     assert not torch.equal(change(once, once[:1]), change(once, once[1:2]))
+
+
+@pytest.mark.parametrize("side", [16, 14, 10])
+def test_patches_as_a_tower_gets_them_say_what_the_picture_says(side: int) -> None:
+    rows, columns = GRID[0], GRID[1]
+    size = (side * columns, side * rows)
+    scenes = [view(place(15)), with_object(view(place(15))), view(place(16))]
+    pixels = torch.from_numpy(np.stack([np.asarray(Image.fromarray(scene).resize(size)) for scene in scenes]))
+    cut = pixels.reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4).flatten(1, 2)
+    shuffled = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
+    patches = measured_as_cut(cut[:, shuffled].float(), GRID)
+    found, wanted = change(patches, patches[:1]), novelty(small(scenes, GRID), small(scenes[:1], GRID)[0]).flatten(1)
+    assert float((found - wanted[:, shuffled]).abs().mean()) < 0.05
+    assert float((found - wanted)[1].abs().mean()) > 0.1, "the order is theirs"
+    assert share(found[0]) == 0
 
 
 def test_a_batch_says_what_its_pictures_say_one_by_one_whatever_their_size() -> None:

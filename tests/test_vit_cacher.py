@@ -46,11 +46,11 @@ class FakeTower:
 
 
 def changes(*counts: int) -> Tensor:
-    """A novelty map [frames, ROWS, COLUMNS] for each frame: so many patches changed, from the first on."""
+    """Novelty [frames, patches] of each frame: so many patches changed, from the first on."""
     maps = torch.zeros(len(counts), ROWS * COLUMNS)
     for row, count in zip(maps, counts, strict=True):
         row[:count] = torch.linspace(0.9, 0.5, count)
-    return maps.reshape(-1, ROWS, COLUMNS)
+    return maps
 
 
 def patches_of(count: int) -> Tensor:
@@ -66,7 +66,10 @@ def run(
     cacher: VitCacher, counts: Sequence[int], at: Sequence[int], patches: Tensor | None = None
 ) -> tuple[Tensor, tuple[Work, ...]]:
     encoded = cacher.encode(
-        patches_of(len(counts)) if patches is None else patches, changes(*counts), keyframes(len(counts), *at)
+        patches_of(len(counts)) if patches is None else patches,
+        (ROWS, COLUMNS),
+        changes(*counts),
+        keyframes(len(counts), *at),
     )
     return encoded.features.embeddings, encoded.work
 
@@ -125,9 +128,9 @@ def test_the_first_frame_of_a_stream_is_a_reference_unsaid() -> None:
 def test_another_grid_begins_anew() -> None:
     cacher = VitCacher(FakeTower(), CONFIG)
     run(cacher, [0], [0])
-    encoded = cacher.encode(torch.zeros(1, 8, 2), torch.zeros(1, 2, 4), [False])
-    assert encoded.work == (WHOLE,)
-    assert cacher.encode(torch.zeros(1, 8, 2), torch.zeros(1, 2, 4), [False]).work == (STILL,)
+    other = torch.zeros(1, ROWS * COLUMNS, 2), (ROWS // 2, 2 * COLUMNS), changes(0), [False]
+    assert cacher.encode(*other).work == (WHOLE,)
+    assert cacher.encode(*other).work == (STILL,)
 
 
 def test_the_novelty_of_a_keyframe_itself_is_not_read() -> None:
@@ -166,23 +169,17 @@ def test_nothing_builds_on_a_group_with_a_cut_inside(calls: int) -> None:
     assert (features[3] == 3).all()
 
 
-def test_an_odd_last_frame_stands_for_two() -> None:
-    cacher = VitCacher(FakeTower(frames_per_group=2), CONFIG)
-    _, work = run(cacher, [0, 0, 3], [0], patches_of(2))
-    assert work == (WHOLE, REFRESHED)
-
-
 def test_the_novelty_of_a_token_is_that_of_its_newest_patch() -> None:
-    novelty = torch.zeros(1, 4, 6)
-    novelty[0, 1, 4], novelty[0, 2, 0] = 0.7, 0.3
-    tokens = token_novelty(novelty, frames_per_group=2, merge_size=2)
-    assert torch.equal(tokens, torch.tensor([[0, 0, 0.7, 0.3, 0, 0]] * 2))
+    novelty = torch.zeros(2, 24)
+    novelty[0, 11], novelty[1, 12], novelty[1, 15] = 0.7, 0.2, 0.3
+    tokens = token_novelty(novelty, merge_size=2)
+    assert torch.equal(tokens, torch.tensor([[0, 0, 0.7, 0, 0, 0], [0, 0, 0, 0.3, 0, 0]]))
 
 
 def test_one_changed_token_is_never_too_many() -> None:
     assert share_of(3, 0.25) == 1
     assert share_of(196, 0.25) == 49
-    steps = plan(changes(0, 1).flatten(1)[:, None, :3], [True, False], None, CONFIG)
+    steps = plan(changes(0, 1)[:, None, :3], [True, False], None, CONFIG)
     assert [step.work for step in steps] == [WHOLE, REFRESHED]
 
 
@@ -198,7 +195,7 @@ def test_the_other_strategy_follows_the_same_plan() -> None:
 def test_what_does_not_fit_together_is_refused(frames: int, groups: int, marks: int) -> None:
     cacher = VitCacher(FakeTower(), CONFIG)
     with pytest.raises(ValueError, match="do not fit"):
-        cacher.encode(patches_of(groups), changes(*[0] * frames), [False] * marks)
+        cacher.encode(patches_of(groups), (ROWS, COLUMNS), changes(*[0] * frames), [False] * marks)
 
 
 @pytest.mark.parametrize("knobs", [{"strategy": "magic"}, {"refresh_share": 0.0}, {"still_below": 1.5}])
@@ -212,16 +209,16 @@ def test_settings_that_make_no_sense_are_refused(knobs: dict[str, str | float]) 
 def test_with_everything_recomputed_a_stream_equals_the_stock_tower(make: Callable[[], Tiny], strategy: str) -> None:
     tiny = make()
     patches = tiny.patches(5)
-    novelty = torch.ones(5 * tiny.tower.frames_per_group, *tiny.grid)
+    novelty = torch.ones(5 * tiny.tower.frames_per_group, tiny.num_patches)
     marks = [k == 0 for k in range(len(novelty))]
     stock, _ = tiny.stock(patches)
     everything = VitCacher(tiny.tower, ReuseConfig(strategy, refresh_share=1.0, still_below=0.0))
-    encoded = everything.encode(patches, novelty, marks)
+    encoded = everything.encode(patches, tiny.grid, novelty, marks)
     assert encoded.work == (WHOLE, *[REFRESHED] * 4)
     assert distance(encoded.features, stock) < 1e-5
     novelty *= 0.5
-    novelty[:, 0, 0] = 1.0
+    novelty[:, 0] = 1.0
     little = VitCacher(tiny.tower, ReuseConfig(strategy, refresh_share=0.9, still_below=0.6))
-    encoded = little.encode(patches, novelty, marks)
+    encoded = little.encode(patches, tiny.grid, novelty, marks)
     assert encoded.work == (WHOLE, *[REFRESHED] * 4)
     assert distance(encoded.features, stock) > 0.01
