@@ -6,14 +6,16 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -37,6 +39,19 @@ def save(out: Path, title: str, about: Mapping[str, Any], lines: Sequence[str], 
     out.with_name(f"{out.name}.json").write_text(json.dumps({"about": about, **data}, indent=1) + "\n")
     told = [f"- {name}: {value}" for name, value in about.items()]
     out.with_name(f"{out.name}.md").write_text("\n".join([f"# {title}", "", *told, "", *lines, ""]))
+
+
+def counted(run: Callable[[], T]) -> tuple[T, float]:
+    """What a run gives, and the giga multiply-adds of its matrices; of attention all pairs, whatever the mask."""
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        made = run()
+    return made, counter.get_total_flops() / 2e9
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of shapes [batch, heads, n, dim]; torch's counter knows the kernels of GPUs only."""
+    return 2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3])
 
 
 def _git(*words: str) -> str:

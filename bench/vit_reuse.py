@@ -24,9 +24,8 @@ import typer
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.machine import describe, save
+from bench.machine import counted, describe, save
 from bench.report import table
 from config import ReuseConfig
 from keyframes.references import References
@@ -180,8 +179,8 @@ class Runs:
             whole_ms=1000 * min(w[0] for w in whole) / count,
             reused_ms=1000 * min(r[0] for r in reused) / count,
             measuring_ms=1000 * self._measuring() / count,
-            whole_gmacs=gmacs(lambda: self._subject.stock(self._patches[0][:1])) * len(work) / count,
-            reused_gmacs=gmacs(self._reused) / count,
+            whole_gmacs=counted(lambda: self._subject.stock(self._patches[0][:1]))[1] * len(work) / count,
+            reused_gmacs=counted(self._reused)[1] / count,
             work={kind.value: groups[kind] / len(work) for kind in Work},
             cosine=float(cosine_similarity(features.flatten(0, 1), base, dim=-1).mean()),
             control_cosine=float(cosine_similarity(truth[:1].expand_as(truth).flatten(0, 1), base, dim=-1).mean()),
@@ -213,12 +212,6 @@ class Runs:
         for patches in self._patches:
             references.follow(reuse.measured(patches, self._subject.grid))
         return now(device) - started
-
-
-def gmacs(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops() / 2e9)
 
 
 def now(device: torch.device) -> float:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import typer
 
 from bench import savings, vit_reuse
+from bench.machine import counted
 from bench.savings import Row
-from config import ReuseConfig
+from config import PruneConfig, ReuseConfig
 from tests.clips import write_clip
 
 
@@ -25,11 +27,31 @@ def _gradients() -> Iterator[None]:
 def test_all_ways_through_a_clip_see_the_same_frames(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4", 6)
     with pytest.raises(typer.Exit):
-        savings.main(clip, "demo", 60, 4, 1, "cpu", tmp_path / "out")
+        savings.main(clip, "demo", 60, 4, 1, 0.5, "cpu", tmp_path / "out")
     rows = {row["way"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert list(rows) == ["stock", *savings.WAYS] and {row["frames"] for row in rows.values()} == {12}
     assert rows["reuse"]["tokens"] == rows["plain"]["tokens"] >= rows["pruning"]["tokens"] == rows["both"]["tokens"]
     assert rows["stock"]["gmacs"] > 0 and rows["both"]["gmacs"] <= rows["plain"]["gmacs"]
+
+
+def test_each_model_is_measured_with_its_own_share_of_tokens() -> None:
+    assert savings.own_budget("demo") == 0.5 != savings.own_budget("qwen3-vl-4b") == PruneConfig().budget
+
+
+def test_the_products_of_matrices_and_of_attention_are_counted() -> None:
+    x, mask = torch.randn(1, 4, 100, 32), torch.ones(100, 70, dtype=torch.bool)
+
+    def attend(num_keys: int, num_heads: int, **how: Any) -> torch.Tensor:
+        keys = x[:, :num_heads, :num_keys]
+        return torch.nn.functional.scaled_dot_product_attention(x, keys, keys, **how)
+
+    with torch.no_grad():
+        _, causal = counted(lambda: attend(100, 4, is_causal=True))
+        _, masked = counted(lambda: attend(70, 2, attn_mask=mask, enable_gqa=True))
+        made, product = counted(lambda: x[0, 0] @ x[0, 0].T)
+    assert causal == pytest.approx(2 * 4 * 100 * 100 * 32 / 1e9)
+    assert masked == pytest.approx(0.7 * causal) and product == pytest.approx(causal / 8)
+    assert made.shape == (100, 100)
 
 
 def test_a_target_of_savings_is_missed_where_it_is() -> None:
