@@ -5,8 +5,8 @@
 
 All rows see the same frames in one run: the stock model in one forward over the whole clip, then longlook chunk by
 chunk, plain, with reuse, with pruning and with both. Weights are random: costs do not depend on them. Multiply-adds
-are counted in a run of their own; of attention all pairs, seen or masked. Writes JSON and Markdown into `bench/results/`; exits with 1 where a target is
-missed.
+are counted in a run of their own; of attention all pairs, seen or masked. Writes JSON and Markdown into
+`bench/results/`; exits with 1 where a target is missed.
 """
 
 from __future__ import annotations
