@@ -214,7 +214,8 @@ class Session:
 
     def _prefilled(self, runs: Sequence[Sequence[VisualGroup]]) -> Iterator[KVChunk]:
         """The chunk of each run, through the LLM in view of its predecessors: small ones in one pass."""
-        reach, number = self._config.memory.prefill_chunks, self._memory.num_chunks
+        memory, number = self._config.memory, self._memory.num_chunks
+        reach = min(memory.prefill_chunks, memory.window_chunks)
         near = self._memory.window()[-reach:] if reach else []
         head = [self._model.prefix(), *self._carriers.before(number - len(near))]
         for few in passes(runs):

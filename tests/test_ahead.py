@@ -99,11 +99,15 @@ def tuned(engine: Engine, prune: str, reuse: str) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize(("prune", "reuse"), [("none", "none"), ("novelty", "none"), ("novelty", "novelty")])
+@pytest.mark.parametrize(
+    ("prune", "reuse", "window"),
+    [("none", "none", 1), ("none", "none", 3), ("novelty", "none", 2), ("novelty", "novelty", 2)],
+)
 def test_a_session_remembers_what_it_would_one_by_one(
-    checkpoint: Path, tmp_path: Path, prune: str, reuse: str, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, prune: str, reuse: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = tuned(tiny_engine(checkpoint, window_chunks=2), prune, reuse)
+    """Whether the window is larger than what a new chunk sees of it, or smaller."""
+    engine = tuned(tiny_engine(checkpoint, window_chunks=window), prune, reuse)
     frames, batches = scenes(61), []
     prefill = type(engine.model).prefill_together
 
