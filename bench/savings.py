@@ -4,9 +4,9 @@
     python -m bench.savings --shape 4b-tower-0.6b --frames 32
 
 All rows see the same frames in one run: the stock model in one forward over the whole clip, then longlook chunk by
-chunk, plain, with reuse, with pruning and with both. Weights are random: costs do not depend on them. Multiply-adds
-are counted in a run of their own; of attention all pairs, seen or masked. Writes JSON and Markdown into
-`bench/results/`; exits with 1 where a target is missed.
+chunk: plain, with reuse, with pruning, with both, and with both and what is kept rounded to 8 bits. Weights are random:
+costs do not depend on them. Multiply-adds are counted in a run of their own; of attention all pairs, seen or masked.
+Writes JSON and Markdown into `bench/results/`; exits with 1 where a target is missed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
 from keyframes.pruner import make_pruner
 from memory.chunk import KVChunk
+from memory.packing import AS_COMPUTED, KVFormat
 from models.base import news
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
@@ -64,18 +65,18 @@ class Row:
         return self.kv_bytes / GIB * 3600 * FPS / self.frames
 
 
-WAYS = {"plain": (False, False), "reuse": (True, False), "pruning": (False, True), "both": (True, True)}
+WAYS = {  # reuse, pruning, bits that keys and values are kept in
+    "plain": ("none", "none", 16),
+    "reuse": ("novelty", "none", 16),
+    "pruning": ("none", "novelty", 16),
+    "both": ("novelty", "novelty", 16),
+    "both, 8 bits": ("novelty", "novelty", 8),
+}
 
 
-def configs(way: str, budget: float) -> tuple[ReuseConfig, PruneConfig]:
-    reuses, prunes = WAYS[way]
-    return ReuseConfig("novelty" if reuses else "none"), PruneConfig("novelty" if prunes else "none", budget)
-
-
-def own_budget(shape: str) -> float:
-    """Share of tokens that a model of this shape keeps by default, once it prunes."""
-    recommended = recommended_settings(shape) if shape == "demo" else {}
-    return Config().overridden(recommended).prune.budget
+def own_settings(shape: str) -> Config:
+    """What a model of this shape does by default."""
+    return Config().overridden(recommended_settings(shape) if shape == "demo" else {})
 
 
 def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig) -> list[KVChunk]:
@@ -90,9 +91,23 @@ def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig
 
 def ours(model: Qwen3VL, frames: Sequence[Frame], chunk_frames: int, way: str, budget: float, repeats: int) -> Row:
     parts = [frames[k : k + chunk_frames] for k in range(0, len(frames), chunk_frames)]
-    chunks, seconds, gmacs = fastest(model, lambda: watched(model, parts, *configs(way, budget)), repeats)
-    held = sum(chunk.keys.nbytes + chunk.values.nbytes for chunk in chunks)
-    return Row(way, len(frames), seconds, gmacs, sum(chunk.num_tokens for chunk in chunks), held)
+    reuse, prune, bits = WAYS[way]
+
+    def watch() -> tuple[int, int]:
+        chunks = watched(model, parts, ReuseConfig(reuse), PruneConfig(prune, budget))
+        return sum(chunk.num_tokens for chunk in chunks), sum(kept_bytes(chunk, bits) for chunk in chunks)
+
+    (tokens, held), seconds, gmacs = fastest(model, watch, repeats)
+    return Row(way, len(frames), seconds, gmacs, tokens, held)
+
+
+def kept_bytes(chunk: KVChunk, bits: int) -> int:
+    """Of a chunk's keys and values as computed, or packed for host and disk, which is done here."""
+    return (
+        chunk.memory_bytes
+        if bits == AS_COMPUTED
+        else KVFormat.of(chunk.keys, bits).pack(chunk.keys, chunk.values).nbytes
+    )
 
 
 def stock(model: Qwen3VL, network: Any, frames: Sequence[Frame], repeats: int) -> Row:
@@ -128,16 +143,19 @@ def looped(clip: Sequence[Frame], times: int) -> list[Frame]:
     return [replace(frame, pts_seconds=frame.pts_seconds + k * seconds) for k in range(times) for frame in clip]
 
 
-def missed(rows: Sequence[Row]) -> list[str]:
-    """The targets that were not met, in words."""
+def missed(rows: Sequence[Row], own_bits: int) -> list[str]:
+    """The targets that were not met, in words; KV is judged in the bits that the model keeps by default."""
     by_way = {row.way: row for row in rows}
-    faster = by_way["stock"].seconds / by_way["both"].seconds
-    kept = by_way["both"].kv_bytes / by_way["plain"].kv_bytes
+    kept_as = next(
+        way for way, (reuse, prune, bits) in WAYS.items() if "none" not in (reuse, prune) and bits == own_bits
+    )
+    faster = by_way["stock"].seconds / by_way[kept_as].seconds
+    kept = by_way[kept_as].kv_bytes / by_way["plain"].kv_bytes
     told = [] if faster >= FASTER else [f"{faster:.2f} x the stock model, wanted {FASTER:.0f} x"]
-    return told if kept <= KV_SHARE else [*told, f"{100 * kept:.0f} % of the plain KV, wanted {100 * KV_SHARE:.0f} %"]
+    return told if kept <= KV_SHARE else [*told, f"{100 * kept:.1f} % of the plain KV, wanted {100 * KV_SHARE:.0f} %"]
 
 
-def report(rows: Sequence[Row]) -> list[str]:
+def report(rows: Sequence[Row], own_bits: int) -> list[str]:
     first, plain = rows[0], rows[1]
     cells = [
         [r.way, f"{r.frames_per_second:.2f}", f"{first.seconds / r.seconds:.2f} x", f"{r.gmacs / r.frames:.3f}",
@@ -155,7 +173,7 @@ def report(rows: Sequence[Row]) -> list[str]:
         "KV GiB/h",
         "of plain",
     ]
-    told = [f"Missed: {line}." for line in missed(rows)] or ["All targets are met."]
+    told = [f"Missed: {line}." for line in missed(rows, own_bits)] or ["All targets are met."]
     return [*table(head, cells), "", *told]
 
 
@@ -181,7 +199,8 @@ def main(
     with Reader(FileSource(video, FPS)) as reader:
         clip = looped(list(islice(reader, frames // 2 * 2)), loops)
     rows = [stock(model, network, clip, repeats)]
-    share = own_budget(shape) if budget is None else budget
+    own = own_settings(shape)
+    share = own.prune.budget if budget is None else budget
     rows += [ours(model, clip, chunk_frames, way, share, repeats) for way in track(WAYS, shape)]
     about = {
         **describe(),
@@ -192,12 +211,12 @@ def main(
         "chunk frames": chunk_frames,
         "share of tokens kept": share,
     }
-    lines = report(rows)
-    data = {"missed": missed(rows), "rows": [asdict(row) for row in rows]}
+    lines = report(rows, own.memory.kv_bits)
+    data = {"missed": missed(rows, own.memory.kv_bits), "rows": [asdict(row) for row in rows]}
     name = f"savings-{shape}" + (f"-{loops}x" if loops > 1 else "")
     save(out or RESULTS / name, f"Reuse and pruning on one clip: {shape}", about, lines, data)
     print("\n".join(lines))
-    raise typer.Exit(1 if missed(rows) else 0)
+    raise typer.Exit(1 if data["missed"] else 0)
 
 
 if __name__ == "__main__":

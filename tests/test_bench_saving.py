@@ -14,7 +14,7 @@ import typer
 from bench import savings, vit_reuse
 from bench.machine import counted
 from bench.savings import Row
-from config import PruneConfig, ReuseConfig
+from config import Config, PruneConfig, ReuseConfig
 from tests.clips import write_clip
 
 
@@ -31,11 +31,13 @@ def test_all_ways_through_a_clip_see_the_same_frames(tmp_path: Path) -> None:
     rows = {row["way"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert list(rows) == ["stock", *savings.WAYS] and {row["frames"] for row in rows.values()} == {12}
     assert rows["reuse"]["tokens"] == rows["plain"]["tokens"] >= rows["pruning"]["tokens"] == rows["both"]["tokens"]
+    assert rows["both, 8 bits"]["kv_bytes"] < rows["both"]["kv_bytes"] / 3, "of float32"
     assert rows["stock"]["gmacs"] > 0 and rows["both"]["gmacs"] <= rows["plain"]["gmacs"]
 
 
 def test_each_model_is_measured_with_its_own_share_of_tokens() -> None:
-    assert savings.own_budget("demo") == 0.5 != savings.own_budget("qwen3-vl-4b") == PruneConfig().budget
+    assert savings.own_settings("demo").prune.budget == 0.5 != PruneConfig().budget
+    assert savings.own_settings("qwen3-vl-4b") == Config()
 
 
 def test_the_products_of_matrices_and_of_attention_are_counted() -> None:
@@ -59,8 +61,9 @@ def test_a_target_of_savings_is_missed_where_it_is() -> None:
         return [Row("stock", 10, 8.0, 1.0, 100, 100), Row("plain", 10, 4.0, 1.0, 100, 100),
                 Row("both", 10, seconds, 1.0, 20, held)]  # fmt: skip
 
-    assert savings.missed(rows(2.0, 25)) == []
-    assert len(savings.missed(rows(2.1, 25))) == len(savings.missed(rows(2.0, 26))) == 1
+    assert savings.missed(rows(2.0, 25), own_bits=16) == []
+    assert len(savings.missed(rows(2.1, 25), 16)) == len(savings.missed(rows(2.0, 26), 16)) == 1
+    assert savings.missed([*rows(2.1, 26), Row("both, 8 bits", 10, 2.0, 1.0, 20, 25)], own_bits=8) == []
 
 
 def test_reuse_is_measured_against_the_stock_tower(tmp_path: Path) -> None:
