@@ -31,7 +31,7 @@ def test_all_ways_through_a_clip_see_the_same_frames(tmp_path: Path) -> None:
     rows = {row["way"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert list(rows) == ["stock", *savings.WAYS] and {row["frames"] for row in rows.values()} == {12}
     assert rows["reuse"]["tokens"] == rows["plain"]["tokens"] >= rows["pruning"]["tokens"] == rows["both"]["tokens"]
-    assert rows["both, 8 bits"]["kv_bytes"] < rows["both"]["kv_bytes"] / 3, "of float32"
+    assert rows["both, 8 bits"]["kv_bytes"] < rows["both"]["kv_bytes"] / 2, "from float32"
     assert rows["stock"]["gmacs"] > 0 and rows["both"]["gmacs"] <= rows["plain"]["gmacs"]
 
 
