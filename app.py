@@ -76,7 +76,8 @@ DiskBudget = Annotated[
     float | None, typer.Option(help="GiB of disk for a session; beyond, the oldest loses details. \\[default: 64]")
 ]
 KvBits = Annotated[
-    int | None, typer.Option(help="16 keeps what was seen as computed, 8 in half the memory or less. \\[default: 16]")
+    int | None,
+    typer.Option(help="16 keeps what was seen as computed, 8 in half the memory or less. \\[default: 16; demo 8]"),
 ]
 Prune = Annotated[
     str | None,

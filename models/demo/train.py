@@ -50,10 +50,10 @@ CURRICULUM: Curriculum = (
     (0.28, ((CHUNK, 0.25), (SHORT, 0.35), (FEW, 0.4))),
     (0.50, ((CHUNK, 0.05), (SHORT, 0.1), (FEW, 0.1), (LONG, 0.2), (MANY, 0.55))),
 )
-# How the model wants to be used: what it was trained on.
+# How the model wants to be used: as it was trained, and kept in as few bits as cost no answer (bench/recall.py).
 RECOMMENDED = {
     "read": {"fps": FPS},
-    "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP},
+    "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP, "kv_bits": 8},
     "prune": {"strategy": "novelty", "budget": 0.5},
     "answer": {"max_new_tokens": 64, "dialogue_turns": 0},
 }
