@@ -196,6 +196,11 @@ class KVMemory:
         """(start_seconds, stop_seconds) of every chunk, half-open, in time order."""
         return [(entry.start_seconds, entry.stop_seconds) for entry in self._entries]
 
+    @property
+    def stop_seconds(self) -> float | None:
+        """Where the newest chunk ends; None where there is none."""
+        return self._entries[-1].stop_seconds if self._entries else None
+
     def check_integrity(self) -> None:
         """Asserts what always holds: numbering, order in time, places of the chunks, counts of bytes and tokens."""
         spans = self.spans()

@@ -184,8 +184,9 @@ def _best(indices: Sequence[int], scores: Sequence[float], count: int, margin: f
     The chunk that answers "what came after the star" may be the one after the star's, and a star that is there for long
     has a run of chunks among the best few: those beside the whole run come.
     """
-    ranked = sorted(indices, key=lambda index: (scores[index], index), reverse=True)
-    ranked = [index for index in ranked if scores[index] >= scores[ranked[0]] - margin]
+    least = max((scores[index] for index in indices), default=0.0) - margin
+    near = [index for index in indices if scores[index] >= least]
+    ranked = sorted(near, key=lambda index: (scores[index], index), reverse=True)
     few = ranked[:BEST_CHUNKS]
     beside = [index for index in _beside_run(few) if index in indices]
     return set(islice(dict.fromkeys([*few, *beside, *ranked]), max(0, count)))

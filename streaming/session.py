@@ -146,8 +146,8 @@ class Session:
     @property
     def seen_seconds(self) -> float | None:
         """Time of the last frame watched, None where there is none."""
-        spans = self._memory.spans()
-        return max(spans[-1][1], self._seen_seconds) if spans else None
+        newest = self._memory.stop_seconds
+        return None if newest is None else max(newest, self._seen_seconds)
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:
@@ -446,10 +446,10 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seco
     Chunks side by side are one stretch where a time was named, and in the window. Those recalled stay apart, since each
     was found for itself. A chunk lasts until the next one starts, the newest until now.
     """
-    stops = [start for start, _ in spans[1:]] + [now_seconds]
     found: list[Evidence] = []
     for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
-        new = Evidence(spans[chunk.index][0], stops[chunk.index], chunk.score, chunk.why, chunk.level)
+        stop_seconds = spans[chunk.index + 1][0] if chunk.index + 1 < len(spans) else now_seconds
+        new = Evidence(spans[chunk.index][0], stop_seconds, chunk.score, chunk.why, chunk.level)
         if found and _are_one(found[-1], new):
             last = found.pop()
             new = replace(new, start_seconds=last.start_seconds, score=max(last.score, new.score))
