@@ -57,9 +57,10 @@ def chunk_ranges(spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float
         chunks     |0      |1      |2        span 5-12 -> 0, 1; span 8-16 -> 1; span 16-16 -> 2
         seconds    0       8       16
     """
-    starts = [start for start, _ in chunk_spans]
-    if not starts:
+    spans = list(spans)
+    if not spans or not chunk_spans:
         return []
+    starts = [start for start, _ in chunk_spans]
     return [_touched(span, starts) for span in spans]
 
 

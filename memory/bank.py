@@ -80,6 +80,7 @@ class KVMemory:
         self._device = device
         self._host = HostPool(config.host_bytes, pinned=device.type == "cuda")
         self._entries: list[_Entry] = []
+        self._spans: list[tuple[float, float]] = []  # of the same; asked for with every question
         self._addresses: deque[int] = deque()  # in the host pool, of the chunks that left the window last
         self._lost: dict[tuple[int, Kept], str] = {}  # what was found damaged or gone on disk, and what to say of it
         self._window: deque[_Resident] = deque()
@@ -159,6 +160,7 @@ class KVMemory:
         self._num_tokens += chunk.num_tokens
         self._num_visual_tokens += int(chunk.visual.sum())
         self._entries.append(_entry(resident.chunk))
+        self._spans.append((chunk.start_seconds, chunk.stop_seconds))
 
     def window(self) -> list[KVChunk]:
         """The newest chunks, oldest first, on the device; nothing is copied."""
@@ -194,7 +196,7 @@ class KVMemory:
 
     def spans(self) -> list[tuple[float, float]]:
         """(start_seconds, stop_seconds) of every chunk, half-open, in time order."""
-        return [(entry.start_seconds, entry.stop_seconds) for entry in self._entries]
+        return self._spans.copy()
 
     @property
     def stop_seconds(self) -> float | None:
@@ -203,7 +205,8 @@ class KVMemory:
 
     def check_integrity(self) -> None:
         """Asserts what always holds: numbering, order in time, places of the chunks, counts of bytes and tokens."""
-        spans = self.spans()
+        spans = [(entry.start_seconds, entry.stop_seconds) for entry in self._entries]
+        assert spans == self._spans, "spans are not those of the chunks"
         assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in pairwise(spans)), "times do not ascend"
         assert [chunk.index for chunk in self.window()] == list(self.window_indices), "window and host do not join"
         assert len(self._window) <= self._window_chunks, "the window is too long"
@@ -227,6 +230,7 @@ class KVMemory:
         self._closed = True
         self._window.clear()
         self._entries.clear()
+        self._spans.clear()
         self._addresses.clear()
         self._lost.clear()
         self._host.close()
@@ -324,6 +328,7 @@ class KVMemory:
         self._entries = [
             _Entry(c.layout, c.visual, c.start_seconds, c.stop_seconds, c.group_starts) for c in store.chunks
         ]
+        self._spans = [(entry.start_seconds, entry.stop_seconds) for entry in self._entries]
         self._num_tokens = sum(entry.num_tokens for entry in self._entries)
         self._num_visual_tokens = sum(int(entry.visual.sum()) for entry in self._entries)
         newest = range(max(0, self.num_chunks - self._window_chunks), self.num_chunks)

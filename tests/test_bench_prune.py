@@ -93,7 +93,7 @@ def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path:
         ("1.000 beside 1.000, ratio 1.000", True),
     ]
     assert all(t.is_met is None for t in targets(rows[:1], NONE.budget))
-    assert "| novelty | 0.375 | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
+    assert "| novelty | 0.33 | 20.0% | 0.500 (4) | 0.667 |  | 40.000 | 0.20 |" in tables(rows)
     write(tmp_path / "prune", found, {"machine": "none"}, NONE.budget)
     assert "| surveillance: tokens kept | at most 25% | 20.0% | yes |" in (tmp_path / "prune.md").read_text()
     for footage in (CALM, BUSY):

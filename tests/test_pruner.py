@@ -147,8 +147,8 @@ def test_a_fixed_share_stays_in_order_each_place_once(strategy: str, share: floa
         assert int(places[0]) >= 0 and int(places[-1]) < N
 
 
-def test_without_a_budget_three_eighths_stay_and_none_prunes_nothing() -> None:
-    assert len(pruner("uniform").keep(features(0)).places) == 3 * N // 8
+def test_without_a_budget_a_third_stays_and_none_prunes_nothing() -> None:
+    assert len(pruner("uniform").keep(features(0)).places) == N // 3
     assert make_pruner(PruneConfig()) is None
     with pytest.raises(ValueError, match="strategy must be one of"):
         PruneConfig("best")
