@@ -103,11 +103,9 @@ def ours(model: Qwen3VL, frames: Sequence[Frame], chunk_frames: int, way: str, b
 
 def kept_bytes(chunk: KVChunk, bits: int) -> int:
     """Of a chunk's keys and values as computed, or packed for host and disk, which is done here."""
-    return (
-        chunk.memory_bytes
-        if bits == AS_COMPUTED
-        else KVFormat.of(chunk.keys, bits).pack(chunk.keys, chunk.values).nbytes
-    )
+    if bits == AS_COMPUTED:
+        return chunk.memory_bytes
+    return KVFormat.of(chunk.keys, bits).pack(chunk.keys, chunk.values).nbytes
 
 
 def stock(model: Qwen3VL, network: Any, frames: Sequence[Frame], repeats: int) -> Row:

@@ -16,6 +16,7 @@ from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup
 from streaming.frames import Frame
+from tests.one_by_one import OneByOne
 
 WORDS = ("one ", "two ", "three")
 
@@ -37,7 +38,7 @@ class Gate:
         self._open.set()
 
 
-class GatedModel:
+class GatedModel(OneByOne):
     """`log` tells what ran on the device, in order; `gates` holds the chunks (by number) and words that wait.
 
     broken: chunks and words that raise a RuntimeError instead.
@@ -70,16 +71,6 @@ class GatedModel:
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
         self._do(index, f"chunk {index}")
         return _chunk(len(groups), groups[0].start_seconds, groups[-1].stop_seconds, index)
-
-    def prefill_together(
-        self,
-        runs: Sequence[Sequence[VisualGroup]],
-        head: Sequence[KVChunk],
-        near: Sequence[KVChunk],
-        reach: int,
-        index: int,
-    ) -> list[KVChunk]:
-        return [self.prefill(groups, head, number) for number, groups in enumerate(runs, index)]
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         return torch.zeros(len(heads), 1, self.head_dim)

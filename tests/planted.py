@@ -20,13 +20,14 @@ from models.base import Head, Turn, VisualGroup
 from models.calibration import FRAME_SIDE, make_needles
 from models.demo.world import render
 from streaming.frames import Frame
+from tests.one_by_one import OneByOne
 
 QUESTION_TOKENS = 6
 CODE_SCALE = 10.0
 EARLIER_SCALE = 8.0  # of what the planted head asks for with its earlier tokens, which leads astray
 
 
-class PlantedModel:
+class PlantedModel(OneByOne):
     """planted: the query head that retrieves, asking with its newest token only; None for a model without one.
 
     knows: seeds of the needles whose pictures it recognises, `count` chunks each.
@@ -64,16 +65,6 @@ class PlantedModel:
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
         codes = torch.cat([group.embeddings for group in groups])
         return self._chunk(codes, groups[0].start_seconds, groups[-1].stop_seconds, index)
-
-    def prefill_together(
-        self,
-        runs: Sequence[Sequence[VisualGroup]],
-        head: Sequence[KVChunk],
-        near: Sequence[KVChunk],
-        reach: int,
-        index: int,
-    ) -> list[KVChunk]:
-        return [self.prefill(groups, head, number) for number, groups in enumerate(runs, index)]
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         queries = self.all_question_queries(question)
