@@ -4,8 +4,9 @@
 
 On short clips of the demo world, which also tell how near the LLM's last hidden state stays to that without pruning
 (cosine, where the answer begins), and on two streams: a surveillance-like one (one background, now and then something
-appears) and the busy one of `bench.recall`, with its questions. All settings see the same frames, encoded once, in one
-run. Writes JSON, Markdown and plots into `bench/results/`.
+appears) and the busy one of `bench.recall`, with its questions. All settings see the same frames in one run, encoded
+once; those with "reuse" send them through a tower whose work is used again. Writes JSON, Markdown and plots into
+`bench/results/`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.nn.functional import cosine_similarity
 
 from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
-from bench.prune_report import BUSY, CALM, CLIPS, NONE, Asking, Seeing, write
+from bench.prune_report import BUSY, CALM, CLIPS, NONE, REUSE, Asking, Seeing, Setting, write
 from bench.recall import knobs, plain, progress
 from config import Config, PruneConfig
 from keyframes.pruner import make_pruner
@@ -62,18 +63,20 @@ class EncodedOnce:
         self._groups = dict(zip(map(id, frames[:: self.frames_per_group]), self._model.encode(frames), strict=True))
 
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
+        if reuse is not None:
+            return self._model.encode(frames, reuse)
         return [self._groups[id(frame)] for frame in frames[:: self.frames_per_group]]
 
 
-def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[PruneConfig]) -> Iterator[Asking | Seeing]:
+def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Setting]) -> Iterator[Asking | Seeing]:
     """One short clip under all settings; its hidden chunks are prefilled and not shown, as recall would."""
     once = EncodedOnce(model)
     states: dict[str, torch.Tensor] = {}
     once.see([frame for part in clip.frames for frame in part])
-    for prune in settings:
-        groups = prune_clip(clip, cast(VideoLLM, once), prune)
+    for setting in settings:
+        groups = prune_clip(clip, cast(VideoLLM, once), setting)
         chunks = remembered(model, groups, config.memory.prefill_chunks)
-        yield seen_of(clip, groups, chunks, prune)
+        yield seen_of(clip, groups, chunks, setting)
         shown = [c for c, stored in zip(chunks, clip.chunks, strict=True) if c is not None and not stored.hidden]
         context, starts = [model.prefix(), *shown], [start for chunk in shown for start in chunk.group_starts]
         for question in clip.questions:
@@ -82,17 +85,17 @@ def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Prun
             state = model.last_state(words, context)
             near = float(cosine_similarity(state, states.setdefault(question.text, state), dim=0))
             told = (question.group, question.text, question.answer, said)
-            yield Asking(CLIPS, prune.strategy, prune.budget, *told, plain(said) == plain(question.answer), near)
+            yield Asking(CLIPS, setting.name, setting.prune.budget, *told, plain(said) == plain(question.answer), near)
 
 
-def prune_clip(clip: Clip, model: VideoLLM, prune: PruneConfig) -> list[list[VisualGroup]]:
-    """What goes on of each chunk. The pruner begins anew behind a gap and behind a hidden chunk: nothing else shows
-    what that one kept."""
-    pruner, parts = make_pruner(prune), []
+def prune_clip(clip: Clip, model: VideoLLM, setting: Setting) -> list[list[VisualGroup]]:
+    """What goes on of each chunk. Pruning and reuse begin anew behind a gap and behind a hidden chunk: nothing else
+    shows what that one kept."""
+    parts: list[list[VisualGroup]] = []
     for number, frames in enumerate(clip.frames):
-        if number and not follows(clip, number):
-            pruner = make_pruner(prune)
-        parts += news(model, [frames], pruner)
+        if not number or not follows(clip, number):
+            pruner, reuse = make_pruner(setting.prune), model.reuse(setting.reuse)
+        parts += news(model, [frames], pruner, reuse)
     return parts
 
 
@@ -114,12 +117,12 @@ def remembered(model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int)
 
 
 def seen_of(
-    clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk | None], prune: PruneConfig
+    clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk | None], setting: Setting
 ) -> Seeing:
     kept = sum(len(group.embeddings) for part in groups for group in part)
     whole = sum(len(chunk.groups) for chunk in clip.chunks) * math.prod(groups[0][0].grid)
     seconds, kv_bytes = sum(map(len, clip.frames)) / FPS, sum(chunk.memory_bytes for chunk in chunks if chunk)
-    return Seeing(CLIPS, prune.strategy, prune.budget, seconds, whole, kept, kv_bytes)
+    return Seeing(CLIPS, setting.name, setting.prune.budget, seconds, whole, kept, kv_bytes)
 
 
 def calm_stream(seed: int, seconds: float) -> Stream:
@@ -140,13 +143,13 @@ class Watching:
     footage: str
     stream: Stream
     engine: Engine
-    settings: Sequence[PruneConfig]
+    settings: Sequence[Setting]
     questions: int
     side: int
 
     def run(self, seed: int, bar: Progress) -> Iterator[Asking | Seeing]:
         once = EncodedOnce(self.engine.model)
-        configs = [replace(self.engine.config, prune=prune) for prune in self.settings]
+        configs = [replace(self.engine.config, prune=s.prune, reuse=s.reuse) for s in self.settings]
         sessions = [Engine(cast(VideoLLM, once), self.engine.profile, config).open() for config in configs]
         waiting = Asker(self.stream, seed).all(self.questions)
         read, size = self.engine.config.read, self.engine.config.memory.chunk_frames
@@ -166,17 +169,21 @@ class Watching:
             session.close()
 
     def _asking(self, session: Session, asked: Asked) -> Asking:
-        prune, question = session.config.prune, asked.question
+        setting, question = setting_of(session), asked.question
         said = next(event.text for event in session.ask(question.text) if isinstance(event, Answer))
         right = plain(said) == plain(question.answer)
         told = (asked.kind, question.text, question.answer, said, right, None)
-        return Asking(self.footage, prune.strategy, prune.budget, *told)
+        return Asking(self.footage, setting.name, setting.prune.budget, *told)
 
     def _seeing(self, session: Session) -> Seeing:
-        prune, stats = session.config.prune, session.stats
+        setting, stats, seconds = setting_of(session), session.stats, self.stream.duration_seconds
         before, kept = stats.visual_tokens + stats.pruned_tokens, stats.visual_tokens
         kv_bytes = session.memory.num_tokens * bytes_per_token(session)
-        return Seeing(self.footage, prune.strategy, prune.budget, self.stream.duration_seconds, before, kept, kv_bytes)
+        return Seeing(self.footage, setting.name, setting.prune.budget, seconds, before, kept, kv_bytes)
+
+
+def setting_of(session: Session) -> Setting:
+    return Setting(session.config.prune, session.config.reuse)
 
 
 def watch(session: Session, part: Sequence[Frame]) -> None:
@@ -190,10 +197,12 @@ def bytes_per_token(session: Session) -> int:
     return newest.memory_bytes // newest.num_tokens
 
 
-def settings_of(strategies: str, budgets: str) -> list[PruneConfig]:
-    """No pruning first, then every strategy with every budget."""
+def settings_of(strategies: str, budgets: str, own: PruneConfig) -> list[Setting]:
+    """Nothing left out first, then every strategy with every budget, then reuse without and with the model's `own`
+    pruning."""
     shares = [float(share) for share in filter(None, budgets.split(","))]
-    return [NONE, *(PruneConfig(name, share) for name in filter(None, strategies.split(",")) for share in shares)]
+    pruned = [PruneConfig(name, share) for name in filter(None, strategies.split(",")) for share in shares]
+    return [*map(Setting, [NONE, *pruned]), *(Setting(prune, REUSE) for prune in (NONE, own))]
 
 
 def main(
@@ -214,7 +223,7 @@ def main(
     engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}, "memory": knobs(memory)})
     if not isinstance(engine.model, Qwen3VL):
         raise typer.BadParameter(f"{model} does not give its hidden states")
-    settings = settings_of(strategies, budgets)
+    settings = settings_of(strategies, budgets, engine.config.prune)
     about = {**describe(), "model": engine.model.model_id, "seed": seed, "clips": clips, "minutes": minutes}
     about |= {"still below": NONE.still_below, "refresh seconds": NONE.refresh_seconds, "frame side": side}
     about |= {"memory": vars(engine.config.memory).copy()}

@@ -12,9 +12,11 @@ from typing import Any
 from bench.machine import save
 from bench.plot import line_chart
 from bench.report import Target, judged, lines, share, table
-from config import PruneConfig
+from config import PruneConfig, ReuseConfig
 
 NONE = PruneConfig()
+BASE = NONE.strategy
+NO_REUSE, REUSE = ReuseConfig(), ReuseConfig("novelty")
 CLIPS, CALM, BUSY = "clips", "surveillance", "busy"
 MOST_KEPT = {CALM: 0.25, BUSY: 0.40}
 LEAST_RIGHT = 0.98
@@ -22,11 +24,23 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is left out of the vision tower's tokens, and whether its work is used again."""
+
+    prune: PruneConfig = NONE
+    reuse: ReuseConfig = NO_REUSE
+
+    @property
+    def name(self) -> str:
+        return self.prune.strategy if self.reuse == NO_REUSE else f"{self.prune.strategy} + reuse"
+
+
+@dataclass(frozen=True)
 class Asking:
     """One question answered under one setting. cosine: of the last hidden states; clips only, and 1 without pruning."""
 
     footage: str
-    strategy: str
+    setting: str
     budget: float
     kind: str
     question: str
@@ -41,7 +55,7 @@ class Seeing:
     """What was seen of some footage under one setting: visual tokens before and after, memory of all tokens."""
 
     footage: str
-    strategy: str
+    setting: str
     budget: float
     seconds: float
     tokens_before: int
@@ -54,7 +68,7 @@ class Row:
     """One setting on one kind of footage."""
 
     footage: str
-    strategy: str
+    setting: str
     budget: float
     kept: float
     right: float
@@ -67,7 +81,7 @@ def rows_of(found: Sequence[Asking | Seeing]) -> list[Row]:
     """A row for each footage and setting, in the order in which they were measured."""
     groups: dict[tuple[str, str, float], list[Asking | Seeing]] = defaultdict(list)
     for item in found:
-        groups[item.footage, item.strategy, item.budget].append(item)
+        groups[item.footage, item.setting, item.budget].append(item)
     return [row for key, items in groups.items() if (row := row_of(key, items)) is not None]
 
 
@@ -91,8 +105,8 @@ def targets(rows: Sequence[Row], budget: float) -> list[Target]:
     """Of novelty pruning with this budget, beside no pruning on the same footage."""
     judged = []
     for footage, most in MOST_KEPT.items():
-        ours = next((r for r in rows if (r.footage, r.strategy, r.budget) == (footage, "novelty", budget)), None)
-        base = next((r for r in rows if (r.footage, r.strategy) == (footage, NONE.strategy)), None)
+        ours = next((r for r in rows if (r.footage, r.setting, r.budget) == (footage, "novelty", budget)), None)
+        base = next((r for r in rows if (r.footage, r.setting) == (footage, BASE)), None)
         what = (
             (f"{footage}: tokens kept", f"at most {most:.0%}"),
             (f"{footage}: right", f"at least {LEAST_RIGHT} x all"),
@@ -112,7 +126,7 @@ def tables(rows: Sequence[Row]) -> list[str]:
     told: list[str] = []
     for footage in dict.fromkeys(row.footage for row in rows):
         group = [row for row in rows if row.footage == footage]
-        base = next((row for row in group if row.strategy == NONE.strategy), None)
+        base = next((row for row in group if row.setting == BASE), None)
         head = [footage, "budget", "tokens kept", "right (asked)", "of unpruned", "cosine", "KV GiB/h", "of unpruned"]
         told += [*table(head, [cells(row, base) for row in group]), ""]
     return told
@@ -124,8 +138,8 @@ def cells(row: Row, base: Row | None) -> list[str]:
     smaller = f"{row.kv_gib_per_hour / base.kv_gib_per_hour:.2f}" if base else ""
     right, memory = f"{row.right:.3f} ({row.questions})", f"{row.kv_gib_per_hour:.3f}"
     return [
-        row.strategy,
-        budget_cell(row.strategy, row.budget),
+        row.setting,
+        budget_cell(row.setting, row.budget),
         f"{row.kept:.1%}",
         right,
         ratio,
@@ -135,8 +149,8 @@ def cells(row: Row, base: Row | None) -> list[str]:
     ]
 
 
-def budget_cell(strategy: str, budget: float) -> str:
-    return "" if strategy == NONE.strategy else f"{budget:g}"
+def budget_cell(setting: str, budget: float) -> str:
+    return "" if setting.startswith(BASE) else f"{budget:g}"
 
 
 def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
@@ -145,12 +159,12 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
     kinds = list(dict.fromkeys(item.kind for item in asked))
     groups: dict[tuple[str, str, float], list[Asking]] = defaultdict(list)
     for item in asked:
-        groups[item.footage, item.strategy, item.budget].append(item)
+        groups[item.footage, item.setting, item.budget].append(item)
     body = []
-    for (footage, strategy, budget), items in groups.items():
+    for (footage, setting, budget), items in groups.items():
         shares = [share([item.right for item in items if item.kind == kind]) for kind in kinds]
-        body.append([footage, strategy, budget_cell(strategy, budget), *shares])
-    return table(["footage", "strategy", "budget", *kinds], body)
+        body.append([footage, setting, budget_cell(setting, budget), *shares])
+    return table(["footage", "setting", "budget", *kinds], body)
 
 
 def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any], budget: float) -> list[str]:
@@ -169,13 +183,13 @@ def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any], bu
 
 
 def plot(out: Path, footage: str, rows: Sequence[Row]) -> str:
-    """A line for each strategy, ending in the unpruned point; gives its mention in Markdown."""
+    """A line for each setting but the unpruned, ending in the unpruned point; gives its mention in Markdown."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     group = [row for row in rows if row.footage == footage]
     for row in group:
-        whole = [(r.kept, r.right) for r in group if r.strategy == NONE.strategy]
-        if row.strategy != NONE.strategy:
-            points[row.strategy] = sorted({*points[row.strategy], (row.kept, row.right), *whole})
+        whole = [(r.kept, r.right) for r in group if r.setting == BASE]
+        if row.setting != BASE:
+            points[row.setting] = sorted({*points[row.setting], (row.kept, row.right), *whole})
     chart = line_chart(f"Right answers, {footage}", "share of visual tokens kept", "", lines(points), top=1.0)
     path = out.with_name(f"{out.name}-{footage}.svg")
     path.write_text(chart)

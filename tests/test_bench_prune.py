@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 
 from bench.prune import EncodedOnce, Watching, calm_stream, prune_clip, settings_of
-from bench.prune_report import BUSY, CALM, NONE, Asking, Seeing, rows_of, tables, targets, write
+from bench.prune_report import BUSY, CALM, NONE, REUSE, Asking, Seeing, Setting, rows_of, tables, targets, write
 from config import PruneConfig
 from models.demo.bind import StoredChunk
 from models.demo.evaluate import LENGTHS, Clip
@@ -26,9 +26,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_settings_are_no_pruning_then_every_strategy_at_every_budget() -> None:
-    found = [(s.strategy, s.budget) for s in settings_of("novelty,stc", "0.5,0.1")]
-    wanted = [("none", NONE.budget), ("novelty", 0.5), ("novelty", 0.1), ("stc", 0.5), ("stc", 0.1)]
-    assert found == wanted
+    found = [(s.name, s.prune.budget) for s in settings_of("novelty,stc", "0.5,0.1", PruneConfig("novelty", 0.25))]
+    pruned = [("novelty", 0.5), ("novelty", 0.1), ("stc", 0.5), ("stc", 0.1)]
+    assert found == [("none", NONE.budget), *pruned, ("none + reuse", NONE.budget), ("novelty + reuse", 0.25)]
 
 
 def test_the_tower_sees_the_same_frames_once(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_pruning_a_clip_begins_anew_behind_a_gap_and_behind_what_is_not_shown(
     parts = [frames[0:4], frames[4:8], frames[8:12]]
     chunks = [StoredChunk((g, g + 1), (), hidden and k == 1) for k, g in enumerate(first_groups)]
     clip = Clip(LENGTHS[0], chunks, parts, [])
-    assert [len(part) for part in prune_clip(clip, model, PruneConfig("novelty"))] == kept
+    assert [len(part) for part in prune_clip(clip, model, Setting(PruneConfig("novelty")))] == kept
 
 
 def test_a_surveillance_like_stream_has_one_background_and_fewer_events() -> None:
@@ -66,12 +66,12 @@ def test_a_surveillance_like_stream_has_one_background_and_fewer_events() -> Non
     assert all(len(scene.events) <= 1 for scene in calm.scenes) and 5 < len(calm.events()) < len(calm.scenes)
 
 
-def asking(strategy: str, right: bool, budget: float = NONE.budget, footage: str = CALM) -> Asking:
-    return Asking(footage, strategy, budget, "past", "What?", "a", "a" if right else "b", right, None)
+def asking(setting: str, right: bool, budget: float = NONE.budget, footage: str = CALM) -> Asking:
+    return Asking(footage, setting, budget, "past", "What?", "a", "a" if right else "b", right, None)
 
 
-def seeing(strategy: str, kept: int, budget: float = NONE.budget, footage: str = CALM) -> Seeing:
-    return Seeing(footage, strategy, budget, 1800.0, 100, kept, kept << 30)
+def seeing(setting: str, kept: int, budget: float = NONE.budget, footage: str = CALM) -> Seeing:
+    return Seeing(footage, setting, budget, 1800.0, 100, kept, kept << 30)
 
 
 def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path: Path) -> None:
@@ -102,15 +102,18 @@ def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path:
 
 @pytest.mark.timeout(600)
 def test_all_settings_are_asked_the_same_and_tell_what_they_kept(checkpoint: Path) -> None:
-    settings = [NONE, PruneConfig("novelty"), PruneConfig("uniform", 0.5)]
+    novelty_pruning = PruneConfig("novelty")
+    settings = [Setting(), Setting(novelty_pruning), Setting(PruneConfig("uniform", 0.5))]
+    settings.append(Setting(novelty_pruning, REUSE))
     stream = calm_stream(0, 24.0)
     watching = Watching(CALM, stream, tiny_engine(checkpoint), settings, questions=1, side=48)
     with Progress(disable=True) as bar:
         found = list(watching.run(0, bar))
     asked = [item for item in found if isinstance(item, Asking)]
     for setting in settings:
-        mine = [a.question for a in asked if a.strategy == setting.strategy]
-        assert mine == [a.question for a in asked if a.strategy == "none"] and mine
-    none, novelty, uniform = (item for item in found if isinstance(item, Seeing))
+        mine = [a.question for a in asked if a.setting == setting.name]
+        assert mine == [a.question for a in asked if a.setting == "none"] and mine
+    none, novelty, uniform, reused = (item for item in found if isinstance(item, Seeing))
     assert none.tokens_kept == none.tokens_before == novelty.tokens_before == 2 * uniform.tokens_kept
+    assert (reused.setting, reused.tokens_kept) == ("novelty + reuse", novelty.tokens_kept)
     assert novelty.tokens_kept < 0.5 * none.tokens_kept and novelty.kv_bytes < none.kv_bytes
