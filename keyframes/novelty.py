@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, pad
+from torch.nn.functional import adaptive_avg_pool1d, interpolate, pad
 
 SAMPLES = 4  # along a patch's side
 NOISE_LEVELS = (4.0, 11.0)  # of 255, as a sample's change: what is taken for noise in any picture, and at most
@@ -84,17 +84,21 @@ def measured(pictures: Tensor) -> Patches:
     grid = (height // SAMPLES, width // SAMPLES)
     cells = pictures.reshape(n, colours, grid[0], SAMPLES, grid[1], SAMPLES)
     samples = cells.permute(0, 2, 4, 1, 3, 5).float().reshape(n, grid[0] * grid[1], colours, SAMPLES**2)
-    return _with_moments(samples, grid)
+    return of_samples(samples, grid)
 
 
-def measured_as_cut(pixels: Tensor, grid: tuple[int, int]) -> Patches:
-    """Of the pixels of patches as a vision tower gets them, in any order: [n, patches, 3, side, side], in levels."""
-    samples = adaptive_avg_pool2d(pixels.flatten(0, 1), SAMPLES)
-    return _with_moments(samples.reshape(*pixels.shape[:3], SAMPLES**2), grid)
+def averaged(pixels: Tensor) -> Tensor:
+    """Patches as a vision tower gets them, [..., side, side], as SAMPLES * SAMPLES averages each: float32 [..., s].
+
+    One product: pooling proper costs a small tower more than its attention.
+    """
+    lines = torch.eye(pixels.shape[-1], device=pixels.device)
+    weights = adaptive_avg_pool1d(lines, SAMPLES)
+    return pixels.flatten(-2).float() @ torch.kron(weights, weights)
 
 
-def _with_moments(samples: Tensor, grid: tuple[int, int]) -> Patches:
-    """samples: [n, patches, 3, s]"""
+def of_samples(samples: Tensor, grid: tuple[int, int]) -> Patches:
+    """Of what is already as novelty reads it, patches in any order: levels [n, patches, 3, s]."""
     by_colour, flat = samples.mean(3), samples.flatten(2)
     moments = torch.stack([by_colour.mean(2), flat.square().mean(2), by_colour.square().mean(2)], dim=1)
     return Patches(flat, moments, grid)
@@ -137,7 +141,8 @@ def _light(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     rises = after - before
     third = -(-before.shape[1] // 3)
     dark, bright = slice(0, third), slice(-third, None)
-    apart = _median(before[:, bright]) - _median(before[:, dark])
+    middle = (third - 1) // 2  # of a third in order is its median
+    apart = before[:, bright][:, middle, None] - before[:, middle, None]
     rise = _median(rises[:, bright]) - _median(rises[:, dark])
     gain = torch.where(apart > PLAIN_LEVELS, 1 + rise / apart.clamp(min=1), 1).clamp(*GAIN_RANGE)
     relit = after - gain * before

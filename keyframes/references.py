@@ -37,25 +37,30 @@ class References:
             self._reference = self._own = None
             self._latest = patches[:1]
         moved = change(patches, self._latest.followed_by(patches[:-1]))
+        settled = ~self._changed_more(moved[self._size - 1 :: self._size, None], MOVING)
         new = torch.ones_like(moved) if self._reference is None else change(patches, self._reference)
-        for start in range(0, len(patches), self._size):
-            stop = start + self._size
-            if self._outlived(new[start:stop]) and (self._reference is None or self._settled(moved[stop - 1])):
-                marks[start] = True
-                self._reference, self._own = patches[start : start + 1], moved[start + 1 : stop]
-                new[start:] = change(patches[start:], self._reference)
+        number = -1
+        while (number := self._next(new, settled, number + 1)) < len(settled):
+            start, stop = number * self._size, (number + 1) * self._size
+            marks[start] = True
+            self._reference, self._own = patches[start : start + 1], moved[start + 1 : stop]
+            new[start:] = change(patches[start:], self._reference)
         self._latest = patches[-1:]
         return new, marks
 
-    def _outlived(self, change: Tensor) -> bool:
-        """Whether much has changed in a group of frames; what moved in the reference is changed."""
-        own = change[:0] if self._own is None else self._own
-        return self._changed_more(torch.cat([change, own]), OUTLIVED)
+    def _next(self, new: Tensor, settled: Tensor, first: int) -> int:
+        """The next settled group, from `first` on, in which much has changed; how many there are if none has."""
+        if first == len(settled):
+            return first
+        groups = new.reshape(len(settled), self._size, -1)[first:]
+        if self._own is not None:  # what moved in the reference is changed
+            groups = torch.cat([groups, self._own.expand(len(groups), -1, -1)], dim=1)
+        outlived = self._changed_more(groups, OUTLIVED)
+        found = (outlived if self._reference is None else outlived & settled[first:]).nonzero()
+        return first + int(found[0]) if len(found) else len(settled)
 
-    def _settled(self, moved: Tensor) -> bool:
-        return not self._changed_more(moved[None], MOVING)
-
-    def _changed_more(self, change: Tensor, share: float) -> bool:
-        """Whether more than a share of the tokens have changed in any of the frames [n, patches]."""
-        tokens = token_novelty(change, self._merge_size).amax(0)
-        return int((tokens > self._config.still_below).sum()) > share_of(len(tokens), share)
+    def _changed_more(self, change: Tensor, share: float) -> Tensor:
+        """Whether more than a share of a group's tokens have changed in any of its frames: bool [g] of [g, frames,
+        patches]."""
+        tokens = token_novelty(change.flatten(0, 1), self._merge_size).reshape(*change.shape[:2], -1).amax(1)
+        return torch.sum(tokens > self._config.still_below, 1) > share_of(tokens.shape[1], share)

@@ -3,7 +3,8 @@
 A keyframe is computed whole and becomes the *reference* of what follows, up to the next keyframe. A later group
 without anything new is the reference over again; one with few new tokens has just those recomputed; one with many is
 computed whole. All groups refreshed from one reference go through the tower in one batch, however much is new in each,
-and so do all that are computed whole.
+and so do all that are computed whole. A batch of its own has a price, which is high beside the work of a small tower:
+it is paid where what is not computed is worth more.
 
 Knows nothing of how a tower is built (`models/towers.py` does), nor of how novelty is measured.
 """
@@ -11,8 +12,9 @@ Knows nothing of how a tower is built (`models/towers.py` does), nor of how nove
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -31,6 +33,12 @@ class Features:
 
     embeddings: Tensor
     deepstack: tuple[Tensor, ...] = ()
+
+    def alone(self, row: int) -> Features:
+        """One group by itself."""
+        return Features(
+            self.embeddings[row : row + 1].clone(), tuple(level[row : row + 1].clone() for level in self.deepstack)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +66,7 @@ class VisionTower(Protocol):
 
     frames_per_group: int
     merge_size: int  # patches along a token's side
+    batch_price: float  # what one more batch costs, in patches
 
     def whole(
         self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool
@@ -86,6 +95,7 @@ class Work(StrEnum):
     STILL = "still"
 
 
+IN_ADVANCE = 0.25  # of a group's patches: where a batch costs less, a reference is made before it is needed
 CARRIED = -1  # stands for the reference from before these groups
 
 
@@ -126,31 +136,38 @@ def plan(novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config:
     A keyframe that is not the first of its group makes a mixed group, on which nothing builds: the next one becomes
     the reference.
     """
+    size = novelty.shape[1]
+    newest = [
+        max((k for k in range(size) if keyframes[start + k]), default=None) for start in range(0, len(keyframes), size)
+    ]
     steps: list[Step] = []
     base = None if own is None else CARRIED
-    size = novelty.shape[1]
-    for number, frames in enumerate(novelty):
-        keys = [k for k in range(size) if keyframes[number * size + k]]
-        later = frames[keys[-1] + 1 :] if keys else frames
-        change = later.amax(0) if len(later) else torch.zeros_like(frames[0])
-        work = Work.WHOLE
-        if keys and keys[-1] > 0:
-            base = own = None
-        elif keys or own is None:
-            base, own = number, change
-        else:
-            change = torch.maximum(change, own)
-            work = choose(change, config)
-        steps.append(Step(work, base, change))
+    while (number := len(steps)) < len(novelty):
+        key = newest[number]
+        if own is None or key is not None:
+            change = behind(novelty[number], key)
+            base, own = (None, None) if key else (number, change)
+            steps.append(Step(Work.WHOLE, base, change))
+            continue
+        stop = next((k for k in range(number, len(novelty)) if newest[k] is not None), len(novelty))
+        changes = torch.maximum(novelty[number:stop].amax(1), own)
+        counts = (changes > config.still_below).sum(1).tolist()
+        most = share_of(len(own), config.refresh_share)
+        steps += [Step(choose(count, most), base, change) for count, change in zip(counts, changes, strict=True)]
     return steps
 
 
-def choose(novelty: Tensor, config: ReuseConfig) -> Work:
-    """What a group with `novelty` [n] against its reference takes: as little as computes every changed token."""
-    changed = int((novelty > config.still_below).sum())
+def behind(novelty: Tensor, key: int | None) -> Tensor:
+    """The greatest novelty [n] of the frames [size, n] behind a keyframe, or of all."""
+    later = novelty if key is None else novelty[key + 1 :]
+    return later.amax(0) if len(later) else torch.zeros_like(novelty[0])
+
+
+def choose(changed: int, most: int) -> Work:
+    """What a group with so many changed tokens takes: as little as computes them all; `most` of them one by one."""
     if changed == 0:
         return Work.STILL
-    return Work.REFRESHED if changed <= share_of(len(novelty), config.refresh_share) else Work.WHOLE
+    return Work.REFRESHED if changed <= most else Work.WHOLE
 
 
 def share_of(num_tokens: int, share: float) -> int:
@@ -158,14 +175,28 @@ def share_of(num_tokens: int, share: float) -> int:
     return max(1, math.floor(share * num_tokens))
 
 
+@dataclass(eq=False)
+class Base:
+    """A group computed whole, which later ones build on.
+
+    patches: [1, T, values]. reference: what refreshing reads, made once that pays.
+    forgone: patches that refreshing would have saved so far.
+    """
+
+    patches: Tensor
+    features: Features
+    reference: Reference | None
+    forgone: float = 0.0
+
+
 class VitCacher:
-    """The tower's work of one stream: holds the reference, and nothing else."""
+    """The tower's work of one stream: holds what is built on, and nothing else."""
 
     def __init__(self, tower: VisionTower, config: ReuseConfig) -> None:
         self._tower, self._config = tower, config
-        self._reference: Reference | None = None
-        self._own: Tensor | None = None  # change inside the reference group, per token
-        self._grid: tuple[int, int] | None = None
+        self._base: Base | None = None
+        self._own: Tensor | None = None  # change inside the base's group, per token
+        self._grid = (0, 0)
 
     @torch.no_grad()
     def encode(self, patches: Tensor, grid: tuple[int, int], novelty: Tensor, keyframes: Sequence[bool]) -> Encoded:
@@ -181,48 +212,85 @@ class VitCacher:
             shapes = f"{list(patches.shape)} patches, {list(novelty.shape)} novelty"
             raise ValueError(f"{shapes} and {len(keyframes)} keyframe marks do not fit together")
         if grid != self._grid:
-            self._reference, self._own, self._grid = None, None, grid
-        per_frame = token_novelty(novelty, self._tower.merge_size)
-        steps = plan(per_frame.reshape(groups, size, -1), keyframes, self._own, self._config)
-        return Encoded(self._run(patches, steps), tuple(step.work for step in steps))
+            self._base, self._own, self._grid = None, None, grid
+        per_frame = token_novelty(novelty, self._tower.merge_size).reshape(groups, size, -1)
+        steps, forgone = self._paying(plan(per_frame, keyframes, self._own, self._config))
+        return Encoded(self._run(patches, steps, forgone), tuple(step.work for step in steps))
 
-    def _run(self, patches: Tensor, steps: Sequence[Step]) -> Features:
-        """The batches: one of all whole groups, one of the groups refreshed from each reference."""
-        assert self._grid is not None
+    def _paying(self, steps: Sequence[Step]) -> tuple[list[Step], dict[int, float]]:
+        """The steps, with groups computed whole where refreshing them does not pay; and what each base forgoes so.
+
+        A reference is made once refreshing from it would have saved what making it costs, so a stream never costs
+        more than twice what it would have with the future known.
+        """
+        paying, forgone = [*steps], dict[int, float]()
+        for base, rows in built(steps, Work.REFRESHED).items():
+            saved = self._spared([steps[row] for row in rows]) - self._tower.batch_price
+            before = self._base.forgone if base == CARRIED and self._base else 0.0
+            if saved < 0 or before + saved < self._price(base):
+                forgone[base] = before + max(0.0, saved)
+                for row in rows:
+                    paying[row] = replace(steps[row], work=Work.WHOLE)
+        return paying, forgone
+
+    def _spared(self, steps: Sequence[Step]) -> int:
+        """Patches that refreshing these groups leaves as they are."""
+        still = torch.stack([step.novelty for step in steps]) <= self._config.still_below
+        return int(still.sum()) * self._tower.merge_size**2
+
+    def _price(self, base: int) -> float:
+        """Of making a reference, in patches: a batch, and of a group from before also its own once more."""
+        if base != CARRIED or self._base is None:
+            return self._tower.batch_price
+        return 0.0 if self._base.reference else self._tower.batch_price + self._base.patches.shape[1]
+
+    def _run(self, patches: Tensor, steps: Sequence[Step], forgone: Mapping[int, float]) -> Features:
+        """The batches: one of all whole groups, one of the groups refreshed from each base."""
         last = steps[-1].base
-        needed = {step.base for step in steps if step.work is not Work.WHOLE} | {last}
-        whole = [number for number, step in enumerate(steps) if step.work is Work.WHOLE]
-        bases = [number for number in whole if number in needed]
-        references = {} if self._reference is None else {CARRIED: self._reference}
-        parts = []
-        if whole:
-            keep = [whole.index(number) for number in bases]
-            features, kept = self._tower.whole(patches[whole], self._grid, keep, self._config.strategy == "keys")
+        refreshed, still = built(steps, Work.REFRESHED), built(steps, Work.STILL)
+        bases, parts = dict[int, Base](), []
+        if self._base is not None:
+            bases[CARRIED] = self._base
+        if whole := [row for row, step in enumerate(steps) if step.work is Work.WHOLE]:
+            in_advance = self._tower.batch_price < IN_ADVANCE * patches.shape[1]
+            walked = {*refreshed, last} if in_advance else {*refreshed}
+            features, made = self._whole(patches, whole, {*refreshed, *still, last}, walked)
             parts.append((whole, features))
-            references |= dict(zip(bases, kept, strict=True))
-        for base, reference in references.items():
-            parts += self._reused(patches, steps, base, reference)
+            bases |= made
+        for base, patches_forgone in forgone.items():
+            if base in bases:
+                bases[base].forgone = patches_forgone
+        parts += [(rows, bases[base].features) for base, rows in still.items()]
+        for base, rows in refreshed.items():
+            news = torch.stack([steps[row].novelty for row in rows])
+            parts.append((rows, self._refreshed(patches[rows], self._reference(bases[base]), news)))
         if last != CARRIED:
-            self._reference = None if last is None else references[last]
+            self._base = None if last is None else bases[last]
             self._own = None if last is None else steps[last].novelty
         return assemble(len(steps), parts)
 
-    def _reused(
-        self, patches: Tensor, steps: Sequence[Step], base: int, reference: Reference
-    ) -> list[tuple[list[int], Features]]:
-        """What builds on one reference: its repetitions, and its refreshed groups as one batch."""
-        built = {
-            work: [k for k, step in enumerate(steps) if step.base == base and step.work is work]
-            for work in (Work.STILL, Work.REFRESHED)
+    def _whole(
+        self, patches: Tensor, rows: Sequence[int], built_on: Set[int | None], walked: Set[int | None]
+    ) -> tuple[Features, dict[int, Base]]:
+        """One batch of these groups; those that are built on, with a reference of those that are walked."""
+        keep = [at for at, row in enumerate(rows) if row in walked]
+        features, made = self._tower.whole(some(patches, rows), self._grid, keep, self._keeps_outputs)
+        references = dict(zip(keep, made, strict=True))
+        bases = {
+            row: Base(patches[row : row + 1].clone(), features.alone(at), references.get(at))
+            for at, row in enumerate(rows)
+            if row in built_on
         }
-        parts = []
-        if rows := built[Work.STILL]:
-            parts.append((rows, reference.features))
-        if rows := built[Work.REFRESHED]:
-            parts.append(
-                (rows, self._refreshed(patches[rows], reference, torch.stack([steps[row].novelty for row in rows])))
-            )
-        return parts
+        return features, bases
+
+    @property
+    def _keeps_outputs(self) -> bool:
+        return self._config.strategy == "keys"
+
+    def _reference(self, base: Base) -> Reference:
+        if base.reference is None:
+            base.reference = self._tower.whole(base.patches, self._grid, [0], self._keeps_outputs)[1][0]
+        return base.reference
 
     def _refreshed(self, patches: Tensor, reference: Reference, novelty: Tensor) -> Features:
         chosen = novelty > self._config.still_below
@@ -231,9 +299,25 @@ class VitCacher:
         return self._tower.refreshed(patches, reference, chosen)
 
 
+def built(steps: Sequence[Step], work: Work) -> dict[int, list[int]]:
+    """The groups that take this work, by what they build on."""
+    found = defaultdict[int, list[int]](list)
+    for row, step in enumerate(steps):
+        if step.work is work and step.base is not None:
+            found[step.base].append(row)
+    return found
+
+
+def some(patches: Tensor, rows: Sequence[int]) -> Tensor:
+    """These groups of some, in ascending order; without a copy where that is all of them."""
+    return patches if len(rows) == len(patches) else patches[[*rows]]
+
+
 def assemble(num_groups: int, parts: Sequence[tuple[list[int], Features]]) -> Features:
     """One run of groups from parts of it, each with its places; a part of one group may stand in many."""
-    model = parts[0][1]
+    places, model = parts[0]
+    if places == [*range(len(model.embeddings))] == [*range(num_groups)]:
+        return model
     wholes = [level.new_empty(num_groups, *level.shape[1:]) for level in (model.embeddings, *model.deepstack)]
     for places, features in parts:
         for whole, level in zip(wholes, (features.embeddings, *features.deepstack), strict=True):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from keyframes.vit_cacher import Features, Reference, assemble
+from keyframes.vit_cacher import Features, Reference, assemble, some
 from models.hf import rotate
 
 QUERY, KEY, VALUE = range(3)
+READ_PATCHES = 32  # whose work takes as long as reading the weights does
+WALKED_MORE = 0.1  # of a patch's work: what walking costs beyond the stock forward
+CALL_WORK = 2**20  # over the width squared: patches whose work takes as long as a layer's calls do
 Module = Callable[[Tensor], Tensor]
 
 
@@ -50,6 +54,7 @@ class Parts:
     to [g, tokens, hidden]. taps: the same behind earlier layers.
     """
 
+    width: int
     num_heads: int
     frames_per_group: int
     merge_size: int
@@ -67,6 +72,10 @@ class Tower:
     def __init__(self, parts: Parts) -> None:
         self.frames_per_group = parts.frames_per_group
         self.merge_size = parts.merge_size
+        self.batch_price = READ_PATCHES + CALL_WORK / parts.width**2
+        self._attending_apart = CALL_WORK / (
+            2 * parts.width
+        )  # pairs of patches: so much padding costs what a batch does
         self._parts = parts
 
     @torch.no_grad()
@@ -74,9 +83,12 @@ class Tower:
         self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool = False
     ) -> tuple[Features, list[Reference]]:
         others = [row for row in range(len(patches)) if row not in keep]
+        if keep and WALKED_MORE * len(others) * patches.shape[1] < self.batch_price:
+            features, references = self._referable(patches, grid, outputs)
+            return features, [references[row] for row in keep]
         parts, references = [], list[Reference]()
         if others:
-            parts.append((others, self._parts.stock(patches[others], grid)))
+            parts.append((others, self._parts.stock(some(patches, others), grid)))
         if keep:
             features, references = self._referable(patches[[*keep]], grid, outputs)
             parts.append(([*keep], features))
@@ -89,7 +101,7 @@ class Tower:
         features = self._finish(self._whole_layers(patches, added, rotation, outputs, kept))
         by_kind = [torch.stack(layers) for layers in zip(*kept, strict=True)]  # each [L, g, T, C]
         references = [
-            Reference(pick(features, row), added, rotation, *(kind[:, row] for kind in by_kind))
+            Reference(features.alone(row), added, rotation, *(kind[:, row] for kind in by_kind))
             for row in range(len(patches))
         ]
         return features, references
@@ -131,7 +143,7 @@ class Tower:
     def refreshed_layers(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Iterator[Tensor]:
         """[1, k, C] behind each layer, of the k patches of all groups whose tokens are `chosen` [g, n], row by row."""
         fresh = chosen.repeat_interleave(self.merge_size**2, 1)
-        batches = alike(fresh)
+        batches = alike(fresh, self._attending_apart / fresh.shape[1])
         places = fresh.nonzero()[:, 1]
         rotation = None if reference.rotation is None else reference.rotation[:, places]
         hidden = self._parts.embed(patches[fresh][None]) + reference.added[places]
@@ -140,11 +152,8 @@ class Tower:
             queries, new_keys = turned(layer.project(x, QUERY), rotation), turned(layer.project(x, KEY), rotation)
             new_values, attended = layer.project(x, VALUE), torch.empty_like(queries)
             for batch in batches:
-                attended[0, batch.rows] = self._attend(
-                    batch.padded(queries[0]),
-                    mixed(keys, batch.fresh, new_keys[0, batch.rows]),
-                    mixed(values, batch.fresh, new_values[0, batch.rows]),
-                )[batch.filled]
+                seen = (batch.mixed(keys, new_keys[0]), batch.mixed(values, new_values[0]))
+                batch.take(self._attend(batch.padded(queries[0]), *seen), attended[0])
             hidden = hidden + layer.output(attended)
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
             yield hidden
@@ -206,17 +215,36 @@ class Alike:
     rows: Tensor
     filled: Tensor
 
+    @cached_property
+    def _places(self) -> Tensor:
+        """Of the rows among b * T patches, int64 [r]."""
+        return self.fresh.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def _slots(self) -> Tensor:
+        """Of the rows among b * m places, int64 [r]."""
+        return self.filled.flatten().nonzero()[:, 0]
+
     def padded(self, x: Tensor) -> Tensor:
         """[b, m, C] of what all groups have, [k, C]; zero where a group has fewer."""
-        whole = x.new_zeros(*self.filled.shape, x.shape[-1])
-        whole[self.filled] = x[self.rows]
-        return whole
+        whole = x.new_zeros(self.filled.numel(), x.shape[-1])
+        return whole.index_copy_(0, self._slots, x[self.rows]).reshape(*self.filled.shape, -1)
+
+    def take(self, x: Tensor, into: Tensor) -> None:
+        """Bring back [b, m, C] to where the rows stand in [k, C]."""
+        into.index_copy_(0, self.rows, x.flatten(0, 1)[self._slots])
+
+    def mixed(self, old: Tensor, x: Tensor) -> Tensor:
+        """[b, T, C]: the reference's [T, C] for every group, the recomputed ones from what all groups have, [k, C]."""
+        whole = old.repeat(len(self.fresh), 1)
+        return whole.index_copy_(0, self._places, x[self.rows]).reshape(*self.fresh.shape, -1)
 
 
-def alike(fresh: Tensor) -> list[Alike]:
-    """Batches of groups none of which has more than twice the recomputed patches of another; fresh: bool [g, T]."""
+def alike(fresh: Tensor, few: float) -> list[Alike]:
+    """Batches of groups none of which has more than twice the recomputed patches of another; those with up to `few`
+    are alike. fresh: bool [g, T]."""
     counts = fresh.sum(1)
-    sizes = counts.log2().floor()
+    sizes = counts.clamp(min=few).log2().floor()
     owners = fresh.nonzero()[:, 0]
     batches = []
     for size in torch.unique(sizes):
@@ -243,13 +271,6 @@ def mixed(old: Tensor, where: Tensor, fresh: Tensor) -> Tensor:
     whole = old.repeat(len(where), 1, 1)
     whole[where] = fresh
     return whole
-
-
-def pick(features: Features, row: int) -> Features:
-    """One group alone."""
-    return Features(
-        features.embeddings[row : row + 1].clone(), tuple(level[row : row + 1].clone() for level in features.deepstack)
-    )
 
 
 def qwen3_vl_tower(visual: Any) -> Tower:
@@ -298,6 +319,7 @@ def qwen3_vl_tower(visual: Any) -> Tower:
     mergers = zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True)
     return Tower(
         Parts(
+            width=visual.blocks[0].attn.proj.in_features,
             num_heads=visual.blocks[0].attn.num_heads,
             frames_per_group=visual.patch_embed.temporal_patch_size,
             merge_size=visual.spatial_merge_size,
@@ -348,6 +370,7 @@ def siglip_tower(vision: Any) -> Tower:
 
     return Tower(
         Parts(
+            width=vision.config.hidden_size,
             num_heads=vision.config.num_attention_heads,
             frames_per_group=1,
             merge_size=1,

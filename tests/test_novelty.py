@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from keyframes.novelty import SAMPLES, Kept, change, measured, measured_as_cut, novelty, otsu, small, unexplained
+from keyframes.novelty import SAMPLES, Kept, averaged, change, measured, novelty, of_samples, otsu, small, unexplained
 from tests.scenery import HEIGHT, WIDTH, Picture, lit, noisy, place, view
 
 GRID = (9, 16)
@@ -127,7 +127,7 @@ def test_patches_as_a_tower_gets_them_say_what_the_picture_says(side: int) -> No
     pixels = torch.from_numpy(np.stack([np.asarray(Image.fromarray(scene).resize(size)) for scene in scenes]))
     cut = pixels.reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4).flatten(1, 2)
     shuffled = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
-    patches = measured_as_cut(cut[:, shuffled].float(), GRID)
+    patches = of_samples(averaged(cut[:, shuffled]), GRID)
     found, wanted = change(patches, patches[:1]), novelty(small(scenes, GRID), small(scenes[:1], GRID)[0]).flatten(1)
     assert float((found - wanted[:, shuffled]).abs().mean()) < 0.05
     assert float((found - wanted)[1].abs().mean()) > 0.1, "the order is theirs"

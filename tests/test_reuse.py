@@ -10,9 +10,11 @@ from config import ReuseConfig
 from models.base import VisualGroup
 from models.loading import load
 from models.qwen3_vl import Qwen3VL
+from models.towers import Tower
 from streaming.frames import Frame
 from tests.tiny import noise_frames, save_tiny
 
+pytestmark = pytest.mark.usefixtures("free_batches")
 TOLERANCE = 1e-5
 SIZE = (64, 96)  # pixels; a grid of 2 x 3 tokens after the checkpoint's limit
 
@@ -48,10 +50,13 @@ def test_nothing_is_reused_unless_it_is_asked_for(model: Qwen3VL) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["novelty", "keys"])
-def test_all_refreshed_is_the_stock_tower(model: Qwen3VL, strategy: str) -> None:
+def test_all_refreshed_is_the_stock_tower(model: Qwen3VL, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noise_frames(10, *SIZE)
     everything = ReuseConfig(strategy, refresh_share=1.0, still_below=0.0)
     assert apart(reused(model, frames, everything), model.encode(frames)) < TOLERANCE
+    monkeypatch.delattr(Tower, "refreshed" if strategy == "novelty" else "refreshed_by_keys")
+    with pytest.raises(AttributeError, match="refreshed"):
+        reused(model, frames, everything)
 
 
 def test_a_picture_that_stands_still_costs_no_tower_and_changes_nothing(model: Qwen3VL) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from keyframes.vit_cacher import Features, Reference
-from models.towers import alike, mixed, pick, taken
+from models.towers import alike, mixed, taken
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 TOLERANCE = 1e-5
@@ -34,8 +34,12 @@ def chosen(tiny: Tiny, *tokens: Sequence[int]) -> Tensor:
     return marks
 
 
+@pytest.mark.parametrize("price", [0.0, 1e6])  # the others alone; all together
 @pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
-def test_a_whole_pass_equals_the_stock_tower(tiny: Tiny, keep: list[int]) -> None:
+def test_a_whole_pass_equals_the_stock_tower(
+    tiny: Tiny, keep: list[int], price: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.tower, "batch_price", price)
     patches = tiny.patches(3)
     features, references = tiny.tower.whole(patches, tiny.grid, keep)
     stock, _ = tiny.stock(patches)
@@ -75,16 +79,17 @@ def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(t
     together = tiny.tower.refreshed(patches, reference, marks)
     for row in range(5):
         alone = tiny.tower.refreshed(patches[row : row + 1], reference, marks[row : row + 1])
-        assert distance(alone, pick(together, row)) < TOLERANCE
-        assert distance(alone, pick(together, (row + 1) % 5)) > 0.01
+        assert distance(alone, together.alone(row)) < TOLERANCE
+        assert distance(alone, together.alone((row + 1) % 5)) > 0.01
 
 
 def test_groups_that_attend_together_are_alike_in_size() -> None:
     counts = [1, 7, 2, 3, 8]
     fresh = torch.arange(9) < torch.tensor(counts)[:, None]
-    batches = alike(fresh)
-    assert sorted(batch.filled.sum(1).tolist() for batch in batches) == [[1], [2, 3], [7], [8]]
-    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(sum(counts)))
+    for few, sizes in ((1, [[1], [2, 3], [7], [8]]), (3, [[1, 2, 3], [7], [8]]), (9, [[1, 7, 2, 3, 8]])):
+        batches = alike(fresh, few)
+        assert sorted(batch.filled.sum(1).tolist() for batch in batches) == sizes
+        assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(sum(counts)))
 
 
 def test_only_the_recomputed_tokens_differ_from_the_reference(tiny: Tiny) -> None:

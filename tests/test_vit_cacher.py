@@ -22,8 +22,8 @@ class FakeTower:
 
     merge_size = 1
 
-    def __init__(self, frames_per_group: int = 1) -> None:
-        self.frames_per_group = frames_per_group
+    def __init__(self, frames_per_group: int = 1, batch_price: float = 0.0) -> None:
+        self.frames_per_group, self.batch_price = frames_per_group, batch_price
         self.calls: list[tuple[str, int]] = []  # what was done for how many groups
         self.chosen: list[Tensor] = []
 
@@ -118,6 +118,33 @@ def test_the_reference_is_carried_from_call_to_call() -> None:
     assert work == (STILL, WHOLE)
     features, work = run(cacher, [0], [])
     assert work == (STILL,) and (features == 2).all(), "the newer keyframe is the reference now"
+
+
+def test_nothing_is_refreshed_until_what_that_would_have_saved_is_the_price_of_a_reference() -> None:
+    """A batch costs as much as 20 patches, a group has 16: making a reference of an old group costs 36."""
+    tower = FakeTower(batch_price=20.0)
+    cacher = VitCacher(tower, CONFIG)
+    would_save = {(0, 3, 1): 8, (2, 2, 0): 8, (1, 1): 10, (1, 0, 1): 10}
+    work = [run(cacher, counts, [0] if counts == (0, 3, 1) else [])[1] for counts in would_save]
+    assert sum(would_save.values()) == 36
+    assert work == [(WHOLE,) * 3, (WHOLE, WHOLE, STILL), (WHOLE, WHOLE), (REFRESHED, STILL, REFRESHED)]
+    assert tower.calls == [("whole", 3), ("whole", 2), ("whole", 2), ("whole", 1), ("refreshed", 2)]
+    _, work_of_one = run(cacher, [4], [])
+    assert work_of_one == (WHOLE,), "12 patches are spared for a batch that costs 20"
+    tower.calls.clear()
+    features, work_of_two = run(cacher, [4, 3], [])
+    assert work_of_two == (REFRESHED, REFRESHED) and tower.calls == [("refreshed", 2)], "the reference is there"
+    assert set(features[1].flatten().tolist()) == {1.0, 2.0}
+
+
+@pytest.mark.parametrize(("price", "calls"), [(3.9, []), (4.0, [("whole", 1)])])
+def test_where_batches_cost_little_a_reference_is_made_in_advance(price: float, calls: list[tuple[str, int]]) -> None:
+    tower = FakeTower(batch_price=price)
+    cacher = VitCacher(tower, CONFIG)
+    run(cacher, [0], [0])
+    tower.calls.clear()
+    run(cacher, [1, 1], [])
+    assert tower.calls == [*calls, ("refreshed", 2)]
 
 
 def test_the_first_frame_of_a_stream_is_a_reference_unsaid() -> None:
