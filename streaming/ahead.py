@@ -14,13 +14,14 @@ from streaming.frames import Frame
 
 AHEAD_FRAMES = 64  # taken together at most
 AHEAD_BYTES = 256 << 20  # of their pictures
+GROWTH = 8  # times as many chunks as the last time, at most: one call's time tells little of much larger ones
 AHEAD_SECONDS = 0.25  # that chunks taken together may take, and that may pass while they are gathered
 
 Part = Sequence[Frame]
 
 
 def together(parts: Iterator[Part], most: int, seconds: float = AHEAD_SECONDS) -> Iterator[list[Part]]:
-    """All parts in order, in batches: one at first, twice as many while that is quick, up to `most`.
+    """All parts in order, in batches: one at first, then as many as take half of `seconds`, up to `most`.
 
     What is done with a batch is timed until the next one is asked for. Where the parts end in an error, those that came
     before it come first.
@@ -39,10 +40,9 @@ def together(parts: Iterator[Part], most: int, seconds: float = AHEAD_SECONDS) -
         started = time.perf_counter()
         yield batch
         took = time.perf_counter() - started
-        if took > seconds:
-            count = max(1, count // 2)
-        elif took < seconds / 2:
-            count = min(most, 2 * count)
+        fitting = int(count * seconds / 2 / max(took, seconds / 1000))
+        if took > seconds or fitting > count:
+            count = min(max(1, fitting), GROWTH * count, most)
 
 
 def gather(parts: Iterator[Part], count: int, seconds: float, batch: list[Part]) -> None:

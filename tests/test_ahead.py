@@ -34,13 +34,13 @@ def parts(count: int) -> Iterator[list[Frame]]:
     return ([frame] for frame in noise_frames(count, 2, 2))
 
 
-def test_quick_batches_double_up_to_the_most_and_slow_ones_halve() -> None:
+def test_batches_grow_to_what_takes_half_of_the_time_and_shrink_where_they_take_longer() -> None:
     sizes = []
     for number, batch in enumerate(together(parts(40), most=8, seconds=SLOW_SECONDS)):
         sizes.append(len(batch))
         if number in (4, 5):
             time.sleep(1.2 * SLOW_SECONDS)
-    assert sizes == [1, 2, 4, 8, 8, 4, 2, 4, 7]
+    assert sizes == [1, 8, 8, 8, 8, 3, 1, 3]
 
 
 def test_all_parts_come_in_order_and_one_by_one_where_that_is_asked_for() -> None:
