@@ -131,7 +131,7 @@ class NoveltyPruner(DualAnchorPruner):
         patches = measured(small([image for images in groups for image in images], grid))
         last = [number for number, images in enumerate(groups) for _ in images]
         stops = list(accumulate(len(images) for images in groups))
-        own = change(patches, patches[[stops[number] - 1 for number in last]]).flatten(1).amax(1).tolist()
+        own = change(patches, patches[[stops[number] - 1 for number in last]]).amax(1).tolist()
         found = []
         for start, stop, seconds in zip([0, *stops], stops, pts_seconds, strict=False):
             found.append(self._is_news(patches[start:stop], seconds))

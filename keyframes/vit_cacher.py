@@ -220,8 +220,7 @@ class VitCacher:
     def _paying(self, steps: Sequence[Step]) -> tuple[list[Step], dict[int, float]]:
         """The steps, with groups computed whole where refreshing them does not pay; and what each base forgoes so.
 
-        A reference is made once refreshing from it would have saved what making it costs, so a stream never costs
-        more than twice what it would have with the future known.
+        A reference is made as soon as refreshing from it would have saved what making it costs.
         """
         paying, forgone = [*steps], dict[int, float]()
         for base, rows in built(steps, Work.REFRESHED).items():

@@ -28,9 +28,9 @@ from keyframes.vit_cacher import Features, Reference, assemble, some
 from models.hf import rotate
 
 QUERY, KEY, VALUE = range(3)
-READ_PATCHES = 32  # whose work takes as long as reading the weights does
-WALKED_MORE = 0.1  # of a patch's work: what walking costs beyond the stock forward
+READ_PATCHES = 32  # whose work takes as long as reading the weights does; this and the next by timing two CPU cores
 CALL_WORK = 2**20  # over the width squared: patches whose work takes as long as a layer's calls do
+WALKED_MORE = 0.1  # of a patch's work: what walking costs beyond the stock forward
 Module = Callable[[Tensor], Tensor]
 
 
@@ -73,9 +73,7 @@ class Tower:
         self.frames_per_group = parts.frames_per_group
         self.merge_size = parts.merge_size
         self.batch_price = READ_PATCHES + CALL_WORK / parts.width**2
-        self._attending_apart = CALL_WORK / (
-            2 * parts.width
-        )  # pairs of patches: so much padding costs what a batch does
+        self._attending_apart = CALL_WORK / (2 * parts.width)  # padded pairs of patches that cost what a batch does
         self._parts = parts
 
     @torch.no_grad()
@@ -84,25 +82,25 @@ class Tower:
     ) -> tuple[Features, list[Reference]]:
         others = [row for row in range(len(patches)) if row not in keep]
         if keep and WALKED_MORE * len(others) * patches.shape[1] < self.batch_price:
-            features, references = self._referable(patches, grid, outputs)
-            return features, [references[row] for row in keep]
+            return self._walked(patches, grid, keep, outputs)
         parts, references = [], list[Reference]()
         if others:
             parts.append((others, self._parts.stock(some(patches, others), grid)))
         if keep:
-            features, references = self._referable(patches[[*keep]], grid, outputs)
+            features, references = self._walked(patches[[*keep]], grid, range(len(keep)), outputs)
             parts.append(([*keep], features))
         return assemble(len(patches), parts), references
 
-    def _referable(self, patches: Tensor, grid: tuple[int, int], outputs: bool) -> tuple[Features, list[Reference]]:
-        """All patches of all groups, and a reference of each."""
+    def _walked(
+        self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool
+    ) -> tuple[Features, list[Reference]]:
+        """All patches of all groups layer by layer, and references of those in `keep`."""
         added, rotation = self._parts.places(grid)
         kept: list[tuple[Tensor, ...]] = []
         features = self._finish(self._whole_layers(patches, added, rotation, outputs, kept))
         by_kind = [torch.stack(layers) for layers in zip(*kept, strict=True)]  # each [L, g, T, C]
         references = [
-            Reference(features.alone(row), added, rotation, *(kind[:, row] for kind in by_kind))
-            for row in range(len(patches))
+            Reference(features.alone(row), added, rotation, *(kind[:, row].clone() for kind in by_kind)) for row in keep
         ]
         return features, references
 
