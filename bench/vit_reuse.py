@@ -264,7 +264,7 @@ def main(
     towers: Annotated[str, typer.Option(help="Which, with commas: " + " | ".join(TOWERS))] = ",".join(TOWERS),
     frames: Annotated[int, typer.Option(help="Most frames of each clip, for large towers.")] = 64,
     share: Annotated[float, typer.Option(help="Most of a group's tokens recomputed.")] = ReuseConfig.refresh_share,
-    repeats: Annotated[int, typer.Option(help="Runs in each way, of which the fastest counts.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Runs in each way, of which the fastest counts; for large towers.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS / "vit_reuse",
 ) -> None:

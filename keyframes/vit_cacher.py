@@ -224,9 +224,10 @@ class VitCacher:
         """
         paying, forgone = [*steps], dict[int, float]()
         for base, rows in built(steps, Work.REFRESHED).items():
+            carried = self._base if base == CARRIED else None
             saved = self._spared([steps[row] for row in rows]) - self._tower.batch_price
-            before = self._base.forgone if base == CARRIED and self._base else 0.0
-            if saved < 0 or before + saved < self._price(base):
+            before = carried.forgone if carried else 0.0
+            if saved < 0 or before + saved < self._price(carried):
                 forgone[base] = before + max(0.0, saved)
                 for row in rows:
                     paying[row] = replace(steps[row], work=Work.WHOLE)
@@ -237,11 +238,11 @@ class VitCacher:
         still = torch.stack([step.novelty for step in steps]) <= self._config.still_below
         return int(still.sum()) * self._tower.merge_size**2
 
-    def _price(self, base: int) -> float:
-        """Of making a reference, in patches: a batch, and of a group from before also its own once more."""
-        if base != CARRIED or self._base is None:
+    def _price(self, carried: Base | None) -> float:
+        """Of making a reference, in patches: a batch, and of a group from before, which is carried, its own as well."""
+        if carried is None:
             return self._tower.batch_price
-        return 0.0 if self._base.reference else self._tower.batch_price + self._base.patches.shape[1]
+        return 0.0 if carried.reference else self._tower.batch_price + carried.patches.shape[1]
 
     def _run(self, patches: Tensor, steps: Sequence[Step], forgone: Mapping[int, float]) -> Features:
         """The batches: one of all whole groups, one of the groups refreshed from each base."""
