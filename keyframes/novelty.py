@@ -92,9 +92,14 @@ def averaged(pixels: Tensor) -> Tensor:
 
     One product: pooling proper costs a small tower more than its attention.
     """
-    lines = torch.eye(pixels.shape[-1], device=pixels.device)
-    weights = adaptive_avg_pool1d(lines, SAMPLES)
-    return pixels.flatten(-2).float() @ torch.kron(weights, weights)
+    return pixels.flatten(-2).float() @ _averaging(pixels.shape[-1], pixels.device)
+
+
+@functools.cache
+def _averaging(side: int, device: torch.device) -> Tensor:
+    """What makes SAMPLES * SAMPLES averages of side * side pixels: [side * side, s]."""
+    weights = adaptive_avg_pool1d(torch.eye(side, device=device), SAMPLES)
+    return torch.kron(weights, weights)
 
 
 def of_samples(samples: Tensor, grid: tuple[int, int]) -> Patches:

@@ -36,17 +36,25 @@ class References:
         if self._latest is None or self._latest.grid != patches.grid:
             self._reference = self._own = None
             self._latest = patches[:1]
-        moved = change(patches, self._latest.followed_by(patches[:-1]))
-        settled = ~self._changed_more(moved[self._size - 1 :: self._size, None], MOVING)
-        new = torch.ones_like(moved) if self._reference is None else change(patches, self._reference)
+        moved = self._moved(patches, self._latest)
+        settled = ~self._changed_more(moved[:, -1:], MOVING)
+        new = torch.ones_like(patches.mean) if self._reference is None else change(patches, self._reference)
         number = -1
         while (number := self._next(new, settled, number + 1)) < len(settled):
-            start, stop = number * self._size, (number + 1) * self._size
+            start = number * self._size
             marks[start] = True
-            self._reference, self._own = patches[start : start + 1], moved[start + 1 : stop]
+            self._reference, self._own = patches[start : start + 1], moved[number, : self._size - 1]
             new[start:] = change(patches[start:], self._reference)
         self._latest = patches[-1:]
         return new, marks
+
+    def _moved(self, patches: Patches, before: Patches) -> Tensor:
+        """Change from picture to picture inside every group, [g, frames - 1, patches]; of groups of one frame against
+        the picture before."""
+        if self._size == 1:
+            return change(patches, before.followed_by(patches[:-1]))[:, None]
+        later = [k for k in range(len(patches)) if k % self._size]
+        return change(patches[later], patches[[k - 1 for k in later]]).unflatten(0, (-1, self._size - 1))
 
     def _next(self, new: Tensor, settled: Tensor, first: int) -> int:
         """The next settled group, from `first` on, in which much has changed; how many there are if none has."""
