@@ -54,7 +54,8 @@ class References:
         if self._size == 1:
             return change(patches, before.followed_by(patches[:-1]))[:, None]
         later = [k for k in range(len(patches)) if k % self._size]
-        return change(patches[later], patches[[k - 1 for k in later]]).unflatten(0, (-1, self._size - 1))
+        pairs = change(patches[later], patches[[k - 1 for k in later]])
+        return pairs.reshape(-1, self._size - 1, pairs.shape[1])
 
     def _next(self, new: Tensor, settled: Tensor, first: int) -> int:
         """The next settled group, from `first` on, in which much has changed; how many there are if none has."""
