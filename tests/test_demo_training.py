@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from config import AnswerConfig, Config, PruneConfig
 from keyframes.pruner import NoveltyPruner
 from memory.chunk import KVChunk
 from models.base import Head, VisualGroup
-from models.demo import aids, bind, lookalikes, recalled, see, train
+from models.demo import aids, bind, lookalikes, optimiser, recalled, see, train
 from models.demo import bank as bank_file
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.bank import LABELS, Bank, scene_frames, scene_labels
 from models.demo.bind import CLIP, PREFIX_CHUNK, ClipMaker, Stage, StoredChunk, TokenRow
+from models.demo.optimiser import mixed_precision
 from models.demo.questions import Question
 from models.demo.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, random_scene
 from models.demo.see import BatchedTower, patchify
@@ -51,6 +53,12 @@ class Small:
     network: Any
     driver: Qwen3VL
     folder: Path
+
+
+@pytest.fixture(autouse=True)
+def _rough_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Newton-Schulz iteration for five: they are done in bfloat16, which takes long where a CPU has to emulate it."""
+    monkeypatch.setattr(optimiser, "Muon", partial(optimiser.Muon, ns_steps=1))
 
 
 @pytest.fixture(scope="module")
@@ -496,7 +504,7 @@ def test_scenes_are_taken_for_a_thing_by_their_best_token_and_never_show_it(make
     for name, numbers in found.items():
         assert set(maker.named.get(name, [])).isdisjoint(numbers[: 4 - len(maker.named.get(name, []))])
     name = next(name for name in found if name not in maker.named)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed_precision():
         (query,) = lookalikes._queries(learner, [name])
         best = []
         for number in range(len(bank.scenes)):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.demo.aids import RETRIEVAL_HEADS, Learner
 from models.demo.bind import ClipMaker, Stage, collate, through_layers
+from models.demo.optimiser import mixed_precision
 from models.demo.questions import Facts, ask_presence
 from models.demo.world import COLOURS, SHAPES
 
@@ -28,7 +29,7 @@ WHOLE = Stage("whole", groups=(4, 4), chunks=(1, 9))
 def mistaken(learner: Learner) -> dict[str, list[int]]:
     """By name of a thing, the numbers of the scenes whose MaxSim with its name is best, of those without it."""
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         queries = _queries(learner, names)
         scores = torch.cat([_max_sim(learner, queries, numbers) for numbers in _of_one_length(learner.maker)], 1)
     order = [number for numbers in _of_one_length(learner.maker) for number in numbers]

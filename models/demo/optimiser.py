@@ -1,4 +1,5 @@
-"""Muon for the hidden matrices, AdamW for everything else, one warm-up-and-decay schedule over both."""
+"""Muon for the hidden matrices, AdamW for everything else, one warm-up-and-decay schedule over both; and the precision
+that steps are computed in."""
 
 from __future__ import annotations
 
@@ -8,6 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+
+
+def mixed_precision() -> torch.autocast:
+    """A step in bfloat16 where the CPU multiplies it natively; elsewhere that takes ten times as long as float32."""
+    able = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(able.get("avx512_bf16") or able.get("amx_bf16")))
 
 
 def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[Optimizer]:

@@ -50,6 +50,7 @@ from models.demo.bind import (
     draw_questions,
     through_layers,
 )
+from models.demo.optimiser import mixed_precision
 from models.demo.questions import Facts, Question, ask_presence
 from models.demo.scenes import GROUPS_PER_CHUNK, Moment
 from models.demo.world import WorldEvent
@@ -145,7 +146,7 @@ def step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
     tokens = int(rng.choice(KEPT_TOKENS)) if maker.prunes(rng, stage) else None
     drawn = [draw(maker, stage, rng, length, tokens) for _ in range(max(1, TOTAL_CHUNKS // length))]
     made = arrange(maker, drawn, rng.choice([0, 1, 2, 99], len(drawn), p=[0.05, 0.15, 0.7, 0.1]).tolist())
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         raw = prefill(model, aids, learner.features, made)
         helped = aids.clip_losses(made.clips)
         looks, hit, found = look(model, aids, raw[RETRIEVAL_LAYER][0], made)

@@ -19,7 +19,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from models.demo.architecture import HIDDEN, MERGE, PATCH, SIDE
 from models.demo.bank import LABELS, Bank
-from models.demo.optimiser import Schedule, make_optimisers
+from models.demo.optimiser import Schedule, make_optimisers, mixed_precision
 
 
 def patchify(frames: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def train_tower(
     for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         pick = torch.randint(held_out, (batch,), generator=generator).numpy()
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             embeddings, deep = batched(patchify(augmented(bank.frames[pick], generator)))
         labels = torch.from_numpy(bank.labels[pick])
         loss, _ = see_loss(heads, embeddings.float(), labels)

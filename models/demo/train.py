@@ -29,7 +29,7 @@ from models.demo.aids import Aids, Learner, Step, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.bank import Bank, build
 from models.demo.bind import Batch, ClipMaker, Stage
-from models.demo.optimiser import Schedule, make_optimisers
+from models.demo.optimiser import Schedule, make_optimisers, mixed_precision
 from models.demo.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
 from models.demo.tokenizer import build_tokenizer, special_ids
 from models.demo.unchanged import Worth
@@ -123,7 +123,7 @@ class Tally:
 def bind_step(learner: Learner, stage: Stage, rng: np.random.Generator) -> Step:
     """Clips with their questions behind them."""
     batch = bind.draw_batch(learner.maker, stage, rng)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         logits = bind.answer_logits(learner.model, *learner.features, batch)
     return Step(batch, logits, *learner.aids.losses(batch))
 
