@@ -433,7 +433,7 @@ def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engi
     with said.status(f"loading {escape(model)}"):
         engine = load_engine(model, device, dtype, given)
     if engine.profile is None:
-        say(f"No retrieval heads are known for {model}: of a long past, evenly spaced chunks come back.")
+        say(f"No retrieval heads are known for {model}: all heads together look things up, which finds less.")
         say(f"To find them, once: app.py calibrate --model {model}")
     return engine
 
