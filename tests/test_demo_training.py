@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.optim import Muon
 
 from config import AnswerConfig, Config, PruneConfig
 from keyframes.pruner import NoveltyPruner
@@ -57,8 +58,8 @@ class Small:
 
 @pytest.fixture(autouse=True)
 def _rough_muon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One Newton-Schulz iteration for five: they are done in bfloat16, which takes long where a CPU has to emulate it."""
-    monkeypatch.setattr(optimiser, "Muon", partial(optimiser.Muon, ns_steps=1))
+    """One Newton-Schulz iteration for five: they are done in bfloat16, which takes long where a CPU emulates it."""
+    monkeypatch.setattr(optimiser, "Muon", partial(Muon, ns_steps=1))
 
 
 @pytest.fixture(scope="module")
