@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from keyframes.novelty import Patches, change, measured, small
 
 PATCHES = 16  # along a picture's shorter side, in which change is looked for
 TEMPORAL_SHARE = 0.5  # of the temporal anchor in STC's score; the rest is the spatial one's
+COMPARED_GROUPS = 32  # at once, at most
 ANCHOR_GROUPS = 4  # that the temporal anchor looks back over, about
 Images = Sequence[NDArray[np.uint8]]  # the frames of a group, [H, W, 3]
 
@@ -43,7 +44,7 @@ class TokenPruner(Protocol):
     """Holds what one stream needs; groups come in order."""
 
     def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
-        """Whether each of these groups of frames goes on at all."""
+        """Whether each of these groups goes on at all; all have as many frames."""
         ...
 
     def keep(self, features: Tensor) -> Kept:
@@ -119,6 +120,7 @@ class NoveltyPruner(DualAnchorPruner):
         self._reference: Patches | None = None  # what was last seen of the last group that went on
         self._own = 0.0  # the most change between its frames
         self._seconds = 0.0  # when that was
+        self._ahead = 1  # groups to be compared at once
 
     def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
         found: list[bool] = []
@@ -127,24 +129,33 @@ class NoveltyPruner(DualAnchorPruner):
         return found
 
     def _follow(self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]) -> list[bool]:
-        """The same for groups of one shape of picture."""
+        """The same for groups of one shape of picture. Where nothing is new, more and more are compared at once."""
+        size = len(groups[0])
         patches = measured(small([image for images in groups for image in images], grid))
-        last = [number for number, images in enumerate(groups) for _ in images]
-        stops = list(accumulate(len(images) for images in groups))
-        own = change(patches, patches[[stops[number] - 1 for number in last]]).amax(1).tolist()
-        found = []
-        for start, stop, seconds in zip([0, *stops], stops, pts_seconds, strict=False):
-            found.append(self._is_news(patches[start:stop], seconds))
-            if found[-1]:
-                self._reference, self._own, self._seconds = patches[stop - 1 : stop], max(own[start:stop]), seconds
+        last = [k // size * size + size - 1 for k in range(len(patches))]
+        own = change(patches, patches[last]).reshape(len(groups), -1).amax(1).tolist()
+        found: list[bool] = []
+        while (start := len(found)) < len(groups):
+            stop = min(start + self._ahead, len(groups))
+            number = start + self._still(patches[start * size : stop * size], pts_seconds[start:stop])
+            found += [False] * (number - start)
+            if number == stop:
+                self._ahead = min(2 * self._ahead, COMPARED_GROUPS)
+            else:
+                found.append(True)
+                newest = last[number * size]
+                self._reference, self._own = patches[newest : newest + 1], own[number]
+                self._seconds, self._ahead = pts_seconds[number], 1
         return found
 
-    def _is_news(self, patches: Patches, seconds: float) -> bool:
+    def _still(self, patches: Patches, pts_seconds: Sequence[float]) -> int:
+        """How many of these groups, from the first on, show nothing new."""
         if self._reference is None or self._reference.grid != patches.grid or self._own > self._below:
-            return True
-        if seconds - self._seconds >= self._refresh_seconds:
-            return True
-        return float(change(patches, self._reference).max()) > self._below
+            return 0
+        changes = change(patches, self._reference).reshape(len(pts_seconds), -1).amax(1).tolist()
+        until = self._seconds + self._refresh_seconds
+        shown = zip(changes, pts_seconds, strict=True)
+        return next((k for k, (new, at) in enumerate(shown) if new > self._below or at >= until), len(changes))
 
 
 def patch_grid(size: tuple[int, int]) -> tuple[int, int]:
