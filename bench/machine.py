@@ -22,9 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def describe() -> dict[str, str]:
     """The machine and the code, as plain data for a result file."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    changes = _git("status", "--porcelain", "--", ".", ":!bench/results")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short", "HEAD") + (" with changes" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + (" with changes" if changes else ""),
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} used by torch",
         "gpu": gpu,
         "torch": torch.__version__,
