@@ -234,8 +234,7 @@ class Alike:
 
     def mixed(self, old: Tensor, x: Tensor) -> Tensor:
         """[b, T, C]: the reference's [T, C] for every group, the recomputed ones from what all groups have, [k, C]."""
-        whole = old.repeat(len(self.fresh), 1)
-        return whole.index_copy_(0, self._places, x[self.rows]).reshape(*self.fresh.shape, -1)
+        return put(old, self.fresh, self._places, x[self.rows])
 
 
 def alike(fresh: Tensor, few: float) -> list[Alike]:
@@ -266,9 +265,13 @@ def replaced(old: Tensor, chosen: Tensor, fresh: Tensor) -> Tensor:
 
 def mixed(old: Tensor, where: Tensor, fresh: Tensor) -> Tensor:
     """[g, T, C]: [T, C] for every group, with those true in `where` [g, T] replaced by [k, C], row by row."""
-    whole = old.repeat(len(where), 1, 1)
-    whole[where] = fresh
-    return whole
+    return put(old, where, where.flatten().nonzero()[:, 0], fresh)
+
+
+def put(old: Tensor, where: Tensor, places: Tensor, fresh: Tensor) -> Tensor:
+    """The same, with the `places` of those in `where` among g * T, int64 [k]."""
+    whole = old.repeat(len(where), 1)
+    return whole.index_copy_(0, places, fresh).reshape(*where.shape, -1)
 
 
 def qwen3_vl_tower(visual: Any) -> Tower:

@@ -11,8 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from transformers import Qwen3VLForConditionalGeneration
 
 from models import towers
+from models.loading import load
+from models.qwen3_vl import Qwen3VL
+from tests.tiny import save_tiny, tiny_network
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,6 +37,26 @@ def free_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     be computed whole where a large one is in part."""
     monkeypatch.setattr(towers, "READ_PATCHES", 0)
     monkeypatch.setattr(towers, "CALL_WORK", 0)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny seeded checkpoint, not to be written into."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint: Path) -> Qwen3VL:
+    """It as longlook loads it."""
+    model = load(checkpoint)
+    assert isinstance(model, Qwen3VL)
+    return model
+
+
+@pytest.fixture(scope="module")
+def stock() -> Qwen3VLForConditionalGeneration:
+    """The same network as transformers makes it."""
+    return tiny_network()
 
 
 @pytest.fixture(scope="session")

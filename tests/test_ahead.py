@@ -18,16 +18,11 @@ from streaming.engine import Engine
 from streaming.events import Notice, Thumbnail, Watched
 from streaming.frames import Frame
 from streaming.session import Session
-from tests.tiny import noise_frames, save_tiny
+from tests.tiny import noise_frames
 from tests.watching import tiny_engine
 
 TOLERANCE = 1e-4  # positions are farther from 0, and rotations rounded there
 SLOW_SECONDS = 0.05
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def parts(count: int) -> Iterator[list[Frame]]:

@@ -16,13 +16,8 @@ from models.demo.bind import StoredChunk
 from models.demo.evaluate import LENGTHS, Clip
 from models.loading import load
 from tests.test_still import scene
-from tests.tiny import noise_frames, save_tiny
+from tests.tiny import noise_frames
 from tests.watching import tiny_engine
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_the_settings_are_no_pruning_then_every_strategy_at_every_budget() -> None:

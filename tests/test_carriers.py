@@ -13,11 +13,10 @@ from config import AnswerConfig, Config, MemoryConfig
 from memory.carriers import Carriers, carrier_indices
 from memory.chunk import KVChunk, PositionLayout
 from models.hf import lay_out, rotate
-from models.loading import load
 from models.qwen3_vl import Qwen3VL, text_layout
 from streaming.engine import Engine
 from streaming.events import Answer
-from tests.tiny import noise_frames, save_tiny, tiny_network
+from tests.tiny import noise_frames, tiny_network
 
 TOLERANCE, NOTICED = 1e-5, 1e-3
 
@@ -63,13 +62,6 @@ def test_without_room_nothing_is_carried_or_fetched() -> None:
     assert Carriers(20, never).before(0) == []
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Qwen3VL:
-    found = load(save_tiny(tmp_path_factory.mktemp("tiny")))
-    assert isinstance(found, Qwen3VL)
-    return found
-
-
 def stock_keys(chunks: list[KVChunk], visible: Tensor, positions: Tensor, start: int, tokens: list[int]) -> Tensor:
     """Un-rotated keys [layers, kv_heads, n, head_dim] that the stock model gives text behind a cache of all `chunks`,
     standing at `positions`, of which it sees `visible`."""
@@ -95,14 +87,14 @@ def stock_keys(chunks: list[KVChunk], visible: Tensor, positions: Tensor, start:
     return torch.stack([rotate(layer.keys[0, :, -n:], cosines, -sines) for layer in cache.layers])
 
 
-def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(model: Qwen3VL) -> None:
+def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(tiny: Qwen3VL) -> None:
     frames = noise_frames(6)
-    prefix = model.prefix()
-    chunks = [model.prefill(model.encode(frames[k : k + 2]), [prefix], k // 2) for k in (0, 2, 4)]
+    prefix = tiny.prefix()
+    chunks = [tiny.prefill(tiny.encode(frames[k : k + 2]), [prefix], k // 2) for k in (0, 2, 4)]
     carrier = chunks[0].select(~chunks[0].visual)
-    tokens = model._prompt.question("Which?", ())
+    tokens = tiny._prompt.question("Which?", ())
     context = [prefix, carrier, chunks[1]]
-    ours = torch.stack(model._decoder.read(model._decoder.embed(tokens), text_layout(len(tokens)), context).keys)
+    ours = torch.stack(tiny._decoder.read(tiny._decoder.embed(tokens), text_layout(len(tokens)), context).keys)
 
     closed, start = lay_out([chunk.layout for chunk in context])
     whole = [prefix, chunks[0], chunks[1]]
@@ -120,12 +112,12 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def test_new_chunks_see_carriers_and_the_device_holds_no_more_for_a_longer_stream(model: Qwen3VL) -> None:
+def test_new_chunks_see_carriers_and_the_device_holds_no_more_for_a_longer_stream(tiny: Qwen3VL) -> None:
     memory = MemoryConfig(chunk_frames=2, window_chunks=1, prefill_chunks=1, recall_chunks=1)
     keys, device_bytes = {}, {}
     for tokens in (0, 100):
         config = Config(memory=replace(memory, carrier_tokens=tokens))
-        session = Engine(model, None, config).open()
+        session = Engine(tiny, None, config).open()
         list(session.watch(noise_frames(24)))
         newest = session.memory.newest
         keys[tokens], device_bytes[tokens] = newest.keys, session.stats.device_bytes
@@ -134,12 +126,12 @@ def test_new_chunks_see_carriers_and_the_device_holds_no_more_for_a_longer_strea
     assert gap(keys[0], keys[100]) > NOTICED
 
 
-def test_recent_first_leaves_recall_out_where_the_model_is_sure(model: Qwen3VL) -> None:
+def test_recent_first_leaves_recall_out_where_the_model_is_sure(tiny: Qwen3VL) -> None:
     memory = MemoryConfig(chunk_frames=2, window_chunks=1, prefill_chunks=1, recall_chunks=1)
     whys = {}
     for recall, sure_below in (("always", 0.6), ("never", 0.6), ("auto", 1.1), ("auto", 0.0)):
         config = Config(memory=replace(memory, recall=recall, sure_below=sure_below), answer=AnswerConfig(4))
-        session = Engine(model, None, config).open()
+        session = Engine(tiny, None, config).open()
         list(session.watch(noise_frames(8)))
         for question in ("Which?", "What is shown at 0 seconds?"):
             answer = next(event for event in session.ask(question) if isinstance(event, Answer))
@@ -149,16 +141,16 @@ def test_recent_first_leaves_recall_out_where_the_model_is_sure(model: Qwen3VL) 
     assert whys["auto", 1.1, "s"] == {"named time", "recent"}  # a named time is looked up, however sure the model is
 
 
-def test_doubt_is_the_mean_entropy_of_what_the_last_layers_would_say(model: Qwen3VL) -> None:
-    context = [model.prefix(), model.prefill(model.encode(noise_frames(2)), [model.prefix()], 0)]
+def test_doubt_is_the_mean_entropy_of_what_the_last_layers_would_say(tiny: Qwen3VL) -> None:
+    context = [tiny.prefix(), tiny.prefill(tiny.encode(noise_frames(2)), [tiny.prefix()], 0)]
     seen: list[Tensor] = []
-    text_model = model._decoder._model
+    text_model = tiny._decoder._model
     hooks = [layer.register_forward_hook(lambda m, given, out: seen.append(out[0, -1])) for layer in text_model.layers]
-    doubt = model.doubt("Which?", context, ())
+    doubt = tiny.doubt("Which?", context, ())
     for hook in hooks:
         hook.remove()
-    logits = model._decoder._head(text_model.norm(torch.stack(seen))).float()
-    assert torch.allclose(logits[-1], model.first_logits("Which?", context), atol=1e-5)
+    logits = tiny._decoder._head(text_model.norm(torch.stack(seen))).float()
+    assert torch.allclose(logits[-1], tiny.first_logits("Which?", context), atol=1e-5)
     chances = logits.topk(10).values.softmax(-1)
     assert doubt == pytest.approx(float(-(chances * chances.log10()).sum(-1).mean()), abs=1e-5)
     assert 0 < doubt < 1

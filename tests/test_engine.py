@@ -15,19 +15,14 @@ from models.calibration import Profile, RetrievalHead, profile_path
 from models.loading import load
 from streaming.engine import Engine, Turns, load_engine, load_model
 from tests.gated import WORDS, Gate, GatedModel
-from tests.tiny import noise_frames, save_tiny
+from tests.tiny import noise_frames
 from tests.waiting import wait_until
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
-def recommends(saved: Path, tmp_path: Path) -> Callable[[str], str]:
+def recommends(checkpoint: Path, tmp_path: Path) -> Callable[[str], str]:
     """Makes the checkpoint recommend a text as its longlook.json; gives its name."""
-    for path in saved.iterdir():
+    for path in checkpoint.iterdir():
         (tmp_path / path.name).symlink_to(path)
 
     def write(text: str) -> str:
@@ -195,8 +190,8 @@ def test_settings_are_the_defaults_then_the_checkpoints_then_the_users(recommend
     assert (config.read.fps, config.memory.recall_chunks) == (1, 6)
 
 
-def test_a_checkpoint_without_recommendations_gets_the_defaults(saved: Path) -> None:
-    assert load_engine(str(saved), "cpu").config == Engine(GatedModel(), None).config
+def test_a_checkpoint_without_recommendations_gets_the_defaults(checkpoint: Path) -> None:
+    assert load_engine(str(checkpoint), "cpu").config == Engine(GatedModel(), None).config
 
 
 @pytest.mark.parametrize(
@@ -220,33 +215,33 @@ def test_recommendations_that_make_no_sense_are_told_with_their_file(
 
 
 def test_settings_that_make_no_sense_are_told_before_a_model_is_loaded(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streaming.engine.load", lambda *_: pytest.fail("loaded for nothing"))
     with pytest.raises(ValueError, match="fps"):
-        load_engine(str(saved), settings={"read": {"fps": 0}})
+        load_engine(str(checkpoint), settings={"read": {"fps": 0}})
 
 
 def test_an_engine_has_the_profile_of_its_very_checkpoint_and_dtype(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model = load(saved, "cpu")
+    model = load(checkpoint, "cpu")
     head = RetrievalHead(0, 0, 0, 0.0, 1.0, 1.0, 1.0, 1.0)
     profile = Profile(model.model_id, "float32", 2, (head,), 24, 1.0, 1.0)
-    assert load_engine(str(saved), "cpu").profile is None
+    assert load_engine(str(checkpoint), "cpu").profile is None
     profile.save(profile_path(model))
-    assert load_engine(str(saved), "cpu").profile == profile
-    assert load_engine(str(saved), "cpu", "bfloat16").profile is None
+    assert load_engine(str(checkpoint), "cpu").profile == profile
+    assert load_engine(str(checkpoint), "cpu", "bfloat16").profile is None
 
 
 def test_a_damaged_profile_is_told_and_does_not_stand_in_the_way_of_a_new_one(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = profile_path(load(saved, "cpu"))
+    path = profile_path(load(checkpoint, "cpu"))
     path.parent.mkdir(parents=True)
     path.write_text("{ not json")
     with pytest.raises(ValueError, match="calibrate again"):
-        load_engine(str(saved), "cpu")
-    assert load_model(str(saved), "cpu")[0].model_id == load(saved, "cpu").model_id
+        load_engine(str(checkpoint), "cpu")
+    assert load_model(str(checkpoint), "cpu")[0].model_id == load(checkpoint, "cpu").model_id

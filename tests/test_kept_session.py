@@ -25,7 +25,7 @@ from streaming.frames import next_tick_seconds
 from streaming.session import Session
 from tests.clips import write_clip
 from tests.conftest import REPOSITORY
-from tests.tiny import noise_frames, save_tiny
+from tests.tiny import noise_frames
 from tests.waiting import wait_until
 from tests.watching import tiny_engine
 
@@ -33,11 +33,6 @@ FRAMES = noise_frames(30)
 QUESTION = "What happens?"
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from models import loading
 from models.loading import DEMO_FOLDER, ModelError, load
-from tests.tiny import save_tiny
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -36,11 +30,11 @@ def sentence(error: pytest.ExceptionInfo[ModelError]) -> str:
     return text
 
 
-def test_a_folder_is_loaded_with_what_its_configuration_says(saved: Path) -> None:
-    model = load(saved, device="cpu")
+def test_a_folder_is_loaded_with_what_its_configuration_says(checkpoint: Path) -> None:
+    model = load(checkpoint, device="cpu")
     assert (model.num_layers, model.num_heads, model.num_kv_heads, model.frames_per_group) == (3, 4, 2, 2)
     assert model.device == torch.device("cpu") and model.dtype == torch.float32
-    assert load(str(saved), dtype="bfloat16").dtype == torch.bfloat16
+    assert load(str(checkpoint), dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_half_precision_is_the_choice_on_cuda_and_float32_on_the_cpu() -> None:
@@ -51,13 +45,13 @@ def test_half_precision_is_the_choice_on_cuda_and_float32_on_the_cpu() -> None:
     assert loading._dtype("float16", cpu, {}) == torch.float16
 
 
-def test_the_id_follows_the_weights_and_not_the_place(saved: Path, copy: Path) -> None:
-    assert load(saved).model_id == load(copy).model_id
-    assert load(saved).model_id.startswith("tiny@")
+def test_the_id_follows_the_weights_and_not_the_place(checkpoint: Path, copy: Path) -> None:
+    assert load(checkpoint).model_id == load(copy).model_id
+    assert load(checkpoint).model_id.startswith("tiny@")
     weights = load_file(copy / "model.safetensors")
     weights["model.language_model.norm.weight"] += 1
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    assert load(saved).model_id != load(copy).model_id
+    assert load(checkpoint).model_id != load(copy).model_id
 
 
 def test_the_embedded_model_loads_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +141,7 @@ def test_a_missing_tokenizer_is_said(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("warp", "auto"), ("cpu", "int8"), ("cuda:99", "auto")])
-def test_a_device_or_dtype_that_is_none_is_said(saved: Path, device: str, dtype: str) -> None:
+def test_a_device_or_dtype_that_is_none_is_said(checkpoint: Path, device: str, dtype: str) -> None:
     with pytest.raises(ModelError) as error:
-        load(saved, device=device, dtype=dtype)
+        load(checkpoint, device=device, dtype=dtype)
     sentence(error)

@@ -14,34 +14,16 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from memory.mass import attention_mass
 from models.base import VisualGroup
-from models.loading import load
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine
 from streaming.events import Answer, Notice
 from streaming.frames import Frame
 from tests.test_fidelity import NOTICED, QUESTION, TOLERANCE, gap, stock_inputs, stream
-from tests.tiny import noise_frames, save_tiny, tiny_network
+from tests.tiny import noise_frames
 from tests.watching import tiny_engine
 
 SIZE = (64, 96)  # pixels; a grid of 2 x 3 tokens after the checkpoint's limit
 KEPT: tuple[list[int], ...] = ([5], [0, 2, 3], [], [0, 1, 2, 3, 4, 5], [], [1, 4])  # of 6 groups
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def ours(checkpoint: Path) -> Qwen3VL:
-    model = load(checkpoint)
-    assert isinstance(model, Qwen3VL)
-    return model
-
-
-@pytest.fixture(scope="module")
-def stock() -> Qwen3VLForConditionalGeneration:
-    return tiny_network()
 
 
 def only(group: VisualGroup, places: Sequence[int]) -> VisualGroup:
@@ -51,15 +33,15 @@ def only(group: VisualGroup, places: Sequence[int]) -> VisualGroup:
 
 
 def streamed(
-    ours: Qwen3VL, frames: Sequence[Frame], groups_per_chunk: int, kept: Sequence[Sequence[int]] = KEPT
+    tiny: Qwen3VL, frames: Sequence[Frame], groups_per_chunk: int, kept: Sequence[Sequence[int]] = KEPT
 ) -> Tensor:
     """Logits behind a question, the pruned clip watched in chunks."""
-    groups = [only(group, places) for group, places in zip(ours.encode(frames), kept, strict=True)]
-    chunks = [ours.prefix()]
+    groups = [only(group, places) for group, places in zip(tiny.encode(frames), kept, strict=True)]
+    chunks = [tiny.prefix()]
     for start in range(0, len(groups), groups_per_chunk):
-        chunks.append(ours.prefill(groups[start : start + groups_per_chunk], chunks, len(chunks) - 1))
+        chunks.append(tiny.prefill(groups[start : start + groups_per_chunk], chunks, len(chunks) - 1))
     assert sum(int(chunk.visual.sum()) for chunk in chunks) == sum(map(len, kept))
-    return ours.first_logits(QUESTION, chunks)
+    return tiny.first_logits(QUESTION, chunks)
 
 
 def stock_logits_over(
@@ -88,37 +70,37 @@ def stock_logits_over(
 
 @pytest.mark.parametrize("groups_per_chunk", [1, 2, 4])
 def test_streaming_pruned_groups_equals_the_stock_model_over_the_tokens_that_are_left(
-    ours: Qwen3VL, stock: Qwen3VLForConditionalGeneration, groups_per_chunk: int
+    tiny: Qwen3VL, stock: Qwen3VLForConditionalGeneration, groups_per_chunk: int
 ) -> None:
     frames = noise_frames(12, *SIZE)
-    wanted = stock_logits_over(stock, stock_inputs(ours, frames), KEPT)
-    assert gap(streamed(ours, frames, groups_per_chunk), wanted) <= TOLERANCE
+    wanted = stock_logits_over(stock, stock_inputs(tiny, frames), KEPT)
+    assert gap(streamed(tiny, frames, groups_per_chunk), wanted) <= TOLERANCE
 
 
 def test_a_shifted_place_a_lost_token_and_a_token_too_many_are_noticed(
-    ours: Qwen3VL, stock: Qwen3VLForConditionalGeneration
+    tiny: Qwen3VL, stock: Qwen3VLForConditionalGeneration
 ) -> None:
     frames = noise_frames(12, *SIZE)
-    wanted = stock_logits_over(stock, stock_inputs(ours, frames), KEPT)
-    groups = [only(group, places) for group, places in zip(ours.encode(frames), KEPT, strict=True)]
+    wanted = stock_logits_over(stock, stock_inputs(tiny, frames), KEPT)
+    groups = [only(group, places) for group, places in zip(tiny.encode(frames), KEPT, strict=True)]
     shifted = [replace(groups[0], kept=groups[0].places - 1), *groups[1:]]
-    prefix = ours.prefix()
-    assert gap(ours.first_logits(QUESTION, [prefix, ours.prefill(groups, [prefix], 0)]), wanted) <= TOLERANCE
-    assert gap(ours.first_logits(QUESTION, [prefix, ours.prefill(shifted, [prefix], 0)]), wanted) > NOTICED
+    prefix = tiny.prefix()
+    assert gap(tiny.first_logits(QUESTION, [prefix, tiny.prefill(groups, [prefix], 0)]), wanted) <= TOLERANCE
+    assert gap(tiny.first_logits(QUESTION, [prefix, tiny.prefill(shifted, [prefix], 0)]), wanted) > NOTICED
     for other in ([], [4, 5]):
-        assert gap(streamed(ours, frames, 2, [other, *KEPT[1:]]), wanted) > NOTICED
+        assert gap(streamed(tiny, frames, 2, [other, *KEPT[1:]]), wanted) > NOTICED
 
 
-def test_keeping_every_token_is_the_plain_path_bit_by_bit(ours: Qwen3VL) -> None:
+def test_keeping_every_token_is_the_plain_path_bit_by_bit(tiny: Qwen3VL) -> None:
     frames = noise_frames(4, *SIZE)
-    plain = stream(ours, frames, 2)
-    assert torch.equal(streamed(ours, frames, 2, [range(6)] * 2), ours.first_logits(QUESTION, plain))
-    assert not torch.equal(streamed(ours, frames, 2, [range(6), range(5)]), ours.first_logits(QUESTION, plain))
+    plain = stream(tiny, frames, 2)
+    assert torch.equal(streamed(tiny, frames, 2, [range(6)] * 2), tiny.first_logits(QUESTION, plain))
+    assert not torch.equal(streamed(tiny, frames, 2, [range(6), range(5)]), tiny.first_logits(QUESTION, plain))
 
 
-def test_a_group_takes_as_many_positions_whatever_is_left_of_it(ours: Qwen3VL) -> None:
-    groups = ours.encode(noise_frames(2, *SIZE))
-    whole, one, none = (ours.prefill([only(groups[0], places)], [], 0) for places in (range(6), [4], []))
+def test_a_group_takes_as_many_positions_whatever_is_left_of_it(tiny: Qwen3VL) -> None:
+    groups = tiny.encode(noise_frames(2, *SIZE))
+    whole, one, none = (tiny.prefill([only(groups[0], places)], [], 0) for places in (range(6), [4], []))
     assert whole.layout.extent == one.layout.extent == none.layout.extent
     assert torch.equal(one.layout.positions[:, one.visual], whole.layout.positions[:, whole.visual][:, [4]])
     for chunk in (one, none):
@@ -128,18 +110,18 @@ def test_a_group_takes_as_many_positions_whatever_is_left_of_it(ours: Qwen3VL) -
 
 
 @pytest.mark.parametrize("places", [[2, 1], [1, 1], [6], [-1, 2]])
-def test_places_out_of_order_or_outside_of_the_grid_are_refused(ours: Qwen3VL, places: list[int]) -> None:
-    group = ours.encode(noise_frames(2, *SIZE))[0]
+def test_places_out_of_order_or_outside_of_the_grid_are_refused(tiny: Qwen3VL, places: list[int]) -> None:
+    group = tiny.encode(noise_frames(2, *SIZE))[0]
     with pytest.raises(ValueError, match="not places in a 2 x 3 grid"):
         replace(only(group, range(len(places))), kept=torch.tensor(places))
     with pytest.raises(ValueError, match="need as many features"):
         replace(group, kept=torch.tensor([1]))
 
 
-def test_chunks_without_visual_tokens_get_no_attention_and_all_of_them_none(ours: Qwen3VL) -> None:
-    groups = ours.encode(noise_frames(2, *SIZE))
-    some, none = (ours.prefill([only(groups[0], places)], [], 0) for places in ([1, 4], []))
-    queries = ours.all_question_queries(QUESTION)
+def test_chunks_without_visual_tokens_get_no_attention_and_all_of_them_none(tiny: Qwen3VL) -> None:
+    groups = tiny.encode(noise_frames(2, *SIZE))
+    some, none = (tiny.prefill([only(groups[0], places)], [], 0) for places in ([1, 4], []))
+    queries = tiny.all_question_queries(QUESTION)
     assert attention_mass(queries, [none, some]) == [0.0, 1.0]
     assert attention_mass(queries, [none, none]) == [0.0, 0.0]
 

@@ -8,22 +8,14 @@ import pytest
 
 from config import ReuseConfig
 from models.base import VisualGroup
-from models.loading import load
 from models.qwen3_vl import Qwen3VL
 from models.towers import Tower
 from streaming.frames import Frame
-from tests.tiny import noise_frames, save_tiny
+from tests.tiny import noise_frames
 
 pytestmark = pytest.mark.usefixtures("free_batches")
 TOLERANCE = 1e-5
 SIZE = (64, 96)  # pixels; a grid of 2 x 3 tokens after the checkpoint's limit
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Qwen3VL:
-    loaded = load(save_tiny(tmp_path_factory.mktemp("tiny")))
-    assert isinstance(loaded, Qwen3VL)
-    return loaded
 
 
 def shown(images: Sequence[Frame]) -> list[Frame]:
@@ -39,55 +31,55 @@ def apart(one: Sequence[VisualGroup], other: Sequence[VisualGroup]) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def reused(model: Qwen3VL, frames: Sequence[Frame], config: ReuseConfig, step: int = 4) -> list[VisualGroup]:
-    reuse = model.reuse(config)
+def reused(tiny: Qwen3VL, frames: Sequence[Frame], config: ReuseConfig, step: int = 4) -> list[VisualGroup]:
+    reuse = tiny.reuse(config)
     parts = [frames[k : k + step] for k in range(0, len(frames), step)]
-    return [group for part in parts for group in model.encode(part, reuse)]
+    return [group for part in parts for group in tiny.encode(part, reuse)]
 
 
-def test_nothing_is_reused_unless_it_is_asked_for(model: Qwen3VL) -> None:
-    assert model.reuse(ReuseConfig()) is None
+def test_nothing_is_reused_unless_it_is_asked_for(tiny: Qwen3VL) -> None:
+    assert tiny.reuse(ReuseConfig()) is None
 
 
 @pytest.mark.parametrize("strategy", ["novelty", "keys"])
-def test_all_refreshed_is_the_stock_tower(model: Qwen3VL, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_refreshed_is_the_stock_tower(tiny: Qwen3VL, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noise_frames(10, *SIZE)
     everything = ReuseConfig(strategy, refresh_share=1.0, still_below=0.0)
-    assert apart(reused(model, frames, everything), model.encode(frames)) < TOLERANCE
+    assert apart(reused(tiny, frames, everything), tiny.encode(frames)) < TOLERANCE
     monkeypatch.delattr(Tower, "refreshed" if strategy == "novelty" else "refreshed_by_keys")
     with pytest.raises(AttributeError, match="refreshed"):
-        reused(model, frames, everything)
+        reused(tiny, frames, everything)
 
 
-def test_a_picture_that_stands_still_costs_no_tower_and_changes_nothing(model: Qwen3VL) -> None:
+def test_a_picture_that_stands_still_costs_no_tower_and_changes_nothing(tiny: Qwen3VL) -> None:
     still = shown(noise_frames(1, *SIZE) * 12)
     patches_computed: list[int] = []
-    hook = model._visual.blocks[0].mlp.register_forward_pre_hook(lambda _, x: patches_computed.append(x[0].numel()))
+    hook = tiny._visual.blocks[0].mlp.register_forward_pre_hook(lambda _, x: patches_computed.append(x[0].numel()))
     try:
-        ours = reused(model, still, ReuseConfig("novelty"))
+        ours = reused(tiny, still, ReuseConfig("novelty"))
         with_reuse = sum(patches_computed)
         patches_computed.clear()
-        plain = model.encode(still)
+        plain = tiny.encode(still)
     finally:
         hook.remove()
     assert apart(ours, plain) < TOLERANCE
     assert with_reuse * 6 == sum(patches_computed)  # one group of six
 
 
-def test_a_stream_without_repetition_is_computed_whole(model: Qwen3VL) -> None:
+def test_a_stream_without_repetition_is_computed_whole(tiny: Qwen3VL) -> None:
     frames = noise_frames(8, *SIZE)
-    assert apart(reused(model, frames, ReuseConfig("novelty")), model.encode(frames)) < TOLERANCE
+    assert apart(reused(tiny, frames, ReuseConfig("novelty")), tiny.encode(frames)) < TOLERANCE
 
 
-def test_a_change_that_is_taken_for_none_is_noticed(model: Qwen3VL) -> None:
+def test_a_change_that_is_taken_for_none_is_noticed(tiny: Qwen3VL) -> None:
     one, two = noise_frames(2, *SIZE)
     frames = shown([one, one, one, two, two, two])
     blind = ReuseConfig("novelty", still_below=1.0)
-    assert apart(reused(model, frames, blind), model.encode(frames)) > 100 * TOLERANCE
+    assert apart(reused(tiny, frames, blind), tiny.encode(frames)) > 100 * TOLERANCE
 
 
-def test_frames_of_another_size_begin_anew(model: Qwen3VL) -> None:
+def test_frames_of_another_size_begin_anew(tiny: Qwen3VL) -> None:
     frames = shown([*noise_frames(4, *SIZE), *noise_frames(4, 96, 64)])
     everything = ReuseConfig("novelty", refresh_share=1.0, still_below=0.0)
-    assert apart(reused(model, frames, everything), model.encode(frames)) < TOLERANCE
-    assert apart(reused(model, frames, everything, step=8), model.encode(frames)) < TOLERANCE  # sizes in one call
+    assert apart(reused(tiny, frames, everything), tiny.encode(frames)) < TOLERANCE
+    assert apart(reused(tiny, frames, everything, step=8), tiny.encode(frames)) < TOLERANCE  # sizes in one call

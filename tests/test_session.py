@@ -15,7 +15,6 @@ from memory.chunk import KVChunk
 from memory.recall import PlannedChunk, RecallPlan
 from models.base import Turn, VideoLLM
 from models.calibration import Profile, RetrievalHead
-from models.loading import load
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, Turns
 from streaming.events import Answer, AnswerPiece, Evidence, Notice, Thumbnail, Watched
@@ -23,23 +22,11 @@ from streaming.frames import Frame
 from streaming.session import Session, evidence_of, in_parts
 from tests.gated import WORDS, Gate, GatedModel
 from tests.test_fidelity import QUESTION, stock_inputs
-from tests.tiny import noise_frames, save_tiny, tiny_network
+from tests.tiny import noise_frames
 
 NEW_TOKENS = 12
 HEAD = RetrievalHead(layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0)
 Given = tuple[str, Sequence[KVChunk], Sequence[Turn], AnswerConfig]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Qwen3VL:
-    model = load(save_tiny(tmp_path_factory.mktemp("tiny")))
-    assert isinstance(model, Qwen3VL)
-    return model
-
-
-@pytest.fixture(scope="module")
-def stock() -> Qwen3VLForConditionalGeneration:
-    return tiny_network()
 
 
 @pytest.fixture

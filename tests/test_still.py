@@ -18,13 +18,7 @@ from streaming.engine import Engine
 from streaming.events import Answer, Watched
 from streaming.frames import Frame
 from streaming.session import Session
-from tests.tiny import save_tiny
 from tests.watching import tiny_engine
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def pruning(checkpoint: Path, strategy: str = "novelty", **memory: Any) -> Engine:

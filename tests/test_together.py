@@ -10,27 +10,17 @@ import torch
 
 from memory.chunk import KVChunk
 from models.base import VisualGroup
-from models.loading import load
 from models.qwen3_vl import Qwen3VL
-from tests.tiny import noise_frames, save_tiny
+from tests.tiny import noise_frames
 
 SIZE = (64, 96)  # pixels; a grid of 2 x 3 tokens after the checkpoint's limit
 TOLERANCE, NOTICED = 1e-5, 1e-3  # of the largest value
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Qwen3VL:
-    loaded = load(save_tiny(tmp_path_factory.mktemp("tiny")))
-    assert isinstance(loaded, Qwen3VL)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def runs(model: Qwen3VL) -> list[list[VisualGroup]]:
+def runs(tiny: Qwen3VL) -> list[list[VisualGroup]]:
     """Seven runs of one to three groups, some of them pruned."""
-    groups = [
-        group if number % 3 else only(group, [number % 5, 5]) for number, group in enumerate(model.encode(FRAMES))
-    ]
+    groups = [group if number % 3 else only(group, [number % 5, 5]) for number, group in enumerate(tiny.encode(FRAMES))]
     lengths, made = [1, 2, 1, 3, 1, 2, 1], list[list[VisualGroup]]()
     for length in lengths:
         made.append(groups[:length])
@@ -47,21 +37,19 @@ def only(group: VisualGroup, places: Sequence[int]) -> VisualGroup:
     return replace(group, embeddings=group.embeddings[rows], deepstack=levels, kept=rows)
 
 
-def one_by_one(model: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int) -> list[KVChunk]:
+def one_by_one(tiny: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int) -> list[KVChunk]:
     chunks: list[KVChunk] = []
     for number, groups in enumerate(runs):
         near = chunks[-reach:] if reach else []
-        chunks.append(model.prefill(groups, [model.prefix(), *near], number))
+        chunks.append(tiny.prefill(groups, [tiny.prefix(), *near], number))
     return chunks
 
 
-def in_batches(
-    model: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int, sizes: Sequence[int]
-) -> list[KVChunk]:
+def in_batches(tiny: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int, sizes: Sequence[int]) -> list[KVChunk]:
     chunks: list[KVChunk] = []
     for size in sizes:
         part, near = runs[len(chunks) : len(chunks) + size], chunks[-reach:] if reach else []
-        chunks += model.prefill_together(part, [model.prefix()], near, reach, len(chunks))
+        chunks += tiny.prefill_together(part, [tiny.prefix()], near, reach, len(chunks))
     return chunks
 
 
@@ -77,34 +65,34 @@ def apart(one: Sequence[KVChunk], other: Sequence[KVChunk]) -> float:
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 9])
 @pytest.mark.parametrize("sizes", [[7], [1, 4, 2], [3, 1, 1, 2]])
-def test_together_is_one_by_one(model: Qwen3VL, runs: list[list[VisualGroup]], reach: int, sizes: list[int]) -> None:
-    assert apart(in_batches(model, runs, reach, sizes), one_by_one(model, runs, reach)) < TOLERANCE
+def test_together_is_one_by_one(tiny: Qwen3VL, runs: list[list[VisualGroup]], reach: int, sizes: list[int]) -> None:
+    assert apart(in_batches(tiny, runs, reach, sizes), one_by_one(tiny, runs, reach)) < TOLERANCE
 
 
 def test_another_reach_a_chunk_missing_in_front_and_another_order_are_noticed(
-    model: Qwen3VL, runs: list[list[VisualGroup]]
+    tiny: Qwen3VL, runs: list[list[VisualGroup]]
 ) -> None:
-    wanted = one_by_one(model, runs, 2)
+    wanted = one_by_one(tiny, runs, 2)
     for reach in (1, 3):
-        assert apart(in_batches(model, runs, reach, [3, 4]), wanted) > NOTICED
-    head, (first, second) = [model.prefix()], wanted[:2]
+        assert apart(in_batches(tiny, runs, reach, [3, 4]), wanted) > NOTICED
+    head, (first, second) = [tiny.prefix()], wanted[:2]
 
     def rest(near: Sequence[KVChunk]) -> list[KVChunk]:
-        return model.prefill_together(runs[2:], head, near, 2, 2)
+        return tiny.prefill_together(runs[2:], head, near, 2, 2)
 
     assert apart(rest([first, second]), wanted[2:]) < TOLERANCE
     assert apart(rest([second]), wanted[2:]) > NOTICED
     assert apart(rest([second, first]), wanted[2:]) > NOTICED
-    assert apart(model.prefill_together(runs, [], [], 2, 0), wanted) > NOTICED, "the prefix is seen by every chunk"
+    assert apart(tiny.prefill_together(runs, [], [], 2, 0), wanted) > NOTICED, "the prefix is seen by every chunk"
 
 
-def test_a_chunk_keeps_no_memory_but_its_own(model: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
-    for chunk in model.prefill_together(runs, [model.prefix()], [], 2, 0):
+def test_a_chunk_keeps_no_memory_but_its_own(tiny: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
+    for chunk in tiny.prefill_together(runs, [tiny.prefix()], [], 2, 0):
         assert chunk.keys.untyped_storage().nbytes() == chunk.keys.nbytes
         assert chunk.values.untyped_storage().nbytes() == chunk.values.nbytes
 
 
-def test_a_run_without_groups_is_refused(model: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
+def test_a_run_without_groups_is_refused(tiny: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
     for empty in ([], [runs[0], []]):
         with pytest.raises(ValueError, match="at least one group"):
-            model.prefill_together(empty, [model.prefix()], [], 2, 0)
+            tiny.prefill_together(empty, [tiny.prefix()], [], 2, 0)
