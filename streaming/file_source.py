@@ -29,10 +29,10 @@ class FileSource:
     """The frames of a video file, `fps` a second of its own time; see `Sampler` for which pictures are taken.
 
     Only pictures whose time lies in [start_seconds, stop_seconds) are given; times count from the first picture of the
-    file whatever the start. only_keyframes: of the file's own keyframes only, and nothing else is decoded; how many
-    those are is up to who made the file. `warnings` grows while reading, one sentence each; `progress` with every
-    packet read. Raises SourceError at once where the file cannot be watched, ValueError for a rate or stretch that
-    makes no sense.
+    file whatever the start. only_keyframes: of the file's own keyframes only, and nothing but those that are taken is
+    decoded; how many there are is up to who made the file. `warnings` grows while reading, one sentence each;
+    `progress` with every packet read. Raises SourceError at once where the file cannot be watched, ValueError for a
+    rate or stretch that makes no sense.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class FileSource:
         """The sampled frames in order. Raises EmptyStretchError where the stretch asked for has none."""
         damage = _Damage(self.info.path.name, self.warnings)
         index = 0
-        with VideoFile(self.info.path, self.info.first_stamp, damage.add, self._only_keyframes) as video:
+        wanted = Sampler(self._fps, self._start_seconds).takes if self._only_keyframes else None
+        with VideoFile(self.info.path, self.info.first_stamp, damage.add, wanted) as video:
             self._video = video
             for picture in self._sampled(video):
                 yield self._frame(video, picture, index)

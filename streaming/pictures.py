@@ -77,7 +77,7 @@ class VideoFile:
     """An open file and its best video stream. Close it, or use it in a `with`.
 
     first_stamp: the stamp that means 0 s; None takes that of the first picture.
-    only_keyframes: leave everything else undecoded.
+    keyframes_at: decode keyframes only, and of those the ones whose seconds it accepts; it is asked once for each.
     on_damage: called with the time in seconds of each packet not decoded and each picture decoded in part.
     Raises SourceError where the file is missing, is no video, or has no video stream.
     """
@@ -87,10 +87,10 @@ class VideoFile:
         path: Path,
         first_stamp: int | None = None,
         on_damage: Callable[[float], None] | None = None,
-        only_keyframes: bool = False,
+        keyframes_at: Callable[[float], bool] | None = None,
     ) -> None:
         self._path = path
-        self._only_keyframes = only_keyframes
+        self._keyframes_at = keyframes_at
         self.container, self.stream = open_video(path)
         self._file_bytes = path.stat().st_size
         self.rate = _fraction(self.stream.average_rate) or _DEFAULT_RATE
@@ -110,7 +110,7 @@ class VideoFile:
         """
         earliest = None if from_keyframe else float("-inf")
         for packet in self.packets():
-            if self._only_keyframes and not packet.is_keyframe:
+            if self._keyframes_at is not None and not (packet.is_keyframe and self._is_wanted(packet)):
                 continue
             if earliest is None:
                 if not packet.is_keyframe:
@@ -208,6 +208,16 @@ class VideoFile:
             if picture.frame.is_corrupt:
                 self._on_damage(picture.seconds)
         return pictures
+
+    def _is_wanted(self, keyframe: Packet[Stream]) -> bool:
+        """Whether this one's time is asked for, or not known before it is decoded: it is missing, or falls back."""
+        assert self._keyframes_at is not None
+        stamp, last_seconds = stamp_of(keyframe), self.clock.last_seconds
+        if stamp is None:
+            return True
+        seconds = self.clock.at(stamp)
+        falls_back = last_seconds is not None and seconds < last_seconds - _JUMP_SECONDS
+        return falls_back or self._keyframes_at(seconds)
 
     def _packet_seconds(self, packet: Packet[Stream] | None) -> float:
         stamp = None if packet is None else stamp_of(packet)

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -60,6 +61,24 @@ def test_a_skim_reads_the_keyframes_alone_each_with_its_true_time(clips: GoldenS
     every = {"open-gop mp4": 12, "slides": 2}[name]
     assert numbers(frames) == list(range(0, len(clip.pts_seconds), every))
     assert len(list(FileSource(clip.path, EVERY_PICTURE).frames())) == len(clip.pts_seconds)
+
+
+def test_of_many_keyframes_a_skim_decodes_those_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = make(tmp_path / "a.mp4", steady(75, 25), Recipe(gop=1))
+    decode, decoded = VideoFile._decode, list[object]()
+
+    def counting(file: VideoFile, packet: Any) -> Any:
+        decoded.extend([packet] if packet else [])
+        return decode(file, packet)
+
+    monkeypatch.setattr(VideoFile, "_decode", counting)
+    found, counts = [], []
+    for skims in (False, True):
+        decoded.clear()
+        found.append(list(FileSource(clip.path, 5.0, only_keyframes=skims).frames()))
+        counts.append(len(decoded))
+    assert numbers(found[0]) == numbers(found[1]) == list(range(0, 75, 5))
+    assert counts[0] - counts[1] == 75 - 15  # both look at a few to find out what the file is
 
 
 @pytest.mark.parametrize("name", ALL_CLIPS)
@@ -171,6 +190,8 @@ def test_two_recordings_in_one_file_are_read_on(tmp_path: Path) -> None:
     assert numbers(frames) == [*range(75), *range(75)]
     assert [frame.pts_seconds for frame in frames] == pytest.approx([place / 25 for place in range(150)], abs=0.01)
     assert source.warnings == ["The times of joined.ts begin anew at 3.0 s; we count on."]
+    alone, both = (list(FileSource(path, 25.0, only_keyframes=True).frames()) for path in (second.path, joined))
+    assert numbers(both) == 2 * numbers(alone) and len(alone) > 1
 
 
 # Cut and damaged files
