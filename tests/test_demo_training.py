@@ -113,6 +113,17 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
+@pytest.mark.parametrize(
+    ("able", "half"), [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True}, False)]
+)
+def test_steps_are_in_half_precision_where_the_cpu_has_it(
+    able: dict[str, bool], half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    with mixed_precision():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if half else torch.float32)
+
+
 # --- seeing -----------------------------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # as torch names what x86 and ARM can do
+
 
 def mixed_precision() -> torch.autocast:
     """A step in bfloat16 where the CPU multiplies it natively; elsewhere that takes ten times as long as float32."""
     able = torch.cpu.get_capabilities()
-    return torch.autocast("cpu", torch.bfloat16, enabled=bool(able.get("avx512_bf16") or able.get("amx_bf16")))
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(able.get(name) for name in NATIVE_BF16))
 
 
 def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[Optimizer]:
