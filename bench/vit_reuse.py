@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.progress import track
@@ -35,6 +36,7 @@ from models.demo.architecture import SIDE
 from models.loading import load
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
+from models.timing import timed_price
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
 from streaming.ahead import AHEAD_FRAMES
 from streaming.file_source import FileSource
@@ -214,6 +216,11 @@ class Runs:
         return now(device) - started
 
 
+def blank(subject: Subject) -> list[Frame]:
+    """One group of frames without a picture."""
+    return [Frame(np.zeros((SIDE, SIDE, 3), np.uint8), 0.0, k) for k in range(subject.tower.frames_per_group)]
+
+
 def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -272,14 +279,17 @@ def main(
     torch.set_grad_enabled(False)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     config = ReuseConfig("novelty", refresh_share=share)
-    rows = []
+    rows, prices = [], dict[str, int]()
     for name in towers.split(","):
         tower = subject(name, place)
+        if place.type == "cuda":
+            tower.tower.batch_price = timed_price(tower.tower, tower.cut(blank(tower)), tower.grid)
+        prices[name] = round(tower.tower.batch_price)
         for clip, file in track(CLIPS.items(), name):
             read = clip_frames(videos / file, 200 if name == "demo" else frames)
             check_equal(tower, read)
             rows.append(Runs(tower, read, config).row(clip, repeats if name != "demo" else 40))
-    about = {**describe(), "reuse": asdict(config), "frames per second": FPS}
+    about = {**describe(), "reuse": asdict(config), "frames per second": FPS, "price of a batch in patches": prices}
     lines = report(rows)
     data = {"missed": missed(rows), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
     save(out, "What reusing the vision tower's work saves", about, lines, data)

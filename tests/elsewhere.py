@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 
 from app import open_session
+from models.loading import load
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import load_engine
 from streaming.events import Answer
@@ -86,8 +87,8 @@ def main() -> None:
     here = {way: answers("cpu", way) for way in WAYS}
     with pretended_device():
         there = {way: answers(NAME, way) for way in WAYS}
-        told = complaint()
-    json.dump({"here": here, "there": there, "complaint": told}, sys.stdout)
+        told, price = complaint(), load(device=NAME)._timed_price  # type: ignore[attr-defined]
+    json.dump({"here": here, "there": there, "complaint": told, "price": price}, sys.stdout)
 
 
 if __name__ == "__main__":

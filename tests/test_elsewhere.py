@@ -29,3 +29,7 @@ def test_another_device_answers_as_the_cpu_does(found: Any, way: str) -> None:
 
 def test_a_tensor_that_was_forgotten_on_the_cpu_would_be_noticed(found: Any) -> None:
     assert "tensors of two devices" in found["complaint"]
+
+
+def test_another_device_is_timed_as_well(found: Any) -> None:
+    assert found["price"] > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from keyframes.vit_cacher import Features, Reference
+from models.timing import GROUPS, LEAST_SHARE, timed_price
 from models.towers import alike, mixed, taken
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
@@ -171,3 +172,28 @@ def test_each_row_of_a_batch_has_its_own_choice() -> None:
     x = torch.arange(12.0).reshape(2, 3, 2)
     assert taken(x, torch.tensor([[2], [0]]))[:, 0].tolist() == [[4.0, 5.0], [6.0, 7.0]]
     assert Features(x).deepstack == ()
+
+
+# What a batch costs
+
+
+def test_a_batch_costs_as_many_patches_as_could_be_computed_meanwhile(tiny: Tiny) -> None:
+    def price(batch: float, one: float, many: float) -> float:
+        seconds = iter([batch, one, many])
+
+        def clock(run: Callable[[], object]) -> float:
+            run()
+            return next(seconds)
+
+        return timed_price(tiny.tower, tiny.patches(1), tiny.grid, clock)
+
+    count = (GROUPS - 1) * tiny.num_patches
+    assert price(3.0, 2.0, 2.0 + count) == pytest.approx(3.0)
+    assert price(6.0, 2.0, 2.0 + 2 * count) == pytest.approx(3.0)
+    assert price(6.0, 2.0, 2.0) == pytest.approx(3.0 * GROUPS * tiny.num_patches / LEAST_SHARE), (
+        "many cost as much as one"
+    )
+
+
+def test_the_clock_finds_a_price_on_any_device(tiny: Tiny) -> None:
+    assert 0 < timed_price(tiny.tower, tiny.patches(1), tiny.grid) < float("inf")
