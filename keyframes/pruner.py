@@ -21,8 +21,8 @@ from config import PruneConfig
 from keyframes.novelty import Patches, change, measured, small
 
 PATCHES = 16  # along a picture's shorter side, in which change is looked for
+COMPARED_GROUPS = 32  # at once with the last one that went on, at most
 TEMPORAL_SHARE = 0.5  # of the temporal anchor in STC's score; the rest is the spatial one's
-COMPARED_GROUPS = 32  # at once, at most
 ANCHOR_GROUPS = 4  # that the temporal anchor looks back over, about
 Images = Sequence[NDArray[np.uint8]]  # the frames of a group, [H, W, 3]
 
