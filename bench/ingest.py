@@ -9,7 +9,6 @@ Weights are random: costs do not depend on them. Writes JSON and Markdown into `
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from models.calibration import Profile, RetrievalHead
 from models.demo.streams import make_stream
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
+from models.timing import now
 from streaming.frames import Frame
 from streaming.session import in_parts
 
@@ -78,9 +78,7 @@ class Clock:
         self.spent: dict[str, list[float]] = {}
 
     def now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return now(self._device)
 
     def add(self, stage: str, seconds: float) -> None:
         self.spent.setdefault(stage, []).append(1000 * seconds)
@@ -209,13 +207,12 @@ def stock_costs(model: Qwen3VL, network: Any, side: int, most_frames: int, most_
 
 def stock_cost(model: Qwen3VL, network: Any, side: int, frames: int) -> StockCost:
     inputs = stock_inputs(model, list(painted_frames(side, frames)))
-    clock = Clock(model.device)
     peak_bytes(model.device)
-    started = clock.now()
+    started = now(model.device)
     network.model.rope_deltas = None
     output = network(**inputs, use_cache=True, logits_to_keep=1)
     int(output.logits[0, -1].argmax())
-    seconds = clock.now() - started
+    seconds = now(model.device) - started
     cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
     return StockCost(frames, seconds, cached, peak_bytes(model.device))
 

@@ -21,7 +21,7 @@ import torch
 import typer
 from rich.progress import track
 
-from bench.ingest import FPS, Clock, stock_inputs
+from bench.ingest import FPS, stock_inputs
 from bench.machine import counted, describe, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
@@ -32,6 +32,7 @@ from models.base import news
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
+from models.timing import now
 from streaming.ahead import AHEAD_FRAMES, together
 from streaming.file_source import FileSource
 from streaming.frames import Frame
@@ -130,9 +131,8 @@ def fastest(model: Qwen3VL, run: Callable[[], T], repeats: int) -> tuple[T, floa
 
 
 def timed(model: Qwen3VL, run: Callable[[], T]) -> tuple[T, float]:
-    clock = Clock(model.device)
-    started = clock.now()
-    return run(), clock.now() - started
+    started = now(model.device)
+    return run(), now(model.device) - started
 
 
 def looped(clip: Sequence[Frame], times: int) -> list[Frame]:

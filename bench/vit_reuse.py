@@ -11,7 +11,6 @@ a target is missed. Writes JSON and Markdown into `bench/results/`.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from models.demo.architecture import SIDE
 from models.loading import load
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
-from models.timing import timed_price
+from models.timing import now, timed_price
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
 from streaming.ahead import AHEAD_FRAMES
 from streaming.file_source import FileSource
@@ -219,12 +218,6 @@ class Runs:
 def blank(subject: Subject) -> list[Frame]:
     """One group of frames without a picture."""
     return [Frame(np.zeros((SIDE, SIDE, 3), np.uint8), 0.0, k) for k in range(subject.tower.frames_per_group)]
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def check_equal(subject: Subject, frames: Sequence[Frame]) -> float:

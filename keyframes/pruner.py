@@ -132,8 +132,7 @@ class NoveltyPruner(DualAnchorPruner):
         """The same for groups of one shape of picture. Where nothing is new, more and more are compared at once."""
         size = len(groups[0])
         patches = measured(small([image for images in groups for image in images], grid))
-        last = [k // size * size + size - 1 for k in range(len(patches))]
-        own = change(patches, patches[last]).reshape(len(groups), -1).amax(1).tolist()
+        own = self._change_inside(patches, size)
         found: list[bool] = []
         while (start := len(found)) < len(groups):
             stop = min(start + self._ahead, len(groups))
@@ -143,10 +142,20 @@ class NoveltyPruner(DualAnchorPruner):
                 self._ahead = min(2 * self._ahead, COMPARED_GROUPS)
             else:
                 found.append(True)
-                newest = last[number * size]
-                self._reference, self._own = patches[newest : newest + 1], own[number]
+                behind = (number + 1) * size
+                self._reference, self._own = patches[behind - 1 : behind], own[number]
                 self._seconds, self._ahead = pts_seconds[number], 1
         return found
+
+    @staticmethod
+    def _change_inside(patches: Patches, size: int) -> list[float]:
+        """The most change from any frame of each group of `size` to its last one."""
+        if size == 1:
+            return [0.0] * len(patches)
+        earlier = [k for k in range(len(patches)) if (k + 1) % size]
+        last = [k // size * size + size - 1 for k in earlier]
+        moved: list[float] = change(patches[earlier], patches[last]).reshape(len(patches) // size, -1).amax(1).tolist()
+        return moved
 
     def _still(self, patches: Patches, pts_seconds: Sequence[float]) -> int:
         """How many of these groups, from the first on, show nothing new."""

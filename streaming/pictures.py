@@ -55,7 +55,7 @@ class Clock:
         """The time of the next picture."""
         next_seconds = 0.0 if self.last_seconds is None else self.last_seconds + self._spacing_seconds
         found = next_seconds if stamp is None else self.at(stamp)
-        if self.last_seconds is not None and found < self.last_seconds - _JUMP_SECONDS:
+        if self.falls_back(found):
             self._shift_seconds += next_seconds - found
             self.jumps_seconds.append(next_seconds)
             found = next_seconds
@@ -67,6 +67,10 @@ class Clock:
         if self.first is None:
             self.first = stamp
         return float((stamp - self.first) * self._time_base) + self._shift_seconds
+
+    def falls_back(self, seconds: float) -> bool:
+        """Whether a time lies so far before the last picture's that the stamps begin anew."""
+        return self.last_seconds is not None and seconds < self.last_seconds - _JUMP_SECONDS
 
     def stamp(self, seconds: float) -> int:
         """The stamp nearest to a time, in a file whose stamps never fall back."""
@@ -110,7 +114,7 @@ class VideoFile:
         """
         earliest = None if from_keyframe else float("-inf")
         for packet in self.packets():
-            if self._keyframes_at is not None and not (packet.is_keyframe and self._is_wanted(packet)):
+            if not self._is_wanted(packet):
                 continue
             if earliest is None:
                 if not packet.is_keyframe:
@@ -209,15 +213,14 @@ class VideoFile:
                 self._on_damage(picture.seconds)
         return pictures
 
-    def _is_wanted(self, keyframe: Packet[Stream]) -> bool:
-        """Whether this one's time is asked for, or not known before it is decoded: it is missing, or falls back."""
-        assert self._keyframes_at is not None
-        stamp, last_seconds = stamp_of(keyframe), self.clock.last_seconds
-        if stamp is None:
+    def _is_wanted(self, packet: Packet[Stream]) -> bool:
+        """Whether to decode it. A keyframe whose time is missing or falls back has one only when it is decoded."""
+        if self._keyframes_at is None or not packet.is_keyframe:
+            return self._keyframes_at is None
+        stamp = stamp_of(packet)
+        if stamp is None or self.clock.falls_back(self.clock.at(stamp)):
             return True
-        seconds = self.clock.at(stamp)
-        falls_back = last_seconds is not None and seconds < last_seconds - _JUMP_SECONDS
-        return falls_back or self._keyframes_at(seconds)
+        return self._keyframes_at(self.clock.at(stamp))
 
     def _packet_seconds(self, packet: Packet[Stream] | None) -> float:
         stamp = None if packet is None else stamp_of(packet)

@@ -5,6 +5,7 @@ What runs here has been brought to where the model is; what was forgotten on the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,9 +35,6 @@ class There(Tensor):
 
     def __init__(self, held: Tensor) -> None:
         self.held = held
-
-    def __repr__(self) -> str:  # type: ignore[override]
-        return f"There({self.held!r})"
 
     def tolist(self) -> Any:
         return self.held.tolist()
@@ -95,14 +93,14 @@ def _done(operation: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def pretended_device() -> Iterator[torch.device]:
-    """A device for this thread, as long as the block lasts."""
-    _registered()
+def pretended_device() -> Iterator[None]:
+    """`torch.device(NAME)` is there for this thread, as long as the block lasts."""
+    _register()
     with _Literals(), _Factories():  # type: ignore[no-untyped-call]
-        yield torch.device(NAME, 0)
+        yield
 
 
-def _registered(done: list[bool] = []) -> None:  # noqa: B006 - once for a process
-    if not done:
-        _setup_privateuseone_for_python_backend(NAME)
-        done.append(True)
+@functools.cache
+def _register() -> None:
+    """Once for a process."""
+    _setup_privateuseone_for_python_backend(NAME)

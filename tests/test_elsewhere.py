@@ -27,6 +27,10 @@ def test_another_device_answers_as_the_cpu_does(found: Any, way: str) -> None:
     assert found["there"][way] == found["here"][way]
 
 
+def test_the_tower_was_computed_in_part_there_by_both_strategies(found: Any) -> None:
+    assert found["calls"]["refreshed"] > 0 and found["calls"]["refreshed_by_keys"] > 0
+
+
 def test_a_tensor_that_was_forgotten_on_the_cpu_would_be_noticed(found: Any) -> None:
     assert "tensors of two devices" in found["complaint"]
 

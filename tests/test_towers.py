@@ -181,7 +181,7 @@ def test_a_batch_costs_as_many_patches_as_could_be_computed_meanwhile(tiny: Tiny
     def price(batch: float, one: float, many: float) -> float:
         seconds = iter([batch, one, many])
 
-        def clock(run: Callable[[], object]) -> float:
+        def clock(run: Callable[[], object], device: torch.device) -> float:
             run()
             return next(seconds)
 
