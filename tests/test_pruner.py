@@ -104,6 +104,37 @@ def test_a_still_picture_is_news_once_in_every_refresh_time() -> None:
     assert [is_news(novelty, image, at=second) for second in range(30)] == [second % 10 == 0 for second in range(30)]
 
 
+def test_what_comes_next_is_compared_with_the_last_frame_of_a_group() -> None:
+    def cell(level: int) -> NDArray[np.uint8]:
+        return with_cells(plain(), [5], level)
+
+    def is_news_after(*group: NDArray[np.uint8], then: NDArray[np.uint8]) -> bool:
+        novelty = pruner("novelty")
+        is_news(novelty, *group)
+        return is_news(novelty, then, then, at=1)
+
+    much = next(level for level in range(100, 200) if is_news_after(cell(100), cell(100), then=cell(level)))
+    assert not is_news_after(cell(100), cell(much - 1), then=cell(much))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_groups_in_one_call_are_news_as_they_are_one_by_one(size: int) -> None:
+    rng = np.random.default_rng(0)
+    levels = np.repeat(rng.integers(60, 240, 24), rng.integers(1, 12, 24))
+    pictures = [with_cells(plain(), [5], int(level)) for level in levels]
+    groups = [tuple(pictures[k : k + size]) for k in range(0, len(pictures) - size + 1, size)]
+    times = [k / 2 for k in range(len(groups))]
+
+    def found(step: int) -> list[bool]:
+        novelty = pruner("novelty", refresh_seconds=2.0)
+        cuts = range(0, len(groups), step)
+        return [new for k in cuts for new in novelty.news(groups[k : k + step], times[k : k + step])]
+
+    wanted = found(1)
+    assert 0.1 < np.mean(wanted) < 0.9
+    assert found(len(groups)) == found(5) == wanted
+
+
 def test_pictures_of_another_size_are_news_where_their_patches_lie_otherwise() -> None:
     novelty, image = pruner("novelty"), plain()
     is_news(novelty, image)
