@@ -20,7 +20,7 @@ import typer
 from rich.progress import Progress
 from torch import Tensor
 
-from bench.machine import describe, save
+from bench.machine import describe, now, save
 from bench.report import table
 from config import AnswerConfig, MemoryConfig
 from memory.bank import KVMemory, MemoryFullError
@@ -30,7 +30,6 @@ from models.calibration import Profile, RetrievalHead
 from models.demo.streams import make_stream
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
-from models.timing import now
 from streaming.frames import Frame
 from streaming.session import in_parts
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -40,6 +41,13 @@ def save(out: Path, title: str, about: Mapping[str, Any], lines: Sequence[str], 
     out.with_name(f"{out.name}.json").write_text(json.dumps({"about": about, **data}, indent=1) + "\n")
     told = [f"- {name}: {value}" for name, value in about.items()]
     out.with_name(f"{out.name}.md").write_text("\n".join([f"# {title}", "", *told, "", *lines, ""]))
+
+
+def now(device: torch.device) -> float:
+    """The clock's seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def counted(run: Callable[[], T]) -> tuple[T, float]:

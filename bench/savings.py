@@ -22,7 +22,7 @@ import typer
 from rich.progress import track
 
 from bench.ingest import FPS, stock_inputs
-from bench.machine import counted, describe, save
+from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
 from keyframes.pruner import make_pruner
@@ -32,7 +32,6 @@ from models.base import news
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
-from models.timing import now
 from streaming.ahead import AHEAD_FRAMES, together
 from streaming.file_source import FileSource
 from streaming.frames import Frame

@@ -18,24 +18,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from bench.machine import counted, describe, save
+from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import ReuseConfig
 from keyframes.references import References
 from keyframes.reuse import FeatureReuse
-from keyframes.vit_cacher import Features, Work
+from keyframes.vit_cacher import Work
 from models.demo.architecture import SIDE
 from models.loading import load
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
-from models.timing import now, timed_price
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
 from streaming.ahead import AHEAD_FRAMES
 from streaming.file_source import FileSource
@@ -215,15 +213,11 @@ class Runs:
         return now(device) - started
 
 
-def blank(subject: Subject) -> list[Frame]:
-    """One group of frames without a picture."""
-    return [Frame(np.zeros((SIDE, SIDE, 3), np.uint8), 0.0, k) for k in range(subject.tower.frames_per_group)]
-
-
 def check_equal(subject: Subject, frames: Sequence[Frame]) -> float:
     """Largest difference between our walk through the tower and the stock forward. Raises ValueError beyond 1e-3."""
     patches = subject.cut(frames[: subject.tower.frames_per_group])
-    ours: Features = subject.tower.whole(patches, subject.grid, keep=[0])[0]
+    everything = torch.ones(len(patches), patches.shape[1] // subject.tower.merge_size**2, dtype=torch.bool)
+    ours, _ = subject.tower.walk(patches, subject.grid, everything.to(patches.device), [0])
     apart = float((ours.embeddings.float() - subject.stock(patches).float()).abs().max())
     if apart > TOLERANCE:
         raise ValueError(f"{subject.name}: our walk and the stock forward differ by {apart}")
@@ -272,17 +266,14 @@ def main(
     torch.set_grad_enabled(False)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     config = ReuseConfig("novelty", refresh_share=share)
-    rows, prices = [], dict[str, int]()
+    rows = []
     for name in towers.split(","):
         tower = subject(name, place)
-        if place.type == "cuda":
-            tower.tower.batch_price = timed_price(tower.tower, tower.cut(blank(tower)), tower.grid)
-        prices[name] = round(tower.tower.batch_price)
         for clip, file in track(CLIPS.items(), name):
             read = clip_frames(videos / file, 200 if name == "demo" else frames)
             check_equal(tower, read)
             rows.append(Runs(tower, read, config).row(clip, repeats if name != "demo" else 40))
-    about = {**describe(), "reuse": asdict(config), "frames per second": FPS, "price of a batch in patches": prices}
+    about = {**describe(), "reuse": asdict(config), "frames per second": FPS}
     lines = report(rows)
     data = {"missed": missed(rows), "rows": [{**asdict(r), "ratio": r.ratio} for r in rows]}
     save(out, "What reusing the vision tower's work saves", about, lines, data)

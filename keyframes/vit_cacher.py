@@ -2,9 +2,8 @@
 
 A keyframe is computed whole and becomes the *reference* of what follows, up to the next keyframe. A later group
 without anything new is the reference over again; one with few new tokens has just those recomputed; one with many is
-computed whole. All groups refreshed from one reference go through the tower in one batch, however much is new in each,
-and so do all that are computed whole. A batch of its own has a price, which is high beside the work of a small tower:
-it is paid where what is not computed is worth more.
+computed whole. All groups of a call go through the tower in one batch, however much is new in each, and so do their
+references: it takes no more calls than computing everything.
 
 Knows nothing of how a tower is built (`models/towers.py` does), nor of how novelty is measured.
 """
@@ -13,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -34,11 +33,23 @@ class Features:
     embeddings: Tensor
     deepstack: tuple[Tensor, ...] = ()
 
+    @classmethod
+    def of(cls, levels: Iterable[Tensor]) -> Features:
+        """Embeddings first."""
+        embeddings, *deepstack = levels
+        return cls(embeddings, tuple(deepstack))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The levels, embeddings first."""
+        return iter((self.embeddings, *self.deepstack))
+
     def alone(self, row: int) -> Features:
         """One group by itself."""
-        return Features(
-            self.embeddings[row : row + 1].clone(), tuple(level[row : row + 1].clone() for level in self.deepstack)
-        )
+        return Features.of(level[row : row + 1].clone() for level in self)
+
+    def followed_by(self, other: Features) -> Features:
+        """The tokens of these groups and then of as many others."""
+        return Features.of(torch.cat(levels, 1) for levels in zip(self, other, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,43 +57,41 @@ class Reference:
     """One group as the tower computed it whole, layer by layer; T patches of width C in L layers.
 
     features: of this one group, g = 1.
-    added, rotation: what tells the tower where a patch is: added to its embedding [T, C]; cosines and sines of queries
-        and keys [2, T, head_dim], None for a tower without rotary embeddings.
-    keys, values: [L, T, C]; keys are rotated.
+    pairs: rotated keys, and values [L, T, 2, C].
     attended, transformed: [L, T, C], what attention and MLP added; None unless "keys" is the strategy.
     """
 
     features: Features
-    added: Tensor
-    rotation: Tensor | None
-    keys: Tensor
-    values: Tensor
+    pairs: Tensor
     attended: Tensor | None = None
     transformed: Tensor | None = None
 
 
 class VisionTower(Protocol):
-    """A vision tower that can be computed in part. Patches are [g, T, values], those of a token next to each other."""
+    """A vision tower that can be computed in part. Patches are [g, T, values], those of a token next to each other, of
+    a grid (rows, columns) of patches."""
 
     frames_per_group: int
     merge_size: int  # patches along a token's side
-    batch_price: float  # what one more batch costs, in patches
 
-    def whole(
-        self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool
+    def walk(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        chosen: Tensor,
+        bases: Sequence[int],
+        before: Reference | None,
+        keep: Sequence[int],
+        outputs: bool,
     ) -> tuple[Features, list[Reference]]:
-        """All patches of all groups, and references of those in `keep`, with or without `outputs` of the layers.
+        """The features of all groups, computing the tokens that are true in `chosen` [g, n], one at least.
 
-        grid: rows and columns of patches.
+        bases: of each group the one of these, computed whole, whose other tokens it has; BEFORE for those of `before`.
+        keep: groups computed whole that references are wanted of, with or without `outputs` of the layers.
         """
         ...
 
-    def refreshed(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Features:
-        """Recompute the tokens that are true in `chosen` [g, n], one at least of each group, and take everything else
-        from the reference."""
-        ...
-
-    def refreshed_by_keys(self, patches: Tensor, reference: Reference, share: float) -> Features:
+    def refreshed_by_keys(self, patches: Tensor, grid: tuple[int, int], reference: Reference, share: float) -> Features:
         """Recompute in each layer the share of patches whose keys moved most from the reference's (STC)."""
         ...
 
@@ -95,15 +104,14 @@ class Work(StrEnum):
     STILL = "still"
 
 
-IN_ADVANCE = 0.25  # of a group's patches: where a batch costs less, a reference is made before it is needed
-CARRIED = -1  # stands for the reference from before these groups
+BEFORE = -1  # stands for the reference from before these groups
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """The work for one group.
 
-    base: number of the group that is the reference from here on, this one included; CARRIED, or None for none.
+    base: number of the group that is the reference from here on, this one included; BEFORE, or None for none.
     novelty: per token [n], against that reference; in the reference itself, the change between its frames.
     """
 
@@ -141,7 +149,7 @@ def plan(novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config:
         max((k for k in range(size) if keyframes[start + k]), default=None) for start in range(0, len(keyframes), size)
     ]
     steps: list[Step] = []
-    base = None if own is None else CARRIED
+    base = None if own is None else BEFORE
     while (number := len(steps)) < len(novelty):
         key = newest[number]
         if own is None or key is not None:
@@ -175,27 +183,13 @@ def share_of(num_tokens: int, share: float) -> int:
     return max(1, math.floor(share * num_tokens))
 
 
-@dataclass(eq=False)
-class Base:
-    """A group computed whole, which later ones build on.
-
-    patches: [1, T, values]. reference: what refreshing reads, made once that pays.
-    forgone: patches that refreshing would have saved so far.
-    """
-
-    patches: Tensor
-    features: Features
-    reference: Reference | None
-    forgone: float = 0.0
-
-
 class VitCacher:
-    """The tower's work of one stream: holds what is built on, and nothing else."""
+    """The tower's work of one stream: holds the reference, and nothing else."""
 
     def __init__(self, tower: VisionTower, config: ReuseConfig) -> None:
         self._tower, self._config = tower, config
-        self._base: Base | None = None
-        self._own: Tensor | None = None  # change inside the base's group, per token
+        self._reference: Reference | None = None
+        self._own: Tensor | None = None  # change inside the reference's group, per token
         self._grid = (0, 0)
 
     @torch.no_grad()
@@ -212,91 +206,46 @@ class VitCacher:
             shapes = f"{list(patches.shape)} patches, {list(novelty.shape)} novelty"
             raise ValueError(f"{shapes} and {len(keyframes)} keyframe marks do not fit together")
         if grid != self._grid:
-            self._base, self._own, self._grid = None, None, grid
+            self._reference, self._own, self._grid = None, None, grid
         per_frame = token_novelty(novelty, self._tower.merge_size).reshape(groups, size, -1)
-        steps, forgone = self._paying(plan(per_frame, keyframes, self._own, self._config))
-        return Encoded(self._run(patches, steps, forgone), tuple(step.work for step in steps))
-
-    def _paying(self, steps: Sequence[Step]) -> tuple[list[Step], dict[int, float]]:
-        """The steps, with groups computed whole where refreshing them does not pay; and what each base forgoes so.
-
-        A reference is made as soon as refreshing from it would have saved what making it costs.
-        """
-        paying, forgone = [*steps], dict[int, float]()
-        for base, rows in built(steps, Work.REFRESHED).items():
-            carried = self._base if base == CARRIED else None
-            saved = self._spared([steps[row] for row in rows]) - self._tower.batch_price
-            before = carried.forgone if carried else 0.0
-            if saved < 0 or before + saved < self._price(carried):
-                forgone[base] = before + max(0.0, saved)
-                for row in rows:
-                    paying[row] = replace(steps[row], work=Work.WHOLE)
-        return paying, forgone
-
-    def _spared(self, steps: Sequence[Step]) -> int:
-        """Patches that refreshing these groups leaves as they are."""
-        still = torch.stack([step.novelty for step in steps]) <= self._config.still_below
-        return int(still.sum()) * self._tower.merge_size**2
-
-    def _price(self, carried: Base | None) -> float:
-        """Of making a reference, in patches: a batch, and of a group from before, which is carried, its own as well."""
-        if carried is None:
-            return self._tower.batch_price
-        return 0.0 if carried.reference else self._tower.batch_price + carried.patches.shape[1]
-
-    def _run(self, patches: Tensor, steps: Sequence[Step], forgone: Mapping[int, float]) -> Features:
-        """The batches: one of all whole groups, one of the groups refreshed from each base."""
-        last = steps[-1].base
-        refreshed, still = built(steps, Work.REFRESHED), built(steps, Work.STILL)
-        bases, parts = dict[int, Base](), []
-        if self._base is not None:
-            bases[CARRIED] = self._base
-        if whole := [row for row, step in enumerate(steps) if step.work is Work.WHOLE]:
-            in_advance = self._tower.batch_price < IN_ADVANCE * patches.shape[1]
-            walked = {*refreshed, last} if in_advance else {*refreshed}
-            features, made = self._whole(patches, whole, {*refreshed, *still, last}, walked)
-            parts.append((whole, features))
-            bases |= made
-        for base, patches_forgone in forgone.items():
-            if base in bases:
-                bases[base].forgone = patches_forgone
-        parts += [(rows, bases[base].features) for base, rows in still.items()]
-        for base, rows in refreshed.items():
-            news = torch.stack([steps[row].novelty for row in rows])
-            parts.append((rows, self._refreshed(patches[rows], self._reference(bases[base]), news)))
-        if last != CARRIED:
-            self._base = None if last is None else bases[last]
+        steps = plan(per_frame, keyframes, self._own, self._config)
+        features, references = (self._by_keys if self._config.strategy == "keys" else self._by_novelty)(patches, steps)
+        if (last := steps[-1].base) != BEFORE:
+            self._reference = None if last is None else references[last]
             self._own = None if last is None else steps[last].novelty
-        return assemble(len(steps), parts)
+        return Encoded(features, tuple(step.work for step in steps))
 
-    def _whole(
-        self, patches: Tensor, rows: Sequence[int], built_on: Set[int | None], walked: Set[int | None]
-    ) -> tuple[Features, dict[int, Base]]:
-        """One batch of these groups; those that are built on, with a reference of those that are walked."""
-        keep = [at for at, row in enumerate(rows) if row in walked]
-        features, made = self._tower.whole(some(patches, rows), self._grid, keep, self._keeps_outputs)
-        references = dict(zip(keep, made, strict=True))
-        bases = {
-            row: Base(patches[row : row + 1].clone(), features.alone(at), references.get(at))
-            for at, row in enumerate(rows)
-            if row in built_on
-        }
-        return features, bases
+    def _by_novelty(self, patches: Tensor, steps: Sequence[Step]) -> tuple[Features, dict[int, Reference]]:
+        """What is new and what builds on nothing, in one batch; and the reference that lasts, if it is of these."""
+        if self._reference is not None and all(step.work is Work.STILL for step in steps):
+            return Features.of(level.expand(len(steps), -1, -1) for level in self._reference.features), {}
+        whole = torch.tensor([step.work is Work.WHOLE for step in steps], device=patches.device)
+        chosen = (torch.stack([step.novelty for step in steps]) > self._config.still_below) | whole[:, None]
+        bases = [row if step.base is None else step.base for row, step in enumerate(steps)]
+        keep = [last] if (last := steps[-1].base) is not None and last != BEFORE else []
+        features, made = self._tower.walk(patches, self._grid, chosen, bases, self._reference, keep, outputs=False)
+        return features, dict(zip(keep, made, strict=True))
 
-    @property
-    def _keeps_outputs(self) -> bool:
-        return self._config.strategy == "keys"
-
-    def _reference(self, base: Base) -> Reference:
-        if base.reference is None:
-            base.reference = self._tower.whole(base.patches, self._grid, [0], self._keeps_outputs)[1][0]
-        return base.reference
-
-    def _refreshed(self, patches: Tensor, reference: Reference, novelty: Tensor) -> Features:
-        chosen = novelty > self._config.still_below
-        if self._config.strategy == "keys":
-            return self._tower.refreshed_by_keys(patches, reference, float(chosen.float().mean(1).max()))
-        return self._tower.refreshed(patches, reference, chosen)
+    def _by_keys(self, patches: Tensor, steps: Sequence[Step]) -> tuple[Features, dict[int, Reference]]:
+        """A batch of all whole groups, then one of those refreshed from each reference; and all references."""
+        refreshed, still = built(steps, Work.REFRESHED), built(steps, Work.STILL)
+        references = {} if self._reference is None else {BEFORE: self._reference}
+        parts = list[tuple[list[int], Features]]()
+        if whole := [row for row, step in enumerate(steps) if step.work is Work.WHOLE]:
+            built_on = {*refreshed, *still, steps[-1].base}
+            keep = [at for at, row in enumerate(whole) if row in built_on]
+            everything = torch.ones(len(whole), len(steps[0].novelty), dtype=torch.bool, device=patches.device)
+            features, made = self._tower.walk(
+                patches[whole], self._grid, everything, range(len(whole)), None, keep, outputs=True
+            )
+            parts.append((whole, features))
+            references |= zip((whole[at] for at in keep), made, strict=True)
+        parts += [(rows, references[base].features) for base, rows in still.items()]
+        for base, rows in refreshed.items():
+            changed = torch.stack([steps[row].novelty for row in rows]) > self._config.still_below
+            share = float(changed.float().mean(1).max())
+            parts.append((rows, self._tower.refreshed_by_keys(patches[rows], self._grid, references[base], share)))
+        return assemble(len(steps), parts), references
 
 
 def built(steps: Sequence[Step], work: Work) -> dict[int, list[int]]:
@@ -308,18 +257,10 @@ def built(steps: Sequence[Step], work: Work) -> dict[int, list[int]]:
     return found
 
 
-def some(patches: Tensor, rows: Sequence[int]) -> Tensor:
-    """These groups of some, in ascending order; without a copy where that is all of them."""
-    return patches if len(rows) == len(patches) else patches[[*rows]]
-
-
 def assemble(num_groups: int, parts: Sequence[tuple[list[int], Features]]) -> Features:
     """One run of groups from parts of it, each with its places; a part of one group may stand in many."""
-    places, model = parts[0]
-    if places == [*range(len(model.embeddings))] == [*range(num_groups)]:
-        return model
-    wholes = [level.new_empty(num_groups, *level.shape[1:]) for level in (model.embeddings, *model.deepstack)]
+    wholes = [level.new_empty(num_groups, *level.shape[1:]) for level in parts[0][1]]
     for places, features in parts:
-        for whole, level in zip(wholes, (features.embeddings, *features.deepstack), strict=True):
+        for whole, level in zip(wholes, features, strict=True):
             whole[places] = level
-    return Features(wholes[0], tuple(wholes[1:]))
+    return Features.of(wholes)

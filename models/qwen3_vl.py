@@ -24,14 +24,12 @@ from models.base import Head, Turn, VisualGroup, groups_of
 from models.decoding import Chooser, TextStream
 from models.hf import Decoder, in_line, lay_out
 from models.pixels import PixelSpec, group_patches
-from models.timing import timed_price
 from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
 TURN_END = "<|im_end|>"
-TIMED_SIDE = 32  # patches along the side of a picture that batches are timed with
 PerGroup = tuple[Tensor, ...]
 
 
@@ -78,17 +76,7 @@ class Qwen3VL:
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
         if config.strategy == "none":
             return None
-        tower = qwen3_vl_tower(self._visual)
-        if self.device.type == "cuda":
-            tower.batch_price = self._timed_price
-        return FeatureReuse(tower, config, self._pixels.mean, self._pixels.std)
-
-    @cached_property
-    def _timed_price(self) -> float:
-        """Of a batch through the tower on this device, in patches."""
-        proj = self._visual.patch_embed.proj.weight
-        patches = torch.zeros(1, TIMED_SIDE**2, proj[0].numel(), dtype=self.dtype, device=self.device)
-        return timed_price(qwen3_vl_tower(self._visual), patches, (TIMED_SIDE, TIMED_SIDE))
+        return FeatureReuse(qwen3_vl_tower(self._visual), config, self._pixels.mean, self._pixels.std)
 
     @torch.no_grad()
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:

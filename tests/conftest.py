@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import Qwen3VLForConditionalGeneration
 
-from models import towers
 from models.loading import load
 from models.qwen3_vl import Qwen3VL
 from tests.tiny import save_tiny, tiny_network
@@ -29,14 +28,6 @@ def _seeded() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def free_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of a tower made from here on cost nothing, as next to nothing in a large one: a tiny one would otherwise
-    be computed whole where a large one is in part."""
-    monkeypatch.setattr(towers, "READ_PATCHES", 0)
-    monkeypatch.setattr(towers, "CALL_WORK", 0)
 
 
 @pytest.fixture(scope="session")

@@ -62,11 +62,18 @@ class _Literals(TorchFunctionMode):
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             tensor, index, *value = args
             parts = index if isinstance(index, tuple) else (index,)
-            return func(tensor, tuple(torch.tensor(x) if isinstance(x, list) else x for x in parts), *value)
+            return func(tensor, tuple(_as_index(x) for x in parts), *value)
         if func not in (torch.tensor, torch.as_tensor) or named.get("device") is None:
             return func(*args, **named)
         device = named.pop("device")
         return func(*_held(args), **named).to(device)
+
+
+def _as_index(part: Any) -> Any:
+    """A list as torch takes it for an index, an empty one too."""
+    if not isinstance(part, list):
+        return part
+    return torch.tensor(part) if part else torch.empty(0, dtype=torch.long)
 
 
 def _held(given: Any) -> Any:

@@ -94,7 +94,6 @@ def tuned(engine: Engine, prune: str, reuse: str) -> Engine:
     return engine
 
 
-@pytest.mark.usefixtures("free_batches")
 @pytest.mark.parametrize(
     ("prune", "reuse", "window"),
     [("none", "none", 1), ("none", "none", 3), ("novelty", "none", 2), ("novelty", "novelty", 2)],

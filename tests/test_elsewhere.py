@@ -28,12 +28,8 @@ def test_another_device_answers_as_the_cpu_does(found: Any, way: str) -> None:
 
 
 def test_the_tower_was_computed_in_part_there_by_both_strategies(found: Any) -> None:
-    assert found["calls"]["refreshed"] > 0 and found["calls"]["refreshed_by_keys"] > 0
+    assert all(calls > 0 for calls in found["calls"])
 
 
 def test_a_tensor_that_was_forgotten_on_the_cpu_would_be_noticed(found: Any) -> None:
     assert "tensors of two devices" in found["complaint"]
-
-
-def test_another_device_is_timed_as_well(found: Any) -> None:
-    assert found["price"] > 0

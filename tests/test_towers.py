@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from keyframes.vit_cacher import Features, Reference
-from models.timing import GROUPS, LEAST_SHARE, timed_price
-from models.towers import alike, mixed, taken
+from keyframes.vit_cacher import BEFORE, Features, Reference
+from models import towers
+from models.towers import Attending, standing, taken
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 TOLERANCE = 1e-5
@@ -22,11 +23,6 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
     return request.param()  # type: ignore[no-any-return]
 
 
-def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
-    _, (reference,) = tiny.tower.whole(patches, tiny.grid, [0], outputs=True)
-    return reference
-
-
 def chosen(tiny: Tiny, *tokens: Sequence[int]) -> Tensor:
     """bool [g, n]: of each group these tokens."""
     marks = torch.zeros(len(tokens), tiny.num_tokens, dtype=torch.bool)
@@ -35,14 +31,29 @@ def chosen(tiny: Tiny, *tokens: Sequence[int]) -> Tensor:
     return marks
 
 
-@pytest.mark.parametrize("price", [0.0, 1e6])  # the others alone; all together
+def whole(tiny: Tiny, patches: Tensor, keep: Sequence[int] = ()) -> tuple[Features, list[Reference]]:
+    """Everything computed, with references of the groups in `keep`."""
+    everything = chosen(tiny, *[range(tiny.num_tokens)] * len(patches))
+    return tiny.tower.walk(patches, tiny.grid, everything, range(len(patches)), None, keep, outputs=True)
+
+
+def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
+    return whole(tiny, patches, [0])[1][0]
+
+
+def refreshed(tiny: Tiny, patches: Tensor, reference: Reference, marks: Tensor) -> Features:
+    """Groups that all build on one from before."""
+    return tiny.tower.walk(patches, tiny.grid, marks, [BEFORE] * len(patches), reference)[0]
+
+
+def refreshed_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, share: float) -> Features:
+    return tiny.tower.refreshed_by_keys(patches, tiny.grid, reference, share)
+
+
 @pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
-def test_a_whole_pass_equals_the_stock_tower(
-    tiny: Tiny, keep: list[int], price: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiny.tower, "batch_price", price)
+def test_a_whole_walk_equals_the_stock_tower(tiny: Tiny, keep: list[int]) -> None:
     patches = tiny.patches(3)
-    features, references = tiny.tower.whole(patches, tiny.grid, keep)
+    features, references = whole(tiny, patches, keep)
     stock, _ = tiny.stock(patches)
     for row, reference in zip(keep, references, strict=True):
         assert distance(reference.features, tiny.stock(patches[row : row + 1])[0]) < TOLERANCE
@@ -55,12 +66,12 @@ def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(t
     reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(2, seed=2)
     stock, _ = tiny.stock(patches)
     everything = chosen(tiny, *[range(tiny.num_tokens)] * 2)
-    assert distance(tiny.tower.refreshed(patches, reference, everything), stock) < TOLERANCE
-    assert distance(tiny.tower.refreshed_by_keys(patches, reference, 1.0), stock) < TOLERANCE
+    assert distance(refreshed(tiny, patches, reference, everything), stock) < TOLERANCE
+    assert distance(refreshed_by_keys(tiny, patches, reference, 1.0), stock) < TOLERANCE
     but_one = everything.clone()
     but_one[1, 2] = False
-    assert distance(tiny.tower.refreshed(patches, reference, but_one), stock) > 0.01
-    assert distance(tiny.tower.refreshed_by_keys(patches, reference, 0.9), stock) > 0.01
+    assert distance(refreshed(tiny, patches, reference, but_one), stock) > 0.01
+    assert distance(refreshed_by_keys(tiny, patches, reference, 0.9), stock) > 0.01
 
 
 def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(tiny: Tiny) -> None:
@@ -69,36 +80,49 @@ def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(ti
     twice = patches.expand(2, -1, -1)
     stock, _ = tiny.stock(twice)
     for tokens in ([[0], [3]], [[4, 1], [2]]):
-        assert distance(tiny.tower.refreshed(twice, reference, chosen(tiny, *tokens)), stock) < TOLERANCE
-    assert distance(tiny.tower.refreshed_by_keys(twice, reference, 0.25), stock) < TOLERANCE
+        assert distance(refreshed(tiny, twice, reference, chosen(tiny, *tokens)), stock) < TOLERANCE
+    assert distance(refreshed_by_keys(tiny, twice, reference, 0.25), stock) < TOLERANCE
 
 
-def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(tiny: Tiny) -> None:
-    """Batches of unlike groups are padded and taken apart inside."""
-    reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(5, seed=2)
-    marks = chosen(tiny, [3], [0, 1, 2, 4, 5], [2, 5], [0], [1, 2, 3])
-    together = tiny.tower.refreshed(patches, reference, marks)
-    for row in range(5):
-        alone = tiny.tower.refreshed(patches[row : row + 1], reference, marks[row : row + 1])
+@pytest.mark.parametrize("call_work", [0, 2**30], ids=["attending apart", "attending together"])
+def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(
+    tiny: Tiny, call_work: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(towers, "CALL_WORK", call_work)
+    reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(6, seed=2)
+    marks = chosen(tiny, [3], [0, 1, 2, 4, 5], [2, 5], [], [0], [1, 2, 3])
+    together = refreshed(tiny, patches, reference, marks)
+    assert torch.equal(together.embeddings[3], reference.features.embeddings[0]), "nothing of it was computed"
+    for row in (0, 1, 2, 4, 5):
+        alone = refreshed(tiny, patches[row : row + 1], reference, marks[row : row + 1])
         assert distance(alone, together.alone(row)) < TOLERANCE
-        assert distance(alone, together.alone((row + 1) % 5)) > 0.01
+        assert distance(alone, together.alone((row + 1) % 6)) > 0.01
 
 
-def test_groups_that_attend_together_are_alike_in_size() -> None:
-    counts = [1, 7, 2, 3, 8]
-    fresh = torch.arange(9) < torch.tensor(counts)[:, None]
-    for few, sizes in ((1, [[1], [2, 3], [7], [8]]), (3, [[1, 2, 3], [7], [8]]), (9, [[1, 7, 2, 3, 8]])):
-        batches = alike(fresh, few)
-        assert sorted(batch.filled.sum(1).tolist() for batch in batches) == sizes
-        assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(sum(counts)))
+def test_groups_go_with_what_they_build_on_as_they_go_behind_it(tiny: Tiny) -> None:
+    """Two groups computed whole, others that build on either or on one from before, all in one walk."""
+    before, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(6, seed=2)
+    everything = range(tiny.num_tokens)
+    marks = chosen(tiny, [1], everything, [0, 2], everything, [3], [4, 5])
+    bases = [BEFORE, 1, 1, 3, 1, 3]
+    together, (last,) = tiny.tower.walk(patches, tiny.grid, marks, bases, before, [3])
+    references = {BEFORE: before, 1: reference_of(tiny, patches[1:2]), 3: reference_of(tiny, patches[3:4])}
+    for row, base in enumerate(bases):
+        alone = refreshed(tiny, patches[row : row + 1], references[base], marks[row : row + 1])
+        assert distance(alone, together.alone(row)) < TOLERANCE
+        if base != row:
+            wrong = references[3 if base != 3 else 1]
+            elsewhere = refreshed(tiny, patches[row : row + 1], wrong, marks[row : row + 1])
+            assert distance(elsewhere, together.alone(row)) > 0.01
+    assert distance(last.features, references[3].features) < TOLERANCE
+    assert float((last.pairs - references[3].pairs).abs().max()) < TOLERANCE
+    assert float((last.pairs - references[1].pairs).abs().max()) > 0.01
 
 
 def test_only_the_recomputed_tokens_differ_from_the_reference(tiny: Tiny) -> None:
     reference = reference_of(tiny, tiny.patches(1, seed=1))
-    features = tiny.tower.refreshed(tiny.patches(1, seed=2), reference, chosen(tiny, [1, 4]))
-    pairs = [(features.embeddings, reference.features.embeddings)]
-    pairs += list(zip(features.deepstack, reference.features.deepstack, strict=True))
-    for ours, before in pairs:
+    features = refreshed(tiny, tiny.patches(1, seed=2), reference, chosen(tiny, [1, 4]))
+    for ours, before in zip(features, reference.features, strict=True):
         differing = (ours - before).abs().amax((0, 2)) > 0
         assert differing.nonzero().flatten().tolist() == [1, 4]
 
@@ -127,12 +151,14 @@ def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_rec
     def by_layer(tokens: Sequence[int]) -> list[float]:
         """Over all patches: those recomputed, and the reference's in between."""
         marks = chosen(tiny, tokens)
-        fresh = tiny.tower.refreshed_layers(after, reference, marks)
         patches = marks.repeat_interleave(tiny.tower.merge_size**2, 1)
-        return [
-            nearness(mixed(hidden[0], patches, part[0]), right)
-            for hidden, part, right in zip(old, fresh, stock, strict=True)
-        ]
+        found = []
+        layers = tiny.tower.walked_layers(after, tiny.grid, marks, [BEFORE], reference)
+        for hidden, part, right in zip(old, layers, stock, strict=True):
+            mixed = hidden.clone()
+            mixed[patches] = part
+            found.append(nearness(mixed, right))
+        return found
 
     ours, control = by_layer(changed), by_layer(others)
     assert all(a > 0.98 for a in ours), ours
@@ -144,9 +170,8 @@ def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
     reference = reference_of(tiny, before)
     (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
     count = 2 * tiny.tower.merge_size**2
-    ours = [
-        nearness(a, b) for a, b in zip(tiny.tower.refreshed_by_keys_layers(after, reference, count), stock, strict=True)
-    ]
+    layers = tiny.tower.refreshed_by_keys_layers(after, tiny.grid, reference, count)
+    ours = [nearness(a, b) for a, b in zip(layers, stock, strict=True)]
     control = [nearness(a, b) for a, b in zip(old, stock, strict=True)]
     assert all(a > 0.98 for a in ours), ours
     assert all(a > b for a, b in zip(ours, control, strict=True)), (ours, control)
@@ -154,46 +179,55 @@ def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
 
 def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
     patches, later = tiny.patches(3), tiny.patches(1, seed=1)
-    _, (alone,) = tiny.tower.whole(patches[1:2], tiny.grid, [0])
-    _, (last, among) = tiny.tower.whole(patches, tiny.grid, [2, 1])
+    alone = reference_of(tiny, patches[1:2])
+    _, (last, among) = whole(tiny, patches, [2, 1])
     tokens = chosen(tiny, [0, 2])
-    wanted = tiny.tower.refreshed(later, alone, tokens)
-    assert distance(wanted, tiny.tower.refreshed(later, among, tokens)) < TOLERANCE
-    assert distance(wanted, tiny.tower.refreshed(later, last, tokens)) > 0.01
+    wanted = refreshed(tiny, later, alone, tokens)
+    assert distance(wanted, refreshed(tiny, later, among, tokens)) < TOLERANCE
+    assert distance(wanted, refreshed(tiny, later, last, tokens)) > 0.01
+    by_keys = refreshed_by_keys(tiny, later, alone, 0.5)
+    assert distance(by_keys, refreshed_by_keys(tiny, later, among, 0.5)) < TOLERANCE
+    assert distance(by_keys, refreshed_by_keys(tiny, later, last, 0.5)) > 0.01
 
 
 def test_siglip_has_places_for_its_own_grid_only() -> None:
     tiny = tiny_siglip()
     with pytest.raises(ValueError, match="5 x 5 patches, not 4 x 5"):
-        tiny.tower.whole(tiny.patches(1)[:, :20], (4, 5), [])
+        tiny.tower.walk(tiny.patches(1)[:, :20], (4, 5), torch.ones(1, 20, dtype=torch.bool), [0])
+
+
+# Rows
+
+
+def test_tokens_that_are_not_computed_stand_where_their_base_does() -> None:
+    marks = torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 1]]).bool()
+    assert standing(marks, [BEFORE, 1, 1, BEFORE]).tolist() == [[5, 0, 7], [1, 2, 3], [1, 2, 3], [5, 6, 4]]
+
+
+def test_groups_that_attend_together_are_alike_in_size() -> None:
+    counts = [1, 7, 0, 2, 3, 8]
+    fresh = torch.arange(9) < torch.tensor(counts)[:, None]
+    for few, sizes in ((1, [[1], [2, 3], [7], [8]]), (3, [[1, 2, 3], [7], [8]]), (9, [[1, 2, 3, 7, 8]])):
+        found = Attending.of(fresh, torch.arange(6)[:, None].expand(-1, 9), few)
+        assert [sorted(len(set(rows)) for rows in batch.rows.tolist()) for batch in found.batches] == sizes
+        stands = [counts[int(row)] for batch in found.batches for row in batch.seen[:, 0]]
+        assert stands == [len(set(rows)) for batch in found.batches for rows in batch.rows.tolist()]
+
+
+@pytest.mark.parametrize("few", [1, 3, 9])
+def test_every_row_gets_its_own_result(few: int) -> None:
+    """An attention that gives every query back with the first thing it sees."""
+    fresh = torch.arange(9) < torch.tensor([1, 7, 0, 2, 3, 8])[:, None]
+    groups = torch.arange(6)[:, None].expand(-1, 9)
+    rows = torch.arange(21.0)[:, None]
+    pairs = torch.arange(6.0)[:, None, None].expand(-1, 2, 1)
+    seen = Attending.of(fresh, groups, few).attend(lambda q, keys, _: 10 * q + keys[:, :1], rows, pairs)
+    owners = fresh.nonzero()[:, 0]
+    assert seen[:, 0].tolist() == (10 * rows[:, 0] + owners).tolist()
+    assert all(a < b for a, b in pairwise(seen[:, 0].tolist()))
 
 
 def test_each_row_of_a_batch_has_its_own_choice() -> None:
     x = torch.arange(12.0).reshape(2, 3, 2)
     assert taken(x, torch.tensor([[2], [0]]))[:, 0].tolist() == [[4.0, 5.0], [6.0, 7.0]]
     assert Features(x).deepstack == ()
-
-
-# What a batch costs
-
-
-def test_a_batch_costs_as_many_patches_as_could_be_computed_meanwhile(tiny: Tiny) -> None:
-    def price(batch: float, one: float, many: float) -> float:
-        seconds = iter([batch, one, many])
-
-        def clock(run: Callable[[], object], device: torch.device) -> float:
-            run()
-            return next(seconds)
-
-        return timed_price(tiny.tower, tiny.patches(1), tiny.grid, clock)
-
-    count = (GROUPS - 1) * tiny.num_patches
-    assert price(3.0, 2.0, 2.0 + count) == pytest.approx(3.0)
-    assert price(6.0, 2.0, 2.0 + 2 * count) == pytest.approx(3.0)
-    assert price(6.0, 2.0, 2.0) == pytest.approx(3.0 * GROUPS * tiny.num_patches / LEAST_SHARE), (
-        "many cost as much as one"
-    )
-
-
-def test_the_clock_finds_a_price_on_any_device(tiny: Tiny) -> None:
-    assert 0 < timed_price(tiny.tower, tiny.patches(1), tiny.grid) < float("inf")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.vit_cacher import Features, Reference, VitCacher, Work, plan, share_of, token_novelty
+from keyframes.vit_cacher import BEFORE, Features, Reference, VitCacher, Work, plan, share_of, token_novelty
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 ROWS, COLUMNS = 4, 4  # patches; a token is one patch
@@ -22,26 +22,29 @@ class FakeTower:
 
     merge_size = 1
 
-    def __init__(self, frames_per_group: int = 1, batch_price: float = 0.0) -> None:
-        self.frames_per_group, self.batch_price = frames_per_group, batch_price
-        self.calls: list[tuple[str, int]] = []  # what was done for how many groups
-        self.chosen: list[Tensor] = []
+    def __init__(self, frames_per_group: int = 1) -> None:
+        self.frames_per_group = frames_per_group
+        self.calls: list[str] = []
+        self.chosen: list[Tensor] = []  # bool [g, n] of each walk
 
-    def whole(
-        self, patches: Tensor, grid: tuple[int, int], keep: Sequence[int], outputs: bool
+    def walk(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        chosen: Tensor,
+        bases: Sequence[int],
+        before: Reference | None,
+        keep: Sequence[int],
+        outputs: bool,
     ) -> tuple[Features, list[Reference]]:
-        self.calls.append(("whole", len(patches)))
-        empty = torch.empty(0)
-        references = [Reference(Features(patches[k : k + 1]), empty, None, empty, empty) for k in keep]
-        return Features(patches), references
-
-    def refreshed(self, patches: Tensor, reference: Reference, chosen: Tensor) -> Features:
-        self.calls.append(("refreshed", len(patches)))
+        self.calls.append(f"walk {chosen.sum(1).tolist()}")
         self.chosen.append(chosen)
-        return Features(torch.where(chosen[..., None], patches, reference.features.embeddings))
+        old = [before.features.embeddings[0] if base == BEFORE and before else patches[base] for base in bases]
+        made = torch.where(chosen[..., None], patches, torch.stack(old))
+        return Features(made), [Reference(Features(made[k : k + 1]), torch.empty(0)) for k in keep]
 
-    def refreshed_by_keys(self, patches: Tensor, reference: Reference, share: float) -> Features:
-        self.calls.append((f"refreshed by keys: {share}", len(patches)))
+    def refreshed_by_keys(self, patches: Tensor, grid: tuple[int, int], reference: Reference, share: float) -> Features:
+        self.calls.append(f"{len(patches)} by keys: {share}")
         return Features(patches)
 
 
@@ -76,24 +79,28 @@ def run(
 
 def test_a_frame_with_nothing_new_skips_the_tower() -> None:
     tower = FakeTower()
-    features, work = run(VitCacher(tower, CONFIG), [0, 0, 0], [0])
+    cacher = VitCacher(tower, CONFIG)
+    features, work = run(cacher, [0, 0, 0], [0])
     assert work == (WHOLE, STILL, STILL)
-    assert tower.calls == [("whole", 1)]
+    assert tower.calls == ["walk [16, 0, 0]"]
     assert (features == 1).all()
+    tower.calls.clear()
+    features, work = run(cacher, [0, 0], [])
+    assert work == (STILL, STILL) and tower.calls == [] and (features == 1).all()
 
 
-def test_all_frames_between_two_references_are_one_batch_and_all_whole_ones_another() -> None:
+def test_all_frames_of_a_call_are_one_batch_with_their_references() -> None:
     tower = FakeTower()
     _, work = run(VitCacher(tower, CONFIG), [0, 3, 1, 9, 0, 2, 4, 0], [0, 4])
     assert work == (WHOLE, REFRESHED, REFRESHED, WHOLE, WHOLE, REFRESHED, REFRESHED, STILL)
-    assert tower.calls == [("whole", 3), ("refreshed", 2), ("refreshed", 2)]
+    assert tower.calls == ["walk [16, 3, 1, 16, 16, 2, 4, 0]"]
 
 
 def test_the_changed_tokens_are_recomputed_and_no_others() -> None:
     tower = FakeTower()
     features, _ = run(VitCacher(tower, CONFIG), [0, 3, 1], [0])
     (chosen,) = tower.chosen
-    assert [row.nonzero().flatten().tolist() for row in chosen] == [[0, 1, 2], [0]]
+    assert [row.nonzero().flatten().tolist() for row in chosen[1:]] == [[0, 1, 2], [0]]
     assert (features[1, :3] == 2).all() and (features[1, 3:] == 1).all()
 
 
@@ -120,33 +127,6 @@ def test_the_reference_is_carried_from_call_to_call() -> None:
     assert work == (STILL,) and (features == 2).all(), "the newer keyframe is the reference now"
 
 
-def test_nothing_is_refreshed_until_what_that_would_have_saved_is_the_price_of_a_reference() -> None:
-    """A batch costs as much as 20 patches, a group has 16: making a reference of an old group costs 36."""
-    tower = FakeTower(batch_price=20.0)
-    cacher = VitCacher(tower, CONFIG)
-    would_save = {(0, 3, 1): 8, (2, 2, 0): 8, (1, 1): 10, (1, 0, 1): 10}
-    work = [run(cacher, counts, [0] if counts == (0, 3, 1) else [])[1] for counts in would_save]
-    assert sum(would_save.values()) == 36
-    assert work == [(WHOLE,) * 3, (WHOLE, WHOLE, STILL), (WHOLE, WHOLE), (REFRESHED, STILL, REFRESHED)]
-    assert tower.calls == [("whole", 3), ("whole", 2), ("whole", 2), ("whole", 1), ("refreshed", 2)]
-    _, work_of_one = run(cacher, [4], [])
-    assert work_of_one == (WHOLE,), "12 patches are spared for a batch that costs 20"
-    tower.calls.clear()
-    features, work_of_two = run(cacher, [4, 3], [])
-    assert work_of_two == (REFRESHED, REFRESHED) and tower.calls == [("refreshed", 2)], "the reference is there"
-    assert set(features[1].flatten().tolist()) == {1.0, 2.0}
-
-
-@pytest.mark.parametrize(("price", "calls"), [(3.9, []), (4.0, [("whole", 1)])])
-def test_where_batches_cost_little_a_reference_is_made_in_advance(price: float, calls: list[tuple[str, int]]) -> None:
-    tower = FakeTower(batch_price=price)
-    cacher = VitCacher(tower, CONFIG)
-    run(cacher, [0], [0])
-    tower.calls.clear()
-    run(cacher, [1, 1], [])
-    assert tower.calls == [*calls, ("refreshed", 2)]
-
-
 def test_the_first_frame_of_a_stream_is_a_reference_unsaid() -> None:
     _, work = run(VitCacher(FakeTower(), CONFIG), [0, 0], [])
     assert work == (WHOLE, STILL)
@@ -169,7 +149,7 @@ def test_change_inside_the_reference_group_is_new_to_what_follows() -> None:
     tower = FakeTower(frames_per_group=2)
     _, work = run(VitCacher(tower, CONFIG), [0, 2, 0, 0], [0], patches_of(2))
     assert work == (WHOLE, REFRESHED), "the group repeats its first frame, but its reference does not"
-    assert tower.chosen[0][0].nonzero().flatten().tolist() == [0, 1]
+    assert tower.chosen[0][1].nonzero().flatten().tolist() == [0, 1]
     _, work = run(VitCacher(tower, CONFIG), [0, 0, 0, 0], [0], patches_of(2))
     assert work == (WHOLE, STILL)
 
@@ -213,7 +193,7 @@ def test_one_changed_token_is_never_too_many() -> None:
 def test_the_other_strategy_follows_the_same_plan() -> None:
     tower = FakeTower()
     run(VitCacher(tower, ReuseConfig("keys", 0.25, 0.1)), [0, 3, 0, 9, 2], [0])
-    assert tower.calls == [("whole", 2), ("refreshed by keys: 0.1875", 2)], "the most that changed, of 16"
+    assert tower.calls == ["walk [16, 16]", "2 by keys: 0.1875"], "the most that changed, of 16"
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ SIGLIP_SIDE, SIGLIP_PIXELS = 8, 43  # the last 3 pixels fill no patch
 
 @dataclass(frozen=True, eq=False)
 class Tiny:
-    """stock: patches [g, T, values] to the features and the hidden states [g, T, C] behind each layer. Batches of the
-    tower cost nothing, as next to nothing in a large one."""
+    """stock: patches [g, T, values] to the features and the hidden states [g, T, C] behind each layer."""
 
     tower: Tower
     grid: tuple[int, int]
@@ -40,11 +39,6 @@ class Tiny:
         return torch.randn(groups, self.num_patches, self.values, generator=torch.Generator().manual_seed(seed))
 
 
-def priceless(tower: Tower) -> Tower:
-    tower.batch_price = 0.0
-    return tower
-
-
 def tiny_qwen() -> Tiny:
     visual = tiny_network().model.visual
 
@@ -56,7 +50,7 @@ def tiny_qwen() -> Tiny:
         layers = [hidden.unflatten(0, (groups, -1)) for hidden in out.hidden_states[1:]]
         return Features(out.pooler_output.unflatten(0, (groups, -1)), levels), layers
 
-    return Tiny(priceless(qwen3_vl_tower(visual)), QWEN_GRID, 3 * 2 * 8 * 8, stock)
+    return Tiny(qwen3_vl_tower(visual), QWEN_GRID, 3 * 2 * 8 * 8, stock)
 
 
 def tiny_siglip() -> Tiny:
@@ -77,7 +71,7 @@ def tiny_siglip() -> Tiny:
         out = vision(pictures(patches), output_hidden_states=True)
         return Features(out.hidden_states[-1]), list(out.hidden_states[1:])
 
-    return Tiny(priceless(siglip_tower(vision)), SIGLIP_GRID, 3 * SIGLIP_SIDE**2, stock)
+    return Tiny(siglip_tower(vision), SIGLIP_GRID, 3 * SIGLIP_SIDE**2, stock)
 
 
 def pictures(patches: Tensor) -> Tensor:
