@@ -88,7 +88,7 @@ class Tower:
     ) -> tuple[Features, list[Reference]]:
         tokens = standing(chosen, bases)
         kept = Kept(self._of_patches(tokens[[*keep]]), outputs)
-        fresh = self._finish(self.walked_layers(patches, grid, chosen, bases, before, kept))
+        fresh = self._finish(self.walked_layers(patches, grid, chosen, tokens, before, kept))
         levels = fresh if before is None else fresh.followed_by(before.features)
         features = Features.of(picked(level[0], tokens) for level in levels)
         return features, kept.references(features, keep)
@@ -105,15 +105,15 @@ class Tower:
         patches: Tensor,
         grid: tuple[int, int],
         chosen: Tensor,
-        bases: Sequence[int],
+        tokens: Tensor,
         before: Reference | None = None,
         kept: Kept | None = None,
     ) -> Iterator[Tensor]:
-        """[R, C] behind each layer, of the patches of all `chosen` tokens, row by row; see `walk`."""
+        """[R, C] behind each layer, of the patches of all `chosen` tokens, row by row; `tokens` as of `standing`."""
         if bool(chosen.all()):
             before = None
         fresh = chosen.repeat_interleave(self.merge_size**2, 1)
-        attend = self._attention(fresh, self._of_patches(standing(chosen, bases)))
+        attend = self._attention(fresh, self._of_patches(tokens))
         added, rotation = self._places(grid)
         rows = fresh.flatten().nonzero()[:, 0]
         places = rows % fresh.shape[1]
@@ -248,7 +248,8 @@ class Attending:
         counts = fresh.sum(1)
         last = counts.cumsum(0) - 1
         sizes = torch.where(counts > 0, counts.clamp(min=few).log2().floor(), -1)
-        order, batches, stood = torch.empty_like(last[-1:]).expand(int(last[-1]) + 1).clone(), list[Batch](), 0
+        order = torch.empty(int(counts.sum()), dtype=torch.long, device=fresh.device)
+        batches, stood = list[Batch](), 0
         for size in torch.unique(sizes[counts > 0]):
             inside = sizes == size
             places = torch.arange(int(counts[inside].max()), device=fresh.device)

@@ -153,7 +153,7 @@ def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_rec
         marks = chosen(tiny, tokens)
         patches = marks.repeat_interleave(tiny.tower.merge_size**2, 1)
         found = []
-        layers = tiny.tower.walked_layers(after, tiny.grid, marks, [BEFORE], reference)
+        layers = tiny.tower.walked_layers(after, tiny.grid, marks, standing(marks, [BEFORE]), reference)
         for hidden, part, right in zip(old, layers, stock, strict=True):
             mixed = hidden.clone()
             mixed[patches] = part
