@@ -53,7 +53,7 @@ class Place(NamedTuple):  # of which a session has tens of thousands; made sever
 class StoredChunk:
     """The record of a chunk: everything but its keys and values; tensors on the CPU.
 
-    num_frames: of video. watch_seconds: that it took to make.
+    num_frames: of video, with those just before it that showed nothing new. watch_seconds: that all these took.
     places: of its keys and values by what they are, see `KEPT`. Whether they are still there is not for one record to
     say: the oldest go first.
     """

@@ -241,9 +241,17 @@ class SessionStore:
         """How far was watched, where it has been said; the newest chunk may tell of more."""
         return float(self._facts.get("seen seconds", 0.0))
 
-    def set_seen_seconds(self, seconds: float) -> None:
+    @property
+    def still_since(self) -> tuple[int, float]:
+        """Frames watched behind the newest chunk that showed nothing new, where it has been said, and the seconds that
+        took."""
+        chunks, frames, seconds = json.loads(self._facts.get("still since", "[0, 0, 0.0]"))
+        return (frames, seconds) if chunks == self.num_chunks else (0, 0.0)
+
+    def set_seen(self, seconds: float, still_since: tuple[int, float]) -> None:
         with self._told():
             self._set("seen seconds", repr(seconds))
+            self._set("still since", json.dumps([self.num_chunks, *still_since]))
 
     def turns(self) -> list[tuple[str, str]]:
         """All questions and answers, in order."""

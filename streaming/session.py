@@ -66,6 +66,7 @@ class Session:
         self._num_pruned = 0
         self._group_tokens = 0  # of the newest group, before pruning
         self._seen_seconds = 0.0
+        self._still_since = 0, 0.0  # frames behind the newest chunk, and the seconds they took
         if store is not None:
             self._restore(store)
 
@@ -167,7 +168,7 @@ class Session:
         """Says how far was watched: what came behind the newest chunk and showed nothing new need not be seen again."""
         if not store.read_only and self._seen_seconds > store.seen_seconds:
             with suppress(SessionError):
-                store.set_seen_seconds(self._seen_seconds)
+                store.set_seen(self._seen_seconds, self._still_since)
         store.close()
 
     def follow(self, source: str) -> None:
@@ -201,8 +202,12 @@ class Session:
         chunks = self._prefilled([groups for groups in found if groups])
         for frames, groups in zip(parts, found, strict=True):
             before, shown = self._stats, thumbnail(frames)
-            if groups:
-                self._append(next(chunks), shown, len(frames), time.perf_counter() - started)
+            chunk = next(chunks) if groups else None
+            still_frames, still_seconds = self._still_since
+            self._still_since = still_frames + len(frames), still_seconds + time.perf_counter() - started
+            if chunk is not None:
+                self._append(chunk, shown, *self._still_since)
+                self._still_since = 0, 0.0
             self._count_pruned(groups, len(frames))
             self._seen_seconds = frames[-1].pts_seconds
             self._count(len(frames), time.perf_counter() - started)
@@ -373,8 +378,9 @@ class Session:
             store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         self._seen_seconds = store.seen_seconds
-        frames = sum(chunk.num_frames for chunk in store.chunks)
-        self._count(frames, sum(chunk.watch_seconds for chunk in store.chunks))
+        self._still_since = frames, seconds = store.still_since
+        frames += sum(chunk.num_frames for chunk in store.chunks)
+        self._count(frames, seconds + sum(chunk.watch_seconds for chunk in store.chunks))
 
     def _count(self, frames: int, seconds: float) -> None:
         memory, prefix, index = self._memory, self._model.prefix(), self._index

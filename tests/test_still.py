@@ -13,6 +13,8 @@ import torch
 
 from config import PruneConfig
 from memory.chunk import KVChunk
+from memory.folders import summary
+from memory.store import SessionStore
 from models.base import VisualGroup
 from streaming.engine import Engine
 from streaming.events import Answer, Watched
@@ -140,6 +142,25 @@ def test_a_still_end_is_not_watched_again(checkpoint: Path, tmp_path: Path) -> N
     again = pruning(checkpoint).open(tmp_path / "s")
     assert (again.memory.spans(), again.seen_seconds) == ([(0.0, 0.5)], 19.5)
     again.close()
+
+
+def test_frames_that_showed_nothing_new_are_counted_for_ever(checkpoint: Path, tmp_path: Path) -> None:
+    """Those before a chunk with it, those behind the newest one when the session is left."""
+    engine = pruning(checkpoint)
+    session = engine.open(tmp_path / "s")
+    seen(session, [*scene(24, appears=22), *later(scene(16, appears=1), 12)])
+    session.close()
+    store = SessionStore(tmp_path / "s", read_only=True)
+    assert [chunk.num_frames for chunk in store.chunks] == [4, 20, 4]
+    frames_since, seconds_since = store.still_since
+    assert frames_since == 12 and seconds_since > 0
+    store.close()
+    for frames in (40, 80):
+        assert (summary(tmp_path / "s").frames, summary(tmp_path / "s").seen_seconds) == (frames, frames / 2 - 0.5)
+        again = engine.open(tmp_path / "s")
+        assert again.stats.frames_read == frames
+        seen(again, later(scene(40, appears=8), frames / 2))
+        again.close()
 
 
 def test_after_an_error_pruning_begins_anew_as_what_it_saw_was_not_remembered(
