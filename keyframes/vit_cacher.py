@@ -91,8 +91,11 @@ class VisionTower(Protocol):
         """
         ...
 
-    def refreshed_by_keys(self, patches: Tensor, grid: tuple[int, int], reference: Reference, share: float) -> Features:
-        """Recompute in each layer the share of patches whose keys moved most from the reference's (STC)."""
+    def refreshed_by_keys(
+        self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
+    ) -> Features:
+        """Recompute in each layer the patches whose keys moved most from the reference's (STC), of every group as many
+        as `counts` [g] says, one at least."""
         ...
 
 
@@ -243,8 +246,8 @@ class VitCacher:
         parts += [(rows, references[base].features) for base, rows in still.items()]
         for base, rows in refreshed.items():
             changed = torch.stack([steps[row].novelty for row in rows]) > self._config.still_below
-            share = float(changed.float().mean(1).max())
-            parts.append((rows, self._tower.refreshed_by_keys(patches[rows], self._grid, references[base], share)))
+            counts = changed.sum(1) * self._tower.merge_size**2
+            parts.append((rows, self._tower.refreshed_by_keys(patches[rows], self._grid, references[base], counts)))
         return assemble(len(steps), parts), references
 
 

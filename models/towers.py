@@ -13,7 +13,6 @@ Which groups are computed how is the business of `keyframes/vit_cacher.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -94,9 +93,10 @@ class Tower:
         return features, kept.references(features, keep)
 
     @torch.no_grad()
-    def refreshed_by_keys(self, patches: Tensor, grid: tuple[int, int], reference: Reference, share: float) -> Features:
-        count = max(1, math.floor(share * patches.shape[1]))
-        layers = self.refreshed_by_keys_layers(patches, grid, reference, count)
+    def refreshed_by_keys(
+        self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
+    ) -> Features:
+        layers = self.refreshed_by_keys_layers(patches, grid, reference, counts)
         made = self._finish(hidden.flatten(0, 1) for hidden in layers)
         return Features.of(level.reshape(len(patches), -1, level.shape[-1]) for level in made)
 
@@ -134,10 +134,12 @@ class Tower:
             yield hidden
 
     def refreshed_by_keys_layers(
-        self, patches: Tensor, grid: tuple[int, int], reference: Reference, count: int
+        self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Iterator[Tensor]:
-        """[g, T, C] behind each layer; `count` patches are recomputed in each (STC-Cacher)."""
+        """[g, T, C] behind each layer; `counts` patches of each group are recomputed in each (STC-Cacher)."""
         assert reference.attended is not None and reference.transformed is not None
+        most = int(counts.max())
+        filled = torch.arange(most, device=patches.device) < counts[:, None]
         added, rotation = self._places(grid)
         hidden = self._parts.embed(patches.flatten(0, 1)).reshape(*patches.shape[:2], -1) + added
         for number, layer in enumerate(self._parts.layers):
@@ -145,7 +147,8 @@ class Tower:
             old_keys, old_values = reference.pairs[number].unbind(1)
             keys = turned(layer.project(x, KEY), rotation)[:, :, 0]
             similarity = cosine_similarity(keys, old_keys, dim=-1)
-            chosen = similarity.topk(count, largest=False).indices
+            chosen = similarity.topk(most, largest=False).indices
+            chosen = torch.where(filled, chosen, chosen[:, :1])  # groups with fewer compute their first over again
             x = taken(x, chosen)
             values = replaced(old_values, chosen, layer.project(x, VALUE)[:, :, 0])
             queries = turned(layer.project(x, QUERY), None if rotation is None else rotation[:, chosen])[:, :, 0]

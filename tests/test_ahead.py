@@ -96,7 +96,7 @@ def tuned(engine: Engine, prune: str, reuse: str) -> Engine:
 
 @pytest.mark.parametrize(
     ("prune", "reuse", "window"),
-    [("none", "none", 1), ("none", "none", 3), ("novelty", "none", 2), ("novelty", "novelty", 2)],
+    [("none", "none", 1), ("none", "none", 3), ("novelty", "none", 2), ("novelty", "novelty", 2), ("none", "keys", 2)],
 )
 def test_a_session_remembers_what_it_would_one_by_one(
     checkpoint: Path, tmp_path: Path, prune: str, reuse: str, window: int, monkeypatch: pytest.MonkeyPatch

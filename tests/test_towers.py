@@ -46,8 +46,9 @@ def refreshed(tiny: Tiny, patches: Tensor, reference: Reference, marks: Tensor) 
     return tiny.tower.walk(patches, tiny.grid, marks, [BEFORE] * len(patches), reference)[0]
 
 
-def refreshed_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, share: float) -> Features:
-    return tiny.tower.refreshed_by_keys(patches, tiny.grid, reference, share)
+def refreshed_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, *counts: int) -> Features:
+    """So many patches of each group."""
+    return tiny.tower.refreshed_by_keys(patches, tiny.grid, reference, torch.tensor(counts))
 
 
 @pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
@@ -67,11 +68,11 @@ def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(t
     stock, _ = tiny.stock(patches)
     everything = chosen(tiny, *[range(tiny.num_tokens)] * 2)
     assert distance(refreshed(tiny, patches, reference, everything), stock) < TOLERANCE
-    assert distance(refreshed_by_keys(tiny, patches, reference, 1.0), stock) < TOLERANCE
+    assert distance(refreshed_by_keys(tiny, patches, reference, *[tiny.num_patches] * 2), stock) < TOLERANCE
     but_one = everything.clone()
     but_one[1, 2] = False
     assert distance(refreshed(tiny, patches, reference, but_one), stock) > 0.01
-    assert distance(refreshed_by_keys(tiny, patches, reference, 0.9), stock) > 0.01
+    assert distance(refreshed_by_keys(tiny, patches, reference, *[tiny.num_patches - 2] * 2), stock) > 0.01
 
 
 def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(tiny: Tiny) -> None:
@@ -81,7 +82,7 @@ def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(ti
     stock, _ = tiny.stock(twice)
     for tokens in ([[0], [3]], [[4, 1], [2]]):
         assert distance(refreshed(tiny, twice, reference, chosen(tiny, *tokens)), stock) < TOLERANCE
-    assert distance(refreshed_by_keys(tiny, twice, reference, 0.25), stock) < TOLERANCE
+    assert distance(refreshed_by_keys(tiny, twice, reference, 6, 3), stock) < TOLERANCE
 
 
 @pytest.mark.parametrize("call_work", [0, 2**30], ids=["attending apart", "attending together"])
@@ -97,6 +98,17 @@ def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(
         alone = refreshed(tiny, patches[row : row + 1], reference, marks[row : row + 1])
         assert distance(alone, together.alone(row)) < TOLERANCE
         assert distance(alone, together.alone((row + 1) % 6)) > 0.01
+
+
+def test_by_keys_too_a_group_is_in_a_batch_as_it_is_alone(tiny: Tiny) -> None:
+    reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(3, seed=2)
+    counts = (12, 4, 8)
+    together = refreshed_by_keys(tiny, patches, reference, *counts)
+    for row, count in enumerate(counts):
+        alone = refreshed_by_keys(tiny, patches[row : row + 1], reference, count)
+        assert distance(alone, together.alone(row)) < TOLERANCE
+        more = refreshed_by_keys(tiny, patches[row : row + 1], reference, count + 4)
+        assert distance(more, together.alone(row)) > 0.01
 
 
 def test_groups_go_with_what_they_build_on_as_they_go_behind_it(tiny: Tiny) -> None:
@@ -169,8 +181,8 @@ def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
     before, after = partly_changed(tiny, [1, 2])
     reference = reference_of(tiny, before)
     (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
-    count = 2 * tiny.tower.merge_size**2
-    layers = tiny.tower.refreshed_by_keys_layers(after, tiny.grid, reference, count)
+    counts = torch.tensor([2 * tiny.tower.merge_size**2])
+    layers = tiny.tower.refreshed_by_keys_layers(after, tiny.grid, reference, counts)
     ours = [nearness(a, b) for a, b in zip(layers, stock, strict=True)]
     control = [nearness(a, b) for a, b in zip(old, stock, strict=True)]
     assert all(a > 0.98 for a in ours), ours
@@ -185,9 +197,9 @@ def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
     wanted = refreshed(tiny, later, alone, tokens)
     assert distance(wanted, refreshed(tiny, later, among, tokens)) < TOLERANCE
     assert distance(wanted, refreshed(tiny, later, last, tokens)) > 0.01
-    by_keys = refreshed_by_keys(tiny, later, alone, 0.5)
-    assert distance(by_keys, refreshed_by_keys(tiny, later, among, 0.5)) < TOLERANCE
-    assert distance(by_keys, refreshed_by_keys(tiny, later, last, 0.5)) > 0.01
+    by_keys = refreshed_by_keys(tiny, later, alone, 12)
+    assert distance(by_keys, refreshed_by_keys(tiny, later, among, 12)) < TOLERANCE
+    assert distance(by_keys, refreshed_by_keys(tiny, later, last, 12)) > 0.01
 
 
 def test_siglip_has_places_for_its_own_grid_only() -> None:
