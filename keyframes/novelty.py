@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -31,13 +32,15 @@ def small(images: Sequence[NDArray[np.uint8]], grid: tuple[int, int], device: to
     grid: (rows, columns) of patches; a vision tower's own, or a coarser one.
     """
     size = (grid[0] * SAMPLES, grid[1] * SAMPLES)
-    return torch.cat([_shrunk(image, size) for image in images]).to(device).to(torch.int16)
+    runs = [list(run) for _, run in groupby(images, lambda image: image.shape)]
+    return torch.cat([_shrunk(run, size) for run in runs]).to(device).to(torch.int16)
 
 
-def _shrunk(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    read = image[:: max(1, image.shape[0] // (ROWS_PER_SAMPLE * size[0]))]
-    rows = torch.from_numpy(np.array(read, order="C"))  # a picture may be read-only or run backwards in memory
-    return interpolate(rows.permute(2, 0, 1)[None], size=size, mode="bilinear", antialias=True)
+def _shrunk(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
+    """Pictures of one size, of which enough rows are read."""
+    every = max(1, images[0].shape[0] // (ROWS_PER_SAMPLE * size[0]))
+    rows = torch.from_numpy(np.stack([image[::every] for image in images]))
+    return interpolate(rows.permute(0, 3, 1, 2), size=size, mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,6 +138,8 @@ def test_a_batch_says_what_its_pictures_say_one_by_one_whatever_their_size() -> 
     scenes = [view(place(11)), view(place(12)), view(place(11))[:100, :200], view(place(11), right=9)]
     pictures = small(scenes, GRID)
     assert pictures.shape == (4, 3, GRID[0] * SAMPLES, GRID[1] * SAMPLES)
+    for picture, scene in zip(pictures, scenes, strict=True):
+        assert torch.equal(picture, small([scene], GRID)[0])
     batch = novelty(pictures, pictures[0])
     assert batch.shape == (4, *GRID)
     assert float(batch.min()) == 0 and float(batch.max()) <= 1
