@@ -160,6 +160,9 @@ def test_frames_that_showed_nothing_new_are_counted_for_ever(checkpoint: Path, t
         again = engine.open(tmp_path / "s")
         assert again.stats.frames_read == frames
         seen(again, later(scene(40, appears=8), frames / 2))
+        store = SessionStore(tmp_path / "s", read_only=True)
+        assert store.still_since == (0, 0.0), "what was said of an older chunk holds no more"
+        store.close()
         again.close()
 
 

@@ -46,7 +46,8 @@ class FakeTower:
     def refreshed_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Features:
-        self.calls.append(f"by keys {counts.tolist()}")
+        shown = int(reference.features.embeddings[0, 0, 0])
+        self.calls.append(f"by keys {counts.tolist()} from {shown}")
         return Features(patches)
 
 
@@ -194,8 +195,14 @@ def test_one_changed_token_is_never_too_many() -> None:
 
 def test_the_other_strategy_follows_the_same_plan() -> None:
     tower = FakeTower()
-    run(VitCacher(tower, ReuseConfig("keys", 0.25, 0.1)), [0, 3, 0, 9, 2], [0])
-    assert tower.calls == ["walk [16, 16]", "by keys [3, 2]"]
+    cacher = VitCacher(tower, ReuseConfig("keys", 0.25, 0.1))
+    features, work = run(cacher, [0, 3, 0, 9, 2, 0, 1, 0], [0, 5])
+    assert work == (WHOLE, REFRESHED, STILL, WHOLE, REFRESHED, WHOLE, REFRESHED, STILL)
+    assert tower.calls == ["walk [16, 16, 16]", "by keys [3, 2] from 1", "by keys [1] from 6"]
+    assert (features[2] == 1).all() and (features[7] == 6).all()
+    tower.calls.clear()
+    features, work = run(cacher, [0, 2], [])
+    assert work == (STILL, REFRESHED) and tower.calls == ["by keys [2] from 6"] and (features[0] == 6).all()
 
 
 @pytest.mark.parametrize(
