@@ -111,7 +111,7 @@ class Tower:
     ) -> Iterator[Tensor]:
         """[R, C] behind each layer, of the patches of all `chosen` tokens, row by row; `tokens` as of `standing`."""
         if bool(chosen.all()):
-            before = None
+            before = None  # nobody sees it
         fresh = chosen.repeat_interleave(self.merge_size**2, 1)
         attend = self._attention(fresh, self._of_patches(tokens))
         added, rotation = self._places(grid)

@@ -203,11 +203,10 @@ class Session:
         for frames, groups in zip(parts, found, strict=True):
             before, shown = self._stats, thumbnail(frames)
             chunk = next(chunks) if groups else None
-            still_frames, still_seconds = self._still_since
-            self._still_since = still_frames + len(frames), still_seconds + time.perf_counter() - started
+            since = self._still_since[0] + len(frames), self._still_since[1] + time.perf_counter() - started
             if chunk is not None:
-                self._append(chunk, shown, *self._still_since)
-                self._still_since = 0, 0.0
+                self._append(chunk, shown, *since)
+            self._still_since = since if chunk is None else (0, 0.0)
             self._count_pruned(groups, len(frames))
             self._seen_seconds = frames[-1].pts_seconds
             self._count(len(frames), time.perf_counter() - started)
