@@ -47,10 +47,6 @@ class Features:
         """One group by itself."""
         return Features.of(level[row : row + 1].clone() for level in self)
 
-    def followed_by(self, other: Features) -> Features:
-        """The tokens of these groups and then of as many others."""
-        return Features.of(torch.cat(levels, 1) for levels in zip(self, other, strict=True))
-
 
 @dataclass(frozen=True, eq=False)
 class Reference:

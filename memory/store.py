@@ -238,8 +238,12 @@ class SessionStore:
 
     @property
     def seen_seconds(self) -> float:
-        """How far was watched, where it has been said; the newest chunk may tell of more."""
-        return float(self._facts.get("seen seconds", 0.0))
+        """How far was watched: to the end of the newest chunk, or as far behind it as has been said."""
+        return max([float(self._facts.get("seen seconds", 0.0)), *(chunk.stop_seconds for chunk in self.chunks[-1:])])
+
+    @property
+    def frames_watched(self) -> int:
+        return sum(chunk.num_frames for chunk in self.chunks) + self.still_since[0]
 
     @property
     def still_since(self) -> tuple[int, float]:

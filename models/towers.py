@@ -87,9 +87,10 @@ class Tower:
     ) -> tuple[Features, list[Reference]]:
         tokens = standing(chosen, bases)
         kept = Kept(self._of_patches(tokens[[*keep]]), outputs)
-        fresh = self._finish(self.walked_layers(patches, grid, chosen, tokens, before, kept))
-        levels = fresh if before is None else fresh.followed_by(before.features)
-        features = Features.of(picked(level[0], tokens) for level in levels)
+        levels = self._finish(self.walked_layers(patches, grid, chosen, tokens, before, kept if keep else None))
+        if before is not None:
+            levels = [torch.cat([fresh, old[0]]) for fresh, old in zip(levels, before.features, strict=True)]
+        features = Features.of(picked(level, tokens) for level in levels)
         return features, kept.references(features, keep)
 
     @torch.no_grad()
@@ -97,8 +98,8 @@ class Tower:
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Features:
         layers = self.refreshed_by_keys_layers(patches, grid, reference, counts)
-        made = self._finish(hidden.flatten(0, 1) for hidden in layers)
-        return Features.of(level.reshape(len(patches), -1, level.shape[-1]) for level in made)
+        levels = self._finish(hidden.flatten(0, 1) for hidden in layers)
+        return Features.of(level.reshape(len(patches), -1, level.shape[-1]) for level in levels)
 
     def walked_layers(
         self,
@@ -110,10 +111,13 @@ class Tower:
         kept: Kept | None = None,
     ) -> Iterator[Tensor]:
         """[R, C] behind each layer, of the patches of all `chosen` tokens, row by row; `tokens` as of `standing`."""
-        if bool(chosen.all()):
-            before = None  # nobody sees it
         fresh = chosen.repeat_interleave(self.merge_size**2, 1)
-        attend = self._attention(fresh, self._of_patches(tokens))
+        attend: Callable[[Tensor, Tensor], Tensor]
+        if bool(chosen.all()):
+            before, attend = None, partial(self._attend_whole, len(patches))
+        else:
+            groups = Attending.of(fresh, self._of_patches(tokens), CALL_WORK / self._parts.width / fresh.shape[1])
+            attend = partial(groups.attend, self._attend)
         added, rotation = self._places(grid)
         rows = fresh.flatten().nonzero()[:, 0]
         places = rows % fresh.shape[1]
@@ -158,21 +162,15 @@ class Tower:
             hidden = hidden + replaced(reference.transformed[number], chosen, transformed)
             yield hidden
 
-    def _attention(self, fresh: Tensor, seen: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """What makes [R, C] of queries [R, C] over keys and values [rows, 2, C]; see `Attending.of`."""
-
-        def whole(queries: Tensor, pairs: Tensor) -> Tensor:
-            keys, values = pairs.reshape(*fresh.shape, 2, -1).unbind(2)
-            return self._attend(queries.reshape(*fresh.shape, -1), keys, values).flatten(0, 1)
-
-        if bool(fresh.all()):
-            return whole
-        return partial(Attending.of(fresh, seen, CALL_WORK / self._parts.width / fresh.shape[1]).attend, self._attend)
-
     def _of_patches(self, tokens: Tensor) -> Tensor:
         """The rows of patches [g, T], of tokens' [g, n]."""
         size = self.merge_size**2
         return (size * tokens[..., None] + torch.arange(size, device=tokens.device)).flatten(1)
+
+    def _attend_whole(self, groups: int, queries: Tensor, pairs: Tensor) -> Tensor:
+        """[R, C] of queries [R, C] over keys and values [R, 2, C], where all patches of so many groups are rows."""
+        keys, values = pairs.reshape(groups, -1, *pairs.shape[1:]).unbind(2)
+        return self._attend(queries.reshape(groups, -1, queries.shape[1]), keys, values).flatten(0, 1)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[g, k, C] from [g, k, C] over [g, T, C]; the patches of a group see each other."""
@@ -183,13 +181,13 @@ class Tower:
         attended = scaled_dot_product_attention(split(queries), split(keys), split(values))
         return attended.transpose(1, 2).flatten(2)
 
-    def _finish(self, layers: Iterator[Tensor]) -> Features:
-        """The tokens of all rows [R, C] behind each layer, as one group."""
-        levels = []
+    def _finish(self, layers: Iterator[Tensor]) -> list[Tensor]:
+        """Embeddings and DeepStack levels [tokens, hidden] of the rows [R, C] behind each layer."""
+        deepstack = []
         for number, hidden in enumerate(layers):
             if tap := self._parts.taps.get(number):
-                levels.append(tap(hidden)[None])
-        return Features(self._parts.finish(hidden)[None], tuple(levels))
+                deepstack.append(tap(hidden))
+        return [self._parts.finish(hidden), *deepstack]
 
 
 def standing(chosen: Tensor, bases: Sequence[int]) -> Tensor:
@@ -210,9 +208,8 @@ class Kept:
     layers: list[tuple[Tensor, ...]] = field(default_factory=list)
 
     def add(self, pairs: Tensor, attended: Tensor, transformed: Tensor) -> None:
-        if len(self.rows):
-            made = (pairs, attended, transformed) if self.outputs else (pairs,)
-            self.layers.append(tuple(x[self.rows] for x in made))
+        made = (pairs, attended, transformed) if self.outputs else (pairs,)
+        self.layers.append(tuple(x[self.rows] for x in made))
 
     def references(self, features: Features, groups: Sequence[int]) -> list[Reference]:
         """Of these groups, which stand at the rows."""

@@ -377,9 +377,9 @@ class Session:
             store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         self._seen_seconds = store.seen_seconds
-        self._still_since = frames, seconds = store.still_since
-        frames += sum(chunk.num_frames for chunk in store.chunks)
-        self._count(frames, seconds + sum(chunk.watch_seconds for chunk in store.chunks))
+        self._still_since = store.still_since
+        seconds = self._still_since[1] + sum(chunk.watch_seconds for chunk in store.chunks)
+        self._count(store.frames_watched, seconds)
 
     def _count(self, frames: int, seconds: float) -> None:
         memory, prefix, index = self._memory, self._model.prefix(), self._index
