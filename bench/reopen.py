@@ -22,7 +22,8 @@ import torch
 import typer
 from rich.progress import track
 
-from bench.ingest import FPS, QUESTION, repeated_frames, two_heads
+from bench.clips import FPS
+from bench.ingest import QUESTION, repeated_frames, two_heads
 from bench.machine import describe, save
 from bench.report import table
 from config import AnswerConfig, Config, MemoryConfig
