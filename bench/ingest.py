@@ -27,11 +27,11 @@ from memory.bank import KVMemory, MemoryFullError
 from memory.index import HeadIndex
 from memory.recall import plan_recall
 from models.calibration import Profile, RetrievalHead
-from models.demo.streams import make_stream
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
 from streaming.frames import Frame
 from streaming.session import in_parts
+from training.streams import make_stream
 
 RESULTS = Path(__file__).parent / "results"
 FPS = 2.0
