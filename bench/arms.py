@@ -20,12 +20,12 @@ from config import AnswerConfig
 from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM, VisualGroup
-from models.demo.scenes import CHUNK_SECONDS
-from models.demo.streams import Stream
 from streaming.engine import Engine
 from streaming.events import Answer
 from streaming.frames import Frame
 from streaming.session import Session
+from training.scenes import CHUNK_SECONDS
+from training.streams import Stream
 
 RECENT_FRAMES = 4
 UNIFORM_FRAMES = 64

@@ -12,9 +12,9 @@ from itertools import accumulate, cycle, islice
 
 import numpy as np
 
-from models.demo.questions import Facts, Question, ask
-from models.demo.scenes import CHUNK_SECONDS
-from models.demo.streams import Stream, make_stream
+from training.questions import Facts, Question, ask
+from training.scenes import CHUNK_SECONDS
+from training.streams import Stream, make_stream
 
 KINDS = ("past", "present", "given time", "never")
 PAST = ("when", "direction", "count_with", "colour", "shape", "after", "before", "presence")

@@ -33,14 +33,14 @@ from keyframes.reuse import FeatureReuse
 from memory.address import in_seconds, stamp_of
 from memory.chunk import KVChunk
 from models.base import VideoLLM, VisualGroup, news
-from models.demo.evaluate import Clip, make_clip
-from models.demo.scenes import FPS, GROUP_SECONDS
-from models.demo.streams import Stream
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine
 from streaming.events import Answer, Notice
 from streaming.frames import Frame
 from streaming.session import Session, in_parts
+from training.evaluate import Clip, make_clip
+from training.scenes import FPS, GROUP_SECONDS
+from training.streams import Stream
 
 RESULTS = Path(__file__).parent / "results"
 STRATEGIES = ("novelty", "stc", "uniform", "merge", "coverage")

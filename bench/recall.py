@@ -26,10 +26,10 @@ from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
 from bench.report import Result, judged, summarise, write
 from bench.targets import targets
-from models.demo.streams import Stream
 from streaming.engine import Engine, load_engine
 from streaming.events import Notice, Stats
 from streaming.session import Session, in_parts
+from training.streams import Stream
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 1 << 20

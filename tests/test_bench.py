@@ -18,11 +18,11 @@ from bench.recall import Bench, knobs, rank_of_truth
 from bench.report import LAST_FRAMES, OURS, SHORT_CLIP, WINDOW
 from config import AnswerConfig, Config
 from models.calibration import Profile, RetrievalHead
-from models.demo.questions import Question
-from models.demo.streams import Stream
 from models.loading import load
 from streaming.engine import Engine
 from tests.tiny import save_tiny
+from training.questions import Question
+from training.streams import Stream
 
 SECONDS = 3600.0
 

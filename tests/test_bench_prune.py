@@ -12,12 +12,12 @@ from rich.progress import Progress
 from bench.prune import EncodedOnce, Watching, calm_stream, prune_clip, settings_of
 from bench.prune_report import BUSY, CALM, NONE, REUSE, Asking, Seeing, Setting, rows_of, tables, targets, write
 from config import PruneConfig
-from models.demo.bind import StoredChunk
-from models.demo.evaluate import LENGTHS, Clip
 from models.loading import load
 from tests.test_still import scene
 from tests.tiny import noise_frames
 from tests.watching import tiny_engine
+from training.bind import StoredChunk
+from training.evaluate import LENGTHS, Clip
 
 
 def test_the_settings_are_no_pruning_then_every_strategy_at_every_budget() -> None:

@@ -18,8 +18,10 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Turn, VideoLLM
-from models.demo.bind import StoredChunk
-from models.demo.evaluate import (
+from models.demo.world import background, render
+from streaming.frames import Frame
+from training.bind import StoredChunk
+from training.evaluate import (
     BEGIN,
     CARD,
     END,
@@ -35,11 +37,9 @@ from models.demo.evaluate import (
     update_card,
     write,
 )
-from models.demo.questions import FAMILIES
-from models.demo.samples import SAMPLES, describe, to_json
-from models.demo.scenes import moments, random_scene
-from models.demo.world import background, render
-from streaming.frames import Frame
+from training.questions import FAMILIES
+from training.samples import SAMPLES, describe, to_json
+from training.scenes import moments, random_scene
 
 RUN: dict[str, object] = {
     "model": "demo@0",
@@ -192,7 +192,7 @@ def bundled(request: pytest.FixtureRequest, repository: Path) -> Any:
 
 def test_a_sample_is_described_as_the_world_would_describe_it_now(bundled: Any) -> None:
     text = (bundled.folder / f"{bundled.sample.name}.json").read_text(encoding="utf-8")
-    assert text == to_json(describe(bundled.sample)), "run `python -m models.demo.samples`"
+    assert text == to_json(describe(bundled.sample)), "run `python -m training.samples`"
 
 
 def test_a_samples_questions_name_events_that_are_there(bundled: Any) -> None:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from models.decoding import TextStream
-from models.demo.bind import ClipMaker, Stage
-from models.demo.questions import (
+from models.demo.tokenizer import SPECIAL, UNKNOWN, build_tokenizer, vocabulary
+from models.demo.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, WorldEvent
+from training.bind import ClipMaker, Stage
+from training.questions import (
     FAMILIES,
     OTHER_ANSWER,
     PHRASES,
@@ -22,10 +24,8 @@ from models.demo.questions import (
     caption,
     listing,
 )
-from models.demo.scenes import Moment, group_times, random_scene
-from models.demo.streams import make_stream, stream_questions
-from models.demo.tokenizer import SPECIAL, UNKNOWN, build_tokenizer, vocabulary
-from models.demo.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, WorldEvent
+from training.scenes import Moment, group_times, random_scene
+from training.streams import make_stream, stream_questions
 
 TOKENIZER = build_tokenizer()
 ARTICLE = {colour: "an" if colour == "orange" else "a" for colour in COLOURS}

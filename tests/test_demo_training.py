@@ -19,17 +19,8 @@ from config import AnswerConfig, Config, PruneConfig
 from keyframes.pruner import NoveltyPruner
 from memory.chunk import KVChunk
 from models.base import Head, VisualGroup
-from models.demo import aids, bind, lookalikes, optimiser, recalled, see, train
-from models.demo import bank as bank_file
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
-from models.demo.bank import LABELS, Bank, scene_frames, scene_labels
-from models.demo.bind import CLIP, PREFIX_CHUNK, ClipMaker, Stage, StoredChunk, TokenRow
-from models.demo.optimiser import mixed_precision
-from models.demo.questions import Question
-from models.demo.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, random_scene
-from models.demo.see import BatchedTower, patchify
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
-from models.demo.unchanged import Worth
 from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent
 from models.hf import lay_out
 from models.loading import load, recommended_settings
@@ -37,6 +28,15 @@ from models.pixels import PixelSpec, fit_size, normalise
 from models.pixels import patchify as stock_patchify
 from models.qwen3_vl import Prompt, Qwen3VL
 from streaming.frames import Frame
+from training import aids, bind, lookalikes, optimiser, recalled, see, train
+from training import bank as bank_file
+from training.bank import LABELS, Bank, scene_frames, scene_labels
+from training.bind import CLIP, PREFIX_CHUNK, ClipMaker, Stage, StoredChunk, TokenRow
+from training.optimiser import mixed_precision
+from training.questions import Question
+from training.scenes import GROUPS_PER_CHUNK, Moment, group_times, moments, random_scene
+from training.see import BatchedTower, patchify
+from training.unchanged import Worth
 
 TOKENIZER = build_tokenizer()
 SPEC = PixelSpec(PATCH, 2, 2, min_pixels=2 * SIDE * SIDE, max_pixels=2 * SIDE * SIDE, budget_frames=2)

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.demo.bank import GRID, SIDE, scene_frames, scene_labels, through_codec
-from models.demo.scenes import CHUNK_SECONDS, GROUP_SECONDS, Moment, group_times, moments, random_scene
 from models.demo.world import (
     BACKGROUNDS,
     COLOURS,
@@ -25,6 +23,8 @@ from models.demo.world import (
     make_things,
     render,
 )
+from training.bank import GRID, SIDE, scene_frames, scene_labels, through_codec
+from training.scenes import CHUNK_SECONDS, GROUP_SECONDS, Moment, group_times, moments, random_scene
 
 PLAIN = next(seed for seed in range(100) if background_kind(seed) == "plain")
 SIZE = 0.4

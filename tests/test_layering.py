@@ -22,10 +22,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "streaming.captioner": ("config", "streaming"),
     "ui": ("config", "streaming", "ui"),
     "app": ("config", "streaming", "memory", "keyframes", "models", "ui", "bench"),
-    "bench": ("config", "streaming", "memory", "keyframes", "models", "bench"),
+    "training": ("config", "streaming.frames", "memory", "keyframes", "models", "training"),
+    "bench": ("config", "streaming", "memory", "keyframes", "models", "training", "bench"),
     "__main__": ("app",),
 }
-OURS = ("config", "streaming", "memory", "keyframes", "models", "ui", "app", "bench", "tests")
+OURS = ("config", "streaming", "memory", "keyframes", "models", "ui", "app", "bench", "training", "tests")
 UPWARD = ("streaming.session", "streaming.engine", "streaming.captioner")  # only these and what lies above see them
 SEES_SESSIONS = (*UPWARD, "ui", "app", "bench")
 
@@ -36,9 +37,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "gradio": ("ui.demo",),
     "scenedetect": ("bench.keyframes",),
     "cv2": ("bench.keyframes",),
-    "av": ("streaming", "models.demo", "app", "bench"),
-    "torch": ("streaming.session", "streaming.engine", "memory", "keyframes", "models", "bench"),
-    "transformers": ("models",),
+    "av": ("streaming", "training", "app", "bench"),
+    "torch": ("streaming.session", "streaming.engine", "memory", "keyframes", "models", "training", "bench"),
+    "transformers": ("models", "training"),
     "transformers.cache_utils": ("models.hf",),
     "transformers.modeling_utils": ("models.hf",),
     "transformers.masking_utils": ("models.hf",),
@@ -119,7 +120,7 @@ def complaint_inside(found: Import) -> str | None:
 
 
 def source_files() -> list[Path]:
-    folders = ("streaming", "memory", "keyframes", "models", "ui", "bench")
+    folders = ("streaming", "memory", "keyframes", "models", "ui", "bench", "training")
     nested = [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]
     return sorted(REPOSITORY.glob("*.py")) + nested
 
@@ -158,6 +159,7 @@ def test_an_offending_file_is_caught() -> None:
         "models.llava_onevision": "from transformers.cache_utils import Cache",
         "memory.store": "from transformers import AutoConfig",
         "memory.index": "from .chunk import KVChunk",
+        "app": "from training.world import render",
         "newcomer": "import config",
     }
     for importer, source in offences.items():
@@ -173,6 +175,7 @@ def test_what_the_layers_allow_is_let_through() -> None:
         "streaming.session": "from memory.bank import KVMemory\nfrom models.base import VideoLLM",
         "streaming.moments": "import decord",
         "ui.demo": "import gradio as gr\nfrom streaming.engine import Engine\nfrom ui.render import clock",
+        "bench.asked": "from training.questions import ask",
         "app": "from ui.demo import serve\nfrom streaming.engine import Engine",
     }
     for importer, source in allowed.items():

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from models.demo.streams import make_stream
 from streaming.engine import Engine, load_engine
 from streaming.events import Answer
 from streaming.file_source import FileSource
 from streaming.frames import Frame
 from streaming.session import Session
+from training.streams import make_stream
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 RIGHT = 0.9  # of the questions of all families, answered letter for letter from evidence that covers the event

@@ -14,9 +14,6 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from models.demo.questions import MOTION_WORDS, OTHER_ANSWER, PHRASES
-from models.demo.world import COLOURS, MOTIONS, SHAPES
-
 SPECIAL = (
     "<|pad|>",
     "<|im_start|>",
@@ -27,6 +24,8 @@ SPECIAL = (
     "<|image_pad|>",
 )
 UNKNOWN = "<unk>"
+WORDS = Path(__file__).parent / "words.txt"  # one a line, in the order of their ids
+OTHER_ANSWER = "this is a small demo model that knows only shapes, colours, digits and motion"
 HUNDREDS, MYRIADS = "·", ":"  # marks on the pairs worth 100 and 10,000
 COMMA_WORDS = re.findall(r"(\w+),", OTHER_ANSWER)  # punctuation is not read, but one answer is told with it
 WORD = r"\d{1,2}[:·]?|\.\d|seconds>|[a-z]+"
@@ -40,14 +39,11 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """All tokens in the order of their ids. Words only the `other` family uses stay unknown on purpose."""
-    phrases = [p for family, group in PHRASES.items() if family != "other" for p in group]
-    words = set(re.findall(r"[a-z]+", " ".join([*phrases, OTHER_ANSWER, *MOTION_WORDS]).lower()))
-    words |= {"user", "assistant", "a", "an", "and", "then", "the", "yes", "no", "nothing", "digit", "more"}
-    words |= {*SHAPES, *COLOURS, *MOTIONS} - {"name", "second", "other"}
+    """All tokens in the order of their ids."""
+    words = WORDS.read_text(encoding="utf-8").split()
     pairs = [str(n) for n in range(100)] + [f"0{n}" for n in range(10)]
     numbers = [pair + mark for mark in ("", HUNDREDS, MYRIADS) for pair in pairs] + [f".{n}" for n in range(10)]
-    return [*SPECIAL, UNKNOWN, "seconds>", *numbers, *sorted(words)]
+    return [*SPECIAL, UNKNOWN, "seconds>", *numbers, *words]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from models.demo.architecture import GRID, TOKENS_PER_GROUP
-from models.demo.questions import FAMILIES, Facts, Question, ask
-from models.demo.scenes import CHUNK_SECONDS, GROUPS_PER_CHUNK, Moment, moments
-from models.demo.unchanged import Worth
 from models.demo.world import COLOURS, SHAPES, Scene
+from training.questions import FAMILIES, Facts, Question, ask
+from training.scenes import CHUNK_SECONDS, GROUPS_PER_CHUNK, Moment, moments
+from training.unchanged import Worth
 
 DAY_SECONDS = 86_400
 CLIP = -1  # the owner of a token that belongs to the clip rather than to one question

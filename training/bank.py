@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.demo.scenes import FRAMES_PER_GROUP, GROUPS_PER_CHUNK, group_times, random_scene
 from models.demo.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, draw_thing, render
+from training.scenes import FRAMES_PER_GROUP, GROUPS_PER_CHUNK, group_times, random_scene
 
 SIDE = 64  # pixels of a frame as the demo model sees it
 PAINT_SIDE = 128  # pixels of a frame as the world paints it

@@ -19,7 +19,9 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from memory.recall import evidence, head_norms, plan_recall
-from models.demo.aids import (
+from models.demo.world import WorldEvent
+from models.hf import filled_cache
+from training.aids import (
     NEXT_HEADS,
     READ_HEADS,
     READ_LAYER,
@@ -39,7 +41,7 @@ from models.demo.aids import (
     surroundings,
     time_loss,
 )
-from models.demo.bind import (
+from training.bind import (
     KEPT_TOKENS,
     Batch,
     ClipMaker,
@@ -50,11 +52,9 @@ from models.demo.bind import (
     draw_questions,
     through_layers,
 )
-from models.demo.optimiser import mixed_precision
-from models.demo.questions import Facts, Question, ask_presence
-from models.demo.scenes import GROUPS_PER_CHUNK, Moment
-from models.demo.world import WorldEvent
-from models.hf import filled_cache
+from training.optimiser import mixed_precision
+from training.questions import Facts, Question, ask_presence
+from training.scenes import GROUPS_PER_CHUNK, Moment
 
 ROW_CHUNKS = 6  # chunks that are prefilled in one row; a row's first ones have seen none before them
 ROW_GROUPS = ROW_CHUNKS * GROUPS_PER_CHUNK

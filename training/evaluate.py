@@ -1,6 +1,6 @@
 """Measures the demo model on clips it has never seen, through the very driver that answers people.
 
-    python -m models.demo.evaluate [--model models/demo/weights] [--clips 240] [--write]
+    python -m training.evaluate [--model models/demo/weights] [--clips 240] [--write]
 
 Every clip is painted anew at some size, half of them are sent through a codec; it is encoded and prefilled chunk by
 chunk as a session does, some chunks are left out of the context as recall would, and one question of every family is
@@ -36,17 +36,17 @@ from config import Config
 from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM
-from models.demo.bank import through_codec
-from models.demo.bind import ClipMaker, Stage, StoredChunk
-from models.demo.questions import FAMILIES, Facts, Question, ask
-from models.demo.scenes import group_times, random_scene
 from models.demo.tokenizer import build_tokenizer
 from models.demo.world import Scene, render
 from models.loading import load, recommended_settings
 from streaming.frames import Frame
+from training.bank import through_codec
+from training.bind import ClipMaker, Stage, StoredChunk
+from training.questions import FAMILIES, Facts, Question, ask
+from training.scenes import group_times, random_scene
 
-ROOT = Path(__file__).resolve().parents[2]
-CARD = Path(__file__).parent / "MODEL_CARD.md"
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "models" / "demo" / "MODEL_CARD.md"
 RESULTS = ROOT / "bench" / "results" / "demo_model.json"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 HELD_OUT = 31  # keeps these clips apart from all others, whose generators are seeded otherwise

@@ -1,6 +1,6 @@
 """Trains the demo model: paint a bank of scenes, learn to see, learn to bind and answer, save as a checkpoint.
 
-    python -m models.demo.train [--folder runs/demo] [--out models/demo/weights]
+    python -m training.train [--folder runs/demo] [--out models/demo/weights]
 
 Every stage leaves its state in the folder and goes on from there when the command is given again; Ctrl-C loses at most
 the last minute. On two CPU cores the whole takes a few hours; `--bind-steps` and `--see-steps` scale it.
@@ -24,15 +24,15 @@ import typer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
-from models.demo import bind, lookalikes, recalled, see
-from models.demo.aids import Aids, Learner, Step, sum_of
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
-from models.demo.bank import Bank, build
-from models.demo.bind import Batch, ClipMaker, Stage
-from models.demo.optimiser import Schedule, make_optimisers, mixed_precision
-from models.demo.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
 from models.demo.tokenizer import build_tokenizer, special_ids
-from models.demo.unchanged import Worth
+from training import bind, lookalikes, recalled, see
+from training.aids import Aids, Learner, Step, sum_of
+from training.bank import Bank, build
+from training.bind import Batch, ClipMaker, Stage
+from training.optimiser import Schedule, make_optimisers, mixed_precision
+from training.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
+from training.unchanged import Worth
 
 log = logging.getLogger("longlook.train")
 

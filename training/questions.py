@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from models.demo.scenes import GROUP_SECONDS, Moment, is_digit
+from models.demo.tokenizer import OTHER_ANSWER
 from models.demo.world import COLOURS, SHAPES, Thing, WorldEvent
+from training.scenes import GROUP_SECONDS, Moment, is_digit
 
 T = TypeVar("T")
 
-OTHER_ANSWER = "this is a small demo model that knows only shapes, colours, digits and motion"
 NOTHING = "nothing"
 MOTION_WORDS = ("it stays still", "standing still", "moving")
 CAPTION_EVENTS = 3

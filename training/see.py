@@ -18,8 +18,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, a
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from models.demo.architecture import HIDDEN, MERGE, PATCH, SIDE
-from models.demo.bank import LABELS, Bank
-from models.demo.optimiser import Schedule, make_optimisers, mixed_precision
+from training.bank import LABELS, Bank
+from training.optimiser import Schedule, make_optimisers, mixed_precision
 
 
 def patchify(frames: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from models.demo.questions import Facts, Question, ask
-from models.demo.scenes import CHUNK_SECONDS, FPS, Moment, is_digit, moments
 from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent, make_digit, place_things, render
 from streaming.frames import Frame
+from training.questions import Facts, Question, ask
+from training.scenes import CHUNK_SECONDS, FPS, Moment, is_digit, moments
 
 RARE_SHAPES = 2  # shapes that occur in one colour only, so that "what colour is the heart" has an answer
 RARE_COLOURS = 2

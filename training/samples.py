@@ -1,6 +1,6 @@
 """Writes the bundled samples: two streams of the world as ordinary videos, with what they show and what may be asked.
 
-    python -m models.demo.samples [--out samples]
+    python -m training.samples [--out samples]
 
 The same command gives the same clips. Knows nothing of models.
 """
@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.demo.questions import FAMILIES, Question
-from models.demo.streams import Stream, describe_events, make_stream, stream_questions, write_video
+from training.questions import FAMILIES, Question
+from training.streams import Stream, describe_events, make_stream, stream_questions, write_video
 
 SIDE = 256  # pixels
 FPS = 8

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from models.demo.architecture import HIDDEN, TOKENS_PER_GROUP
-from models.demo.bind import Batch, ClipMaker, TokenRow
-from models.demo.questions import NEXT_SECONDS, Facts, Question
-from models.demo.scenes import Moment
 from models.demo.tokenizer import vocabulary
 from models.demo.world import COLOURS, MOTIONS, SHAPES, WorldEvent
+from training.bind import Batch, ClipMaker, TokenRow
+from training.questions import NEXT_SECONDS, Facts, Question
+from training.scenes import Moment
 
 TIME_LAYER = 1  # its output carries the time
 TELL_LAYER = 2  # its output carries what came before

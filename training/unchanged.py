@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from keyframes.pruner import DualAnchor
-from models.demo.bank import CELL, GRID
+from training.bank import CELL, GRID
 
 LEVELS = (4.0, 6.0, 9.0)  # mean change of a token's pixels (of 255) from which it is new; two encodings differ by < 3
 

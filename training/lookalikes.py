@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.demo.aids import RETRIEVAL_HEADS, Learner
-from models.demo.bind import ClipMaker, Stage, collate, through_layers
-from models.demo.optimiser import mixed_precision
-from models.demo.questions import Facts, ask_presence
 from models.demo.world import COLOURS, SHAPES
+from training.aids import RETRIEVAL_HEADS, Learner
+from training.bind import ClipMaker, Stage, collate, through_layers
+from training.optimiser import mixed_precision
+from training.questions import Facts, ask_presence
 
 WORST = 48  # scenes for each name
 SCENES_AT_ONCE = 32
