@@ -1,7 +1,7 @@
 """What longlook asks of a video LLM, and the small records that pass between the two.
 
 A model is shared and immutable; everything that belongs to one stream lives in its session. Knows nothing of
-transformers: `models/hf.py` does.
+transformers: `models/decoder.py` does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by `models.hf`.
+"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by `models.decoder`.
 
 A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the family was trained: the
 processor the checkpoints were released with writes just this, while later ones leave one more start and end token
@@ -22,7 +22,9 @@ from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup, groups_of
 from models.decoding import Chooser, TextStream
-from models.hf import Decoder, in_line, lay_out
+from models.cache_layout import concat_positions, packed_context
+from models.decode_cache import CacheRow, DecodeCache
+from models.decoder import Decoder
 from models.pixels import PixelSpec, group_patches
 from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
@@ -62,7 +64,7 @@ class Qwen3VL:
     def _prefix(self) -> KVChunk:
         tokens = self._prompt.prefix()
         layout = text_layout(len(tokens))
-        raw = self._decoder.read(self._decoder.embed(tokens), layout, [])
+        raw = self._decoder.prefill(self._decoder.embed(tokens), layout, [])
         return KVChunk(
             keys=torch.stack(raw.keys),
             values=torch.stack(raw.values),
@@ -120,8 +122,8 @@ class Qwen3VL:
         visual = torch.cat([script.visual for script in scripts]).to(self.device)
         embeddings[visual] = torch.cat([group.embeddings for group in groups]).to(embeddings)
         levels = [torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)]
-        view = in_line(head, near, [script.layout for script in scripts], reach, self.device)
-        raw = self._decoder.read_in(view, embeddings, visual, levels)
+        context = packed_context(head, near, [script.layout for script in scripts], reach)
+        raw = self._decoder.prefill_packed([context], embeddings, visual, levels)
         lengths = [len(script.tokens) for script in scripts]
         keys, values = (torch.split(torch.stack(layers), lengths, dim=2) for layers in (raw.keys, raw.values))
         return [
@@ -146,7 +148,7 @@ class Qwen3VL:
         """Raw queries of every head, float32 [layers, heads, n, head_dim]; see `question_queries`."""
         tokens = self._prompt.question(question, ())
         embeddings = self._decoder.embed(tokens)
-        raw = self._decoder.read(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
+        raw = self._decoder.prefill(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
         return torch.stack(raw.queries).float()
 
     def answer(
@@ -164,29 +166,44 @@ class Qwen3VL:
     ) -> Iterator[int]:
         """The token ids of an answer as they are chosen, without the one that ends it."""
         choose = Chooser(options)
-        cache, position = self._decoder.open(context)
-        tokens = self._prompt.question(question, dialogue)
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue, options.max_new_tokens)
         for _ in range(options.max_new_tokens):
-            logits = self._decoder.step(tokens, position, cache)
-            position += len(tokens)
-            tokens = [choose(logits)]
-            if tokens[0] in self._stops:
+            token = choose(self._decoder.next_logits(cache, [row], tokens)[0])
+            if token in self._stops:
                 return
-            yield tokens[0]
+            yield token
+            tokens = torch.tensor([[token]], device=self.device)
 
     def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
-        cache, position = self._decoder.open(context)
-        return self._decoder.doubt(self._prompt.question(question, dialogue), position, cache)
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue)
+        return self._decoder.uncertainty(cache, row, tokens)
 
     def first_logits(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
         """Float32 logits [vocabulary] of an answer's first token: how sure the model is before it says anything."""
-        cache, position = self._decoder.open(context)
-        return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue)
+        return self._decoder.next_logits(cache, [row], tokens)[0]
 
     def last_state(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
         """Float32 [hidden], the LLM's last hidden state where an answer begins."""
-        cache, position = self._decoder.open(context)
-        return self._decoder.state(self._prompt.question(question, dialogue), position, cache).float()
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue)
+        return self._decoder.last_state(cache, [row], tokens)[0].float()
+
+    def _begin_answer(
+        self,
+        cache: DecodeCache,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        max_new_tokens: int = 0,
+    ) -> tuple[CacheRow, Tensor]:
+        """A row of the cache that holds the context, and the question's tokens [1, n], which come next."""
+        tokens = self._prompt.question(question, dialogue)
+        row = self._decoder.add_row(cache, context, len(tokens) + max_new_tokens)
+        return row, torch.tensor([tokens], device=self.device)
 
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
         # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
@@ -252,7 +269,7 @@ class Prompt:
             tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
             runs += [text_layout(len(stamp)), grid, text_layout(1)]
             marks += [False] * len(stamp) + [True] * grid.num_tokens + [False]
-        return Script(tokens, PositionLayout(*lay_out(runs)), torch.tensor(marks))
+        return Script(tokens, PositionLayout(*concat_positions(runs)), torch.tensor(marks))
 
     def stops(self, generation: Any) -> frozenset[int]:
         """Token ids that end an answer."""

@@ -19,7 +19,7 @@ from transformers import (
 
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.tokenizer import build_tokenizer, special_ids
-from models.hf import ATTENTION, register_attention
+from models.decoder import ATTENTION, register_attention
 from models.pixels import BUDGET_FRAMES, PixelSpec
 from models.qwen3_vl import Qwen3VL
 

@@ -24,7 +24,7 @@ from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_at
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from keyframes.vit_cacher import Features, Reference
-from models.hf import rotate
+from models.cache_layout import rotate
 
 QUERY, KEY, VALUE, ALL = slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)
 CALL_WORK = 2**18  # over the width: padded pairs of patches that take as long as one more call, timed on two CPU cores

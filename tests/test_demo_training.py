@@ -22,7 +22,7 @@ from models.base import Head, VisualGroup
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent
-from models.hf import lay_out
+from models.cache_layout import concat_positions
 from models.loading import load, recommended_settings
 from models.pixels import PixelSpec, fit_size, normalise
 from models.pixels import patchify as stock_patchify
@@ -198,7 +198,7 @@ def test_a_sequence_is_what_the_driver_writes_for_what_the_question_sees(
     row, prompt = maker.sequence(chunks, QUESTIONS), Prompt(TOKENIZER, CHAT_TEMPLATE)
     scripts = [prompt.write(groups_of(chunk)) for chunk in chunks if not chunk.hidden]
     prefix = prompt.prefix()
-    positions, extent = lay_out([script.layout for script in scripts])
+    positions, extent = concat_positions([script.layout for script in scripts])
     seen = [n for n in range(len(row.ids)) if row.owner[n] == CLIP and row.seen[n]]
     assert [row.ids[n] for n in seen] == prefix + [token for script in scripts for token in script.tokens]
     places = torch.tensor([row.positions[n] for n in seen]).T

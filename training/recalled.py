@@ -20,7 +20,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from memory.recall import evidence, head_norms, plan_recall
 from models.demo.world import WorldEvent
-from models.hf import filled_cache
+from models.decoder import filled_cache
 from training.aids import (
     NEXT_HEADS,
     READ_HEADS,
