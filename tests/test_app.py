@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from app import app
 from models.calibration import Profile, RetrievalHead
+from streaming.batching import BATCH_FRAMES
 from streaming.frames import Frame
 from streaming.session import Session
 from tests.clips import write_clip
@@ -273,7 +274,10 @@ def test_a_port_that_is_taken_is_told(model: str, clip: Path) -> None:
         assert str(port) in refusal(run("serve", clip, "--port", port, "--model", model))
 
 
-# Interruptions.
+# Interruptions. A clip of six chunks goes through the model in three batches: 1, 4 and 1 of them.
+
+SIX_CHUNKS = ("--fps", "8", "--chunk-frames", "16")  # of a clip of 12 s
+CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
@@ -291,12 +295,14 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
 def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
     model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    options = ["--model", model, "--max-tokens", 8, *SIX_CHUNKS]
+    (whole,) = answers(run("ask", clip, "What?", "--json", *options))
+    assert whole["stats"]["chunks"] == 6
     interrupting(monkeypatch, chunk=2)
-    result = ask(model, clip, "What?", "--json")
+    result = run("ask", clip, "What?", "--json", *options)
     (found,) = answers(result)
-    chunks = found["stats"]["chunks"]
-    assert 3 <= chunks < 6, "those taken together with it are finished too"
-    assert found["stats"]["frames_read"] == 4 * chunks
+    assert found["stats"]["chunks"] == CHUNKS_OF_TWO_BATCHES, "those of its batch are finished too"
+    assert found["stats"]["frames_read"] == CHUNKS_OF_TWO_BATCHES * 16
     assert "from what was seen" in result.stderr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "and Ctrl-C means what it meant before"
 
@@ -392,7 +398,7 @@ CHILD = """
 def child(model: str, clip: Path) -> Iterator[subprocess.Popen[str]]:
     """`ask` in a process that waits for a line of input before each chunk, and has a first chunk behind it."""
     command = [sys.executable, "-c", textwrap.dedent(CHILD), "ask", str(clip), "What?", "--json"]
-    options = ["--model", model, "--chunk-frames", "4", "--max-tokens", "4"]
+    options = ["--model", model, *SIX_CHUNKS, "--max-tokens", "4"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen([*command, *options], cwd=REPOSITORY, env=environment, text=True, **pipes) as process:
@@ -426,7 +432,8 @@ def test_a_real_ctrl_c_stops_watching_and_answers(child: subprocess.Popen[str]) 
     told, advice = child.communicate("\n", timeout=START_SECONDS)
     assert child.returncode == 0, advice
     (line,) = told.splitlines()
-    assert json.loads(line)["stats"]["chunks"] in (2, 3), "the chunk under way, and the one taken together with it"
+    chunks = json.loads(line)["stats"]["chunks"]
+    assert chunks == CHUNKS_OF_TWO_BATCHES, "the chunk under way, and those of its batch"
     assert "Traceback" not in advice
 
 
