@@ -45,20 +45,6 @@ class Summary:
     being_watched: bool
 
 
-def sessions_root() -> Path:
-    """Where sessions are kept that are called by a name."""
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return home / "longlook" / "sessions"
-
-
-def session_folder(name: str) -> Path:
-    """A name stands for a folder below `sessions_root`, anything with a slash (./trip, /data/trip) for itself."""
-    path = Path(name).expanduser()
-    if os.sep in name or name in ("", ".", "..", "~"):
-        return path.absolute()
-    return sessions_root() / path
-
-
 def sessions_in(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob(f"*/{DATABASE}"))
 

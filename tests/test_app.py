@@ -338,6 +338,52 @@ def test_ctrl_c_while_answering_ends_quietly(model: str, clip: Path, monkeypatch
     assert result.exit_code == 130 and "Traceback" not in result.stderr
 
 
+# Sessions by name, and long questions.
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t", "a\nb", "\x1b[2J", "\udce9"])
+def test_what_is_no_name_of_a_session_is_refused(model: str, clip: Path, name: str, tmp_path: Path) -> None:
+    """Before anything is watched, and nothing is kept or thrown away."""
+    for words in (
+        ("watch", clip, "--model", model, "--session", name),
+        ("ask", clip, "What?", "--model", model, "--session", name),
+        ("ask", "What?", "--model", model, "--session", name),
+        ("sessions", "info", name),
+        ("sessions", "delete", name, "--yes"),
+    ):
+        sentence = refusal(run(*words))
+        assert sentence.startswith("A session") and sentence.isprintable()
+
+
+def test_a_home_that_is_not_there_is_told() -> None:
+    assert "no home folder" in refusal(run("sessions", "info", "~nobody-of-that-name"))
+
+
+LONG_QUESTIONS = {"ascii": "What colour was it? " * 40, "multi-byte": "色は何でしたか。" * 40, "one word": "x" * 300}
+
+
+@pytest.mark.parametrize("question", LONG_QUESTIONS.values(), ids=LONG_QUESTIONS)
+def test_a_question_may_be_longer_than_the_name_of_a_file(
+    model: str, clip: Path, tmp_path: Path, question: str
+) -> None:
+    assert len(question.encode()) > 255
+    folder = tmp_path / "kept"
+    (plain,) = answers(ask(model, clip, question, "--json"))
+    (first,) = answers(ask(model, clip, question, "--session", folder, "--json"))
+    assert plain["question"] == first["question"] == question.strip()
+    assert first["answer"] == plain["answer"]
+    kept = ["--session", folder, "--json", "--model", model, "--max-tokens", 8]
+    assert [item["question"] for item in answers(run("ask", question, *kept))] == [question.strip()]
+    both = answers(run("ask", question, question, *kept))
+    assert [item["question"] for item in both] == 2 * [question.strip()]
+    assert json.loads(run("sessions", "info", folder, "--json").stdout)["questions"] == 4
+
+
+def test_a_question_that_is_no_text_is_refused(model: str, clip: Path) -> None:
+    """What the shell hands over undecoded, as in $'caf\\xe9'."""
+    assert "UTF-8" in refusal(ask(model, clip, "caf\udce9?"))
+
+
 # Help and calibration.
 
 
