@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from memory.session_names import session_folder, sessions_root
 from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
 from streaming.file_source import EmptyStretchError, FileSource, SourceInfo, probe
 from streaming.frames import Frame, next_tick_seconds
@@ -153,6 +155,7 @@ def ask(
       app.py ask --session trip "When does the red circle appear?"
     """
     with told_plainly():
+        folder = None if session is None else session_folder(session)
         path, asked = video_and_questions(video, questions or [], session)
         if not asked:
             raise typer.BadParameter("there is no question", context)
@@ -176,7 +179,7 @@ def ask(
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         }
         engine = open_engine(model, device, dtype, settings)
-        with open_session(engine, session, settings, read_only=path is None) as opened:
+        with open_session(engine, folder, settings, read_only=path is None) as opened:
             if path and watch_on(opened, path, stop_seconds, skim):
                 say("Stopped; answering from what was seen so far.")
             for question in asked:
@@ -215,6 +218,7 @@ def watch(
       app.py ask --session trip "Where did we park the car?"
     """
     with told_plainly():
+        folder = session_folder(session)
         probe(video)
         settings: Settings = {
             "read": {"fps": fps},
@@ -228,15 +232,17 @@ def watch(
             "prune": {"strategy": prune, "budget": prune_budget},
         }
         engine = open_engine(model, device, dtype, settings)
-        with open_session(engine, session, settings) as opened:
+        with open_session(engine, folder, settings) as opened:
             stopped = watch_on(opened, video)
             seen = clock(opened.seen_seconds or 0.0)
             if as_json:
                 typer.echo(json.dumps({"seen_seconds": opened.seen_seconds, "stats": asdict(opened.stats)}))
         if stopped:
-            said.print(f"Stopped at {seen}. To go on: app.py watch {escape(str(video))} --session {escape(session)}")
+            words = shlex.join(["watch", str(video), "--session", session])
+            said.print(f"Stopped at {seen}. To go on: app.py {escape(words)}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
-        said.print(f'Watched up to {seen}. To ask: app.py ask --session {escape(session)} "..."')
+        words = shlex.join(["ask", "--session", session])
+        said.print(f'Watched up to {seen}. To ask: app.py {escape(words)} "..."', soft_wrap=True)
 
 
 @app.command()
@@ -347,9 +353,10 @@ def list_sessions(
       app.py sessions list
       app.py sessions list /data/trips --json
     """
-    from memory.folders import sessions_in, sessions_root, summary
+    from memory.folders import sessions_in, summary
 
-    root = root or sessions_root()
+    with told_plainly():
+        root = root or sessions_root()
     found = []
     for folder in sessions_in(root):
         try:
@@ -376,10 +383,11 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
       app.py sessions info trip
       app.py sessions info /data/trip --json
     """
-    from memory.folders import session_folder, summary
-
     with told_plainly():
-        found = asdict(summary(session_folder(session)))
+        folder = session_folder(session)
+        from memory.folders import summary
+
+        found = asdict(summary(folder))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -398,10 +406,10 @@ def delete_session(
       app.py sessions delete trip
       app.py sessions delete /data/trip --yes
     """
-    from memory.folders import delete, session_folder, summary
-
     with told_plainly():
         folder = session_folder(session)
+        from memory.folders import delete, summary
+
         found = summary(folder)
         told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
         if not yes:
@@ -460,22 +468,32 @@ def in_bytes(option: str, gib: float | None) -> int | None:
 
 def video_and_questions(first: str, others: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
     """What the words of `ask` mean: with a session, the first one may be a question already."""
-    is_video = session is None or (Path(first).is_file() and bool(others))
+    is_video = session is None or (bool(others) and is_file(first))
     video, questions = (Path(first), list(others)) if is_video else (None, [first, *others])
     if not all(question.strip() for question in questions):
         raise ValueError("A question is empty.")
+    if any("\ud800" <= character <= "\udfff" for question in questions for character in question):
+        raise ValueError("A question is not valid UTF-8.")
     return video, questions
 
 
+def is_file(word: str) -> bool:
+    """Whether a word is the path of a file. A long question is none, though the system raises for it."""
+    try:
+        return Path(word).is_file()
+    except OSError:
+        return False
+
+
 @contextmanager
-def open_session(engine: Engine, name: str | None, settings: Settings, read_only: bool = False) -> Iterator[Session]:
-    """A session of this run, or the one that is kept under a name; closed at the end.
+def open_session(
+    engine: Engine, folder: Path | None, settings: Settings, read_only: bool = False
+) -> Iterator[Session]:
+    """A session of this run, or the one that is kept in a folder; closed at the end.
 
     Raises ValueError where a kept one has other settings than those asked for.
     """
-    from memory.folders import session_folder
-
-    session = engine.open(session_folder(name) if name else None, read_only)
+    session = engine.open(folder, read_only)
     try:
         for section, knobs in settings.items():
             for knob, value in knobs.items():

@@ -32,7 +32,6 @@ from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
 from streaming.frames import Frame
 from streaming.session import in_parts
-from training.streams import make_stream
 
 RESULTS = Path(__file__).parent / "results"
 CLIP_FRAMES = 64  # shown again and again: what frames show makes no difference to the cost of a plain ingest

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -29,11 +30,11 @@ from config import Config, PruneConfig, ReuseConfig
 from keyframes.pruner import make_pruner
 from memory.chunk import KVChunk
 from memory.packing import AS_COMPUTED, KVFormat
-from models.base import news
+from models.base import news, num_visual_tokens
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
-from streaming.ahead import AHEAD_FRAMES, together
+from streaming.batching import BATCH_FRAMES, batch_chunks
 from streaming.frames import Frame
 from streaming.session import passes
 
@@ -82,7 +83,8 @@ def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig
     """The chunks of a clip, as a session makes those of a file."""
     tower, pruner = model.reuse(reuse), make_pruner(prune)
     chunks: list[KVChunk] = []
-    for batch in together(iter(parts), max(1, AHEAD_FRAMES // len(parts[0]))):
+    max_chunks = max(1, BATCH_FRAMES // len(parts[0]))
+    for batch in batch_chunks(iter(parts), max_chunks, partial(num_visual_tokens, model)):
         for few in passes([groups for groups in news(model, batch, pruner, tower) if groups]):
             chunks += model.prefill_together(few, [model.prefix()], chunks[-REACH:], REACH, len(chunks))
     return chunks

@@ -36,7 +36,7 @@ from models.loading import load
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
 from models.towers import Tower, qwen3_vl_tower, siglip_tower
-from streaming.ahead import AHEAD_FRAMES
+from streaming.batching import BATCH_FRAMES
 from streaming.frames import Frame
 
 RESULTS = Path(__file__).parent / "results"
@@ -110,7 +110,7 @@ def subject(name: str, device: torch.device, dtype: torch.dtype = torch.float32)
         out: Tensor = visual(patches.flatten(0, 1), grid_thw=grids).pooler_output
         return out.reshape(len(patches), -1, out.shape[-1])
 
-    return Subject(name, qwen3_vl_tower(visual), stock, cut, grid, AHEAD_FRAMES if name == "demo" else 16)
+    return Subject(name, qwen3_vl_tower(visual), stock, cut, grid, BATCH_FRAMES if name == "demo" else 16)
 
 
 def _siglip(device: torch.device, dtype: torch.dtype) -> Subject:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,13 +40,22 @@ from torch import Tensor
 
 from memory.chunk import KVChunk
 from memory.packing import AS_COMPUTED, KVFormat
+from memory.plain_files import (
+    DATABASE,
+    LOCK,
+    THUMBS,
+    check_folder,
+    delete_files,
+    open_descriptor,
+    open_file,
+    refuse_journal,
+    remove_journal,
+    replace_file,
+)
 from memory.records import KEPT, TOKEN_BYTES, Kept, Kind, Place, StoredChunk
 from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
 
 FORMAT = "3"
-DATABASE = "session.sqlite"
-LOCK = "lock"
-THUMBS = "thumbs"
 SEGMENTS_PER_BUDGET = 16  # so much of the budget is freed at a time
 MAKE_ROOM: tuple[Kept, ...] = ("dense", "sparse")  # in this order
 INSTEAD = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
@@ -106,6 +116,7 @@ class SessionStore:
             self._files = {kept: Segments(folder, f"kv-{kept}", self._full_bytes(kept)) for kept in KEPT}
             self._kv_bytes = {kept: self._count_kv_bytes(kept) for kept in KEPT}
             if not read_only:
+                (folder / THUMBS).mkdir(exist_ok=True)
                 self._cut_tail()
             self._closing = undo.pop_all()
 
@@ -290,16 +301,23 @@ class SessionStore:
         assert self.disk_bytes == self._count_record_bytes() + num_bytes, "disk bytes are not the sum"
 
     def _connect(self) -> sqlite3.Connection:
-        path = self.folder / DATABASE
-        if self.read_only and not path.is_file():
+        """SQLite sees the folder only after it was checked: see `memory/plain_files.py`."""
+        if self.read_only and not os.path.lexists(self.folder / DATABASE):
             raise SessionError(f"There is no session in {self.folder}.")
-        uri = f"file:{quote(str(path.resolve()))}?mode={'rw' if self.read_only else 'rwc'}"
+        check_folder(self.folder)
+        if self.read_only:
+            refuse_journal(self.folder)
+        else:
+            remove_journal(self.folder)
+        path = self.folder.resolve() / DATABASE
+        uri = f"file:{quote(str(path))}?mode={'rw' if self.read_only else 'rwc'}"
         db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
         db.execute("PRAGMA synchronous = FULL")
         return db
 
     def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
         """Tables and facts in one transaction, so that a folder is a session or is none."""
+        self._db.execute("PRAGMA journal_mode = MEMORY")  # no journal in the folder, not even now
         self._db.execute("PRAGMA journal_mode = WAL")
         (self.folder / THUMBS).mkdir(exist_ok=True)
         sync_folder(self.folder)
@@ -352,7 +370,7 @@ class SessionStore:
         places = dict.fromkeys(KEPT, Place(chunk.index))
         for kept, data in packed.items():
             places[kept] = self._files[kept].append(chunk.index, data, self._last(kept))
-        self.thumbnail(chunk.index).write_bytes(thumb)
+        replace_file(self.thumbnail(chunk.index), thumb)
         layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
         return StoredChunk(
             chunk.index, chunk.start_seconds, chunk.stop_seconds, chunk.group_starts, num_frames, seconds, layout,
@@ -397,7 +415,9 @@ class SessionStore:
         """Takes away bytes of which there is no record: of a chunk under way, or let go just before a kill."""
         for kept, files in self._files.items():
             files.cut({chunk.places[kept].segment for chunk in self.chunks[self.first(kept) :]}, self._last(kept))
-        self.thumbnail(self.num_chunks).unlink(missing_ok=True)
+        thumb = self.thumbnail(self.num_chunks)
+        if os.path.lexists(thumb.parent):
+            delete_files(thumb.parent, [thumb.name])
 
     def _has_gone(self, index: int, kept: Kept) -> bool:
         """What the folder says now; another process may be writing it."""
@@ -431,11 +451,20 @@ class SessionStore:
     def _told(self) -> Iterator[None]:
         """What the disk and SQLite raise, as a sentence."""
         try:
-            yield
-        except OSError as error:
-            raise SessionError(f"{self.folder} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+            with wrap_os_errors(self.folder):
+                yield
         except sqlite3.Error as error:
             raise SessionError(f"{self.folder / DATABASE} cannot be used: {error}.") from error
+
+
+@contextmanager
+def wrap_os_errors(folder: Path) -> Iterator[None]:
+    """Raises what the system says about a session's folder as a SessionError."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise SessionError(f"{folder} cannot be used: {what[:1].lower()}{what[1:]}.") from error
 
 
 def lock(folder: Path) -> FileIO:
@@ -443,13 +472,12 @@ def lock(folder: Path) -> FileIO:
 
     Raises SessionError where another one has it, or the folder is something else.
     """
-    try:
+    with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not any((folder / name).exists() for name in (LOCK, DATABASE)) and any(folder.iterdir()):
+        if not any(os.path.lexists(folder / name) for name in (LOCK, DATABASE)) and any(folder.iterdir()):
             raise SessionError(f"{folder} is not a session, and it is not empty.")
-        file = FileIO(folder / LOCK, "a")
-    except OSError as error:
-        raise SessionError(f"{folder} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+        check_folder(folder)
+        file = FileIO(open_descriptor(folder / LOCK, os.O_WRONLY | os.O_CREAT), "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -467,7 +495,7 @@ def as_jpeg(picture: NDArray[np.uint8]) -> bytes:
 def is_locked(folder: Path) -> bool:
     """Whether a process is watching into this folder now."""
     try:
-        with FileIO(folder / LOCK) as file:
+        with open_file(folder / LOCK, os.O_RDONLY) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

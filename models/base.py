@@ -117,6 +117,13 @@ def groups_of(frames: Sequence[Frame], model: VideoLLM) -> list[list[Frame]]:
     return groups
 
 
+def num_visual_tokens(model: VideoLLM, frames: Sequence[Frame]) -> int:
+    """Of consecutive frames before pruning, all as large as the first."""
+    height, width = frames[0].image.shape[:2]
+    num_groups = -(-len(frames) // model.frames_per_group)
+    return num_groups * model.num_group_tokens(height, width)
+
+
 @dataclass(frozen=True)
 class Turn:
     """One finished question and its answer."""
@@ -143,6 +150,10 @@ class VideoLLM(Protocol):
 
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
         """What `encode` needs to use the vision tower's work again along one stream; None where nothing is reused."""
+        ...
+
+    def num_group_tokens(self, height: int, width: int) -> int:
+        """Visual tokens of one group of frames of this size in pixels. Raises ValueError as `encode` does."""
         ...
 
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:

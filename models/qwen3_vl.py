@@ -21,11 +21,11 @@ from config import AnswerConfig, ReuseConfig
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup, groups_of
-from models.decoding import Chooser, TextStream
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
-from models.pixels import PixelSpec, group_patches
+from models.decoding import Chooser, TextStream
+from models.pixels import PixelSpec, fit_size, group_patches
 from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
 
@@ -79,6 +79,10 @@ class Qwen3VL:
         if config.strategy == "none":
             return None
         return FeatureReuse(qwen3_vl_tower(self._visual), config, self._pixels.mean, self._pixels.std)
+
+    def num_group_tokens(self, height: int, width: int) -> int:
+        rows, columns = fit_size(height, width, self._pixels)
+        return rows * columns // self._pixels.factor**2
 
     @torch.no_grad()
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:

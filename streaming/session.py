@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -29,9 +30,9 @@ from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
 from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
-from models.base import Turn, VideoLLM, VisualGroup, news
+from models.base import Turn, VideoLLM, VisualGroup, news, num_visual_tokens
 from models.calibration import Profile
-from streaming.ahead import AHEAD_FRAMES, together
+from streaming.batching import BATCH_FRAMES, batch_chunks
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
 
@@ -73,8 +74,8 @@ class Session:
     def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
         """Remembers the frames chunk by chunk, telling of each; may be called again for what comes later.
 
-        ahead: the frames need not be waited for, as those of a file; then several chunks may go through the model in
-        one batch, where that is quick, and become what they would be one by one.
+        ahead: frames are available without waiting (a file), so several chunks of a small model may
+        share a pass (`streaming/batching.py`). They become what they would be one by one.
         Ends where the frames end, host memory or disk are full (told in a Notice) or the session is closed. An error
         leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the disk.
         """
@@ -83,7 +84,8 @@ class Session:
         parts = in_parts(frames, memory.chunk_frames, memory.borders)
         alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
         started = time.perf_counter()
-        for batch in together(parts, 1 if alone else max(1, AHEAD_FRAMES // memory.chunk_frames)):
+        max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
+        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model)):
             told: list[WatchEvent] = []
             try:
                 with self._take_turn(False):

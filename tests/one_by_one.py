@@ -9,7 +9,10 @@ from models.base import VisualGroup
 
 
 class OneByOne:
-    """`prefill_together` for a model that has `prefill`."""
+    """`prefill_together` for a model that has `prefill`. A group has one token, whatever its size."""
+
+    def num_group_tokens(self, height: int, width: int) -> int:
+        return 1
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
         raise NotImplementedError

@@ -19,10 +19,10 @@ from config import AnswerConfig, Config, PruneConfig
 from keyframes.pruner import NoveltyPruner
 from memory.chunk import KVChunk
 from models.base import Head, VisualGroup
+from models.cache_layout import concat_positions
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent
-from models.cache_layout import concat_positions
 from models.loading import load, recommended_settings
 from models.pixels import PixelSpec, fit_size, normalise
 from models.pixels import patchify as stock_patchify

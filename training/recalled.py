@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from memory.recall import evidence, head_norms, plan_recall
-from models.demo.world import WorldEvent
 from models.decoder import filled_cache
+from models.demo.world import WorldEvent
 from training.aids import (
     NEXT_HEADS,
     READ_HEADS,

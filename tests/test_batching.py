@@ -1,8 +1,7 @@
-"""Chunks taken through the model together: as many as are quick, and the memory they make is that of one by one."""
+"""Chunks that share a pass: as many as a fixed amount of work, and what is remembered is that of one by one."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import streaming.session as session_module
 from config import PruneConfig, ReuseConfig
-from streaming.ahead import AHEAD_BYTES, AHEAD_FRAMES, together
+from models.base import num_visual_tokens
+from models.loading import load
+from models.pixels import PixelSpec, fit_size
+from models.qwen3_vl import Qwen3VL
+from streaming.batching import BATCH_BYTES, BATCH_FRAMES, BATCH_TOKENS, batch_chunks
 from streaming.engine import Engine
 from streaming.events import Notice, Thumbnail, Watched
 from streaming.frames import Frame
@@ -22,43 +24,69 @@ from tests.tiny import noise_frames
 from tests.watching import tiny_engine
 
 TOLERANCE = 1e-4  # positions are farther from 0, and rotations rounded there
-SLOW_SECONDS = 0.05
 
 
 def parts(count: int) -> Iterator[list[Frame]]:
     return ([frame] for frame in noise_frames(count, 2, 2))
 
 
-def test_batches_grow_to_what_takes_half_of_the_time_and_shrink_where_they_take_longer() -> None:
-    sizes = []
-    for number, batch in enumerate(together(parts(40), most=8, seconds=SLOW_SECONDS)):
-        sizes.append(len(batch))
-        if number in (4, 5):
-            time.sleep(1.2 * SLOW_SECONDS)
-    assert sizes == [1, 8, 8, 8, 8, 3, 1, 3]
+def sizes(count: int, max_chunks: int, tokens_per_part: int) -> list[int]:
+    """How many of `count` parts go together, batch by batch."""
+    batches = batch_chunks(parts(count), max_chunks, lambda part: tokens_per_part)
+    return [len(batch) for batch in batches]
 
 
-def test_all_parts_come_in_order_and_one_by_one_where_that_is_asked_for() -> None:
-    for most in (1, 8):
-        batches = list(together(parts(20), most))
+def test_the_first_part_goes_alone_and_the_others_together_up_to_the_maximum() -> None:
+    assert sizes(20, max_chunks=8, tokens_per_part=1) == [1, 8, 8, 3]
+    assert sizes(4, max_chunks=1, tokens_per_part=1) == [1, 1, 1, 1]
+    assert sizes(0, max_chunks=8, tokens_per_part=1) == []
+
+
+def test_a_batch_has_no_more_tokens_than_a_pass_may_have() -> None:
+    assert sizes(9, max_chunks=8, tokens_per_part=BATCH_TOKENS // 4) == [1, 4, 4]
+    assert sizes(9, max_chunks=8, tokens_per_part=BATCH_TOKENS // 4 + 1) == [1, 3, 3, 2]
+    assert sizes(3, max_chunks=8, tokens_per_part=BATCH_TOKENS // 2 + 1) == [1, 1, 1]
+
+
+def test_a_part_larger_than_a_pass_goes_alone() -> None:
+    assert sizes(3, max_chunks=8, tokens_per_part=5 * BATCH_TOKENS) == [1, 1, 1]
+
+
+def test_the_limit_follows_parts_that_change_their_size() -> None:
+    """After the large parts have passed, small ones share a pass again."""
+    num_tokens = iter([1, 1, BATCH_TOKENS, 1, 1, 1])
+    batches = batch_chunks(parts(6), 8, lambda part: next(num_tokens))
+    assert [len(batch) for batch in batches] == [1, 2, 3]
+
+
+def test_all_parts_come_in_order() -> None:
+    for max_chunks in (1, 8):
+        batches = batch_chunks(parts(20), max_chunks, len)
         assert [part[0].index for batch in batches for part in batch] == list(range(20))
-        assert max(map(len, batches)) == most
 
 
-def test_parts_that_are_slow_to_come_are_not_waited_for() -> None:
-    def slowly() -> Iterator[list[Frame]]:
-        for part in parts(6):
-            time.sleep(1.1 * SLOW_SECONDS)
+@pytest.mark.parametrize(("share", "expected"), [(1, [1, 1, 1, 1]), (2, [1, 2, 1]), (3, [1, 3])])
+def test_large_pictures_are_not_gathered(share: int, expected: list[int]) -> None:
+    """share: pictures that fill the limit. One that fills it alone waits for no other."""
+    image = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (BATCH_BYTES // share // 6, 2, 3))
+    batches = batch_chunks(iter([[Frame(image, k / 2, k)] for k in range(4)]), 8, len)
+    assert [len(batch) for batch in batches] == expected
+
+
+def test_no_part_is_asked_for_before_it_is_needed() -> None:
+    """A batch that is full is yielded at once, without a look at what comes after it."""
+    asked: list[int] = []
+
+    def counted() -> Iterator[list[Frame]]:
+        for part in parts(9):
+            asked.append(part[0].index)
             yield part
 
-    assert [len(batch) for batch in together(slowly(), most=8, seconds=SLOW_SECONDS)] == [1] * 6
-
-
-def test_large_pictures_are_not_gathered() -> None:
-    image = np.zeros((1, 1, 3), np.uint8)
-    large = np.broadcast_to(image, (1 + AHEAD_BYTES // 6, 2, 3))
-    batches = together(iter([[Frame(large, k / 2, k)] for k in range(4)]), most=8, seconds=60)
-    assert [len(batch) for batch in batches] == [1] * 4
+    batches = batch_chunks(counted(), 8, lambda part: BATCH_TOKENS // 2)
+    next(batches)
+    assert asked == [0]
+    next(batches)
+    assert asked == [0, 1, 2]
 
 
 def test_what_came_before_an_error_comes_first() -> None:
@@ -68,8 +96,31 @@ def test_what_came_before_an_error_comes_first() -> None:
 
     seen: list[int] = []
     with pytest.raises(ZeroDivisionError):
-        seen.extend(part[0].index for batch in together(broken(), most=8) for part in batch)
+        seen.extend(part[0].index for batch in batch_chunks(broken(), 8, len) for part in batch)
     assert seen == list(range(5))
+
+
+def tokens_of_chunk(model: Any, num_frames: int, height: int, width: int) -> int:
+    image = np.zeros((height, width, 3), np.uint8)
+    return num_visual_tokens(model, [Frame(image, k / 2, k) for k in range(num_frames)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (48, 32), (64, 64), (480, 640), (7, 100)])
+def test_tokens_counted_by_size_are_those_the_tower_makes(tiny: Qwen3VL, height: int, width: int) -> None:
+    for num_frames in (1, 4, 5):
+        groups = tiny.encode(noise_frames(num_frames, height, width))
+        made = sum(len(group.embeddings) for group in groups)
+        assert tokens_of_chunk(tiny, num_frames, height, width) == made
+
+
+def test_eight_chunks_of_the_embedded_model_share_a_pass_and_those_of_a_large_one_go_alone() -> None:
+    """By the tokens of a chunk: 8 frames of the embedded model, 16 of a Qwen3-VL as released."""
+    demo = load("demo")
+    assert 8 * tokens_of_chunk(demo, 8, 256, 256) <= BATCH_TOKENS
+    assert BATCH_FRAMES == 8 * 8
+    released = PixelSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
+    rows, columns = fit_size(448, 448, released)
+    assert 8 * (rows * columns // released.factor**2) > BATCH_TOKENS
 
 
 def watched(engine: Engine, frames: Sequence[Frame], ahead: bool, folder: Path | None = None) -> tuple[Session, Any]:
@@ -111,7 +162,6 @@ def test_a_session_remembers_what_it_would_one_by_one(
         return prefill(model, runs, *given)
 
     monkeypatch.setattr(type(engine.model), "prefill_together", counted)
-    monkeypatch.setattr(session_module, "together", lambda parts, most: together(parts, most, seconds=60))
     one, told_one = watched(engine, frames, ahead=False)
     assert set(batches) == {1}
     many, told_many = watched(engine, frames, ahead=True, folder=tmp_path / "kept")
@@ -151,7 +201,7 @@ def test_what_was_remembered_before_an_error_is_told(checkpoint: Path, monkeypat
     append = Session._append
 
     def failing(session: Session, chunk: Any, *given: Any) -> None:
-        if chunk.index == 5:  # the third of the third batch
+        if chunk.index == 5:  # the fifth of the second batch
             raise ZeroDivisionError
         append(session, chunk, *given)
 
@@ -163,6 +213,26 @@ def test_what_was_remembered_before_an_error_is_told(checkpoint: Path, monkeypat
     assert sum(isinstance(event, Watched) for event in told) == session.stats.chunks == 5
 
 
+def test_a_live_source_is_never_waited_for(checkpoint: Path) -> None:
+    """Without `ahead` a chunk is remembered and told of before the next frame is asked for."""
+    num_asked = 0
+
+    def live() -> Iterator[Frame]:
+        nonlocal num_asked
+        for frame in noise_frames(24):
+            num_asked += 1
+            yield frame
+
+    def asked_when_told(ahead: bool) -> list[int]:
+        nonlocal num_asked
+        num_asked = 0
+        session = tiny_engine(checkpoint).open()
+        return [num_asked for event in session.watch(live(), ahead) if isinstance(event, Watched)]
+
+    assert asked_when_told(ahead=False) == [4, 8, 12, 16, 20, 24]
+    assert asked_when_told(ahead=True) == [4, 24, 24, 24, 24, 24]
+
+
 def test_carriers_are_known_only_behind_chunks_in_memory(checkpoint: Path) -> None:
     """With them chunks go one by one, whatever is allowed."""
     engine = tiny_engine(checkpoint, window_chunks=2, carrier_tokens=32)
@@ -171,4 +241,4 @@ def test_carriers_are_known_only_behind_chunks_in_memory(checkpoint: Path) -> No
     many, _ = watched(engine, frames, ahead=True)
     for a, b in zip(one.memory.get(range(12)), many.memory.get(range(12)), strict=True):
         assert float((a.keys - b.keys).abs().max()) < TOLERANCE
-    assert 2 * engine.config.memory.chunk_frames <= AHEAD_FRAMES
+    assert 2 * engine.config.memory.chunk_frames <= BATCH_FRAMES
