@@ -20,11 +20,11 @@ from torch import Tensor
 from config import AnswerConfig, ReuseConfig
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
+from models.answer_batch import AnswerBatch, PendingAnswer
 from models.base import Head, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
-from models.decoding import Chooser, TextStream
 from models.pixels import PixelSpec, fit_size, group_patches
 from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
@@ -155,29 +155,36 @@ class Qwen3VL:
         raw = self._decoder.prefill(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
         return torch.stack(raw.queries).float()
 
+    def answer_batch(self) -> AnswerBatch:
+        return AnswerBatch(self._decoder, self._prompt.tokenizer, self._stops)
+
+    def question_tokens(self, question: str, dialogue: Sequence[Turn]) -> list[int]:
+        return self._prompt.question(question, dialogue)
+
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[str]:
-        text = TextStream(self._prompt.tokenizer)
-        for token in self.answer_tokens(question, context, dialogue, options):
-            if piece := text.push(token):
-                yield piece
-        if piece := text.finish():
-            yield piece
+        for answer in self._answer_alone(question, context, dialogue, options):
+            if text := answer.take_text():
+                yield text
 
     def answer_tokens(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[int]:
         """The token ids of an answer as they are chosen, without the one that ends it."""
-        choose = Chooser(options)
-        cache = DecodeCache()
-        row, tokens = self._begin_answer(cache, question, context, dialogue, options.max_new_tokens)
-        for _ in range(options.max_new_tokens):
-            token = choose(self._decoder.next_logits(cache, [row], tokens)[0])
-            if token in self._stops:
-                return
-            yield token
-            tokens = torch.tensor([[token]], device=self.device)
+        for answer in self._answer_alone(question, context, dialogue, options):
+            yield from answer.take_tokens()
+
+    def _answer_alone(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> Iterator[PendingAnswer]:
+        """One answer in a batch of its own, after each of its tokens and at its end."""
+        batch = self.answer_batch()
+        answer = batch.add(self.question_tokens(question, dialogue), context, options)
+        yield answer
+        while not answer.is_done:
+            batch.step()
+            yield answer
 
     def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
         cache = DecodeCache()

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as stock_image
 from transformers.models.qwen3_vl import video_processing_qwen3_vl as stock_video
 
-from models.decoding import TextStream
 from models.pixels import PixelSpec, fit_size, group_patches, patchify, read_spec, resize
+from models.sampling import TextStream
 from tests.tiny import tiny_tokenizer
 
 SPEC = PixelSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
