@@ -15,8 +15,8 @@ How to read the result:
 - `ingest`: frames per second of a whole session, in four ways, beside the stock model's best batch on the same frames.
   A ratio above 1 is faster than stock. The stages say where the time goes.
 - `history`: the first token must cost the same after 1,000 and after 36,000 frames, in the same device bytes.
-- `decode`: tokens per second by turns (today) and in one batch (what a scheduler can reach), with the floor that
-  reading weights and KV once per step sets.
+- `decode`: tokens per second of answers one by one and in one batch, beside the stock model's batch, with the floor
+  that reading weights and KV once per step sets.
 - `limits`: the largest sizes before memory ends. `towers`: reuse in the vision tower against the stock tower.
 
 Needs torch, transformers, tokenizers, faiss, numpy, Pillow, typer and rich, and none of the video libraries. Writes

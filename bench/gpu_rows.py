@@ -24,7 +24,8 @@ from bench.machine import now
 from bench.vit_reuse import Runs, subject
 from config import AnswerConfig, Config, MemoryConfig, PruneConfig, ReuseConfig
 from memory.chunk import KVChunk
-from models.base import VisualGroup
+from models.base import PrefillRequest, VisualGroup
+from models.decoder import filled_cache
 from models.qwen3_vl import Qwen3VL
 from models.shapes import random_model
 from streaming.engine import Engine
@@ -357,7 +358,7 @@ def _stages(bench: Bench, engine: Engine, frames: Sequence[Frame]) -> dict[str, 
     with (
         clock.around(model, "_patches", "preprocess"),
         clock.around(model, "encode", "tower"),
-        clock.around(model, "prefill_together", "prefill"),
+        clock.around(model, "prefill_batch", "prefill"),
         clock.around(session, "_append", "memory"),
     ):
         started = now(bench.device)
@@ -448,7 +449,7 @@ def _first_tokens(bench: Bench, session: Any) -> list[Cell]:
         return median(taken), result
 
     window_ms, window_tokens = timed(lambda: answer([model.prefix(), *session.memory.window()]))
-    recall_ms, recall_tokens = timed(lambda: answer(session._bring(QUESTION)[1]))
+    recall_ms, recall_tokens = timed(lambda: answer(session._retrieve_context(QUESTION)[1]))
     search_ms, _ = timed(lambda: session._recall(QUESTION))
     held = session.memory.device_bytes / MIB, session.memory.host_bytes / GIB
     return [window_ms, window_tokens, recall_ms, search_ms, recall_tokens, *held]
@@ -472,9 +473,12 @@ def measure_decode(shape: int) -> Callable[[Bench], Iterator[Table]]:
             kv_bytes = count * sum(chunk.memory_bytes for chunk in context)
             floor = (weights + kv_bytes) / bench.measured.get("bandwidth", float("nan"))
             by_turns = _decode_by_turns(bench, model, context, count)
-            batched = _decode_batched(bench, model, network, context, count)
-            rows.append([count, by_turns, batched, batched / by_turns, count / floor, batched * floor / count])
-        head = ("answers at once", "by turns, as today, tokens/s", "stock, one batch, tokens/s", "ratio",
+            stock = _decode_stock(bench, model, network, context, count)
+            batched = _decode_batched(bench, model, context, count)
+            rows.append([count, by_turns, stock, batched, batched / by_turns, batched / stock, count / floor,
+                         batched * floor / count])  # fmt: skip
+        head = ("answers at once", "one by one, by turns, tokens/s", "stock, one batch, tokens/s",
+                "longlook, one batch, tokens/s", "against one by one", "against stock",
                 "floor of weights and KV over bandwidth, tokens/s", "share of the floor")  # fmt: skip
         note = f"Context of {sum(chunk.num_tokens for chunk in context)} tokens; tokens/s of all answers together."
         yield Table(f"Decoding, {name}", head, rows, note)
@@ -493,7 +497,7 @@ def _context_chunk(bench: Bench, model: Qwen3VL) -> KVChunk:
 
 
 def _decode_by_turns(bench: Bench, model: Qwen3VL, context: Sequence[KVChunk], count: int) -> float:
-    """Answers as sessions give them today: one token of each in turn."""
+    """Answers that know nothing of each other: one token of each in turn."""
     tokens = bench.scale.answer_tokens
     options = AnswerConfig(max_new_tokens=tokens + 1)
     answers = [model.answer_tokens(QUESTION, context, (), options) for _ in range(count)]
@@ -504,27 +508,45 @@ def _decode_by_turns(bench: Bench, model: Qwen3VL, context: Sequence[KVChunk], c
     return max(1, num_tokens) / (now(bench.device) - started)
 
 
-def _decode_batched(bench: Bench, model: Qwen3VL, network: Any, context: Sequence[KVChunk], count: int) -> float:
-    """The same work as one batch through the stock text model and its own growing cache."""
+def _decode_batched(bench: Bench, model: Qwen3VL, context: Sequence[KVChunk], count: int) -> float:
+    """The same answers as one batch over caches allocated ahead."""
+    tokens = bench.scale.answer_tokens
+    options = AnswerConfig(max_new_tokens=tokens + 2)
+    batch = model.answer_batch()
+    for _ in range(count):
+        batch.add(QUESTION, context, (), options)
+    batch.step()
+    started = now(bench.device)
+    num_tokens = 0
+    for _ in range(tokens):
+        num_tokens += len(batch)
+        batch.step()
+    return max(1, num_tokens) / (now(bench.device) - started)
+
+
+def _decode_stock(bench: Bench, model: Qwen3VL, network: Any, context: Sequence[KVChunk], count: int) -> float:
+    """The stock text model with its own growing cache, a batch of contexts of one length."""
     text = network.model.language_model
-    cache, position = model._decoder.open(context)
-    cache.batch_repeat_interleave(count)
+    layers = range(model.num_layers)
+    keys = [torch.cat([chunk.keys[layer] for chunk in context], 1).expand(count, -1, -1, -1) for layer in layers]
+    values = [torch.cat([chunk.values[layer] for chunk in context], 1).expand(count, -1, -1, -1) for layer in layers]
+    cache = filled_cache(zip(keys, values, strict=True))  # its keys are not rotated, which costs nothing in decoding
+    position = sum(chunk.layout.extent for chunk in context)
     tokens = torch.zeros(count, 1, dtype=torch.long, device=bench.device)
-    num_steps = bench.scale.answer_tokens
 
     def step(at: int) -> None:
         nonlocal tokens
-        places = torch.full((3, count, 1), at, device=bench.device)
+        positions = torch.full((3, count, 1), at, device=bench.device)
         output = text(
-            inputs_embeds=text.embed_tokens(tokens), position_ids=places, past_key_values=cache, use_cache=True
+            inputs_embeds=text.embed_tokens(tokens), position_ids=positions, past_key_values=cache, use_cache=True
         )
         tokens = network.lm_head(output.last_hidden_state).argmax(-1)
 
     step(position)
     started = now(bench.device)
-    for k in range(num_steps):
+    for k in range(bench.scale.answer_tokens):
         step(position + 1 + k)
-    return count * num_steps / (now(bench.device) - started)
+    return count * bench.scale.answer_tokens / (now(bench.device) - started)
 
 
 def measure_limits(bench: Bench) -> Iterator[Table]:
@@ -543,7 +565,7 @@ def measure_limits(bench: Bench) -> Iterator[Table]:
 
     def together(count: int) -> None:
         runs = [_groups(group, 8)] * (count // 16)
-        model.prefill_together(runs, [model.prefix()], [], 2, 0)
+        model.prefill_batch([PrefillRequest(runs, [model.prefix()], [], 2, 0)])
 
     rows: list[list[Cell]] = []
     most = scale.limit_frames

@@ -223,7 +223,7 @@ def stock_inputs(model: Qwen3VL, frames: Sequence[Frame]) -> dict[str, Tensor]:
         model._group(frames[k : k + size], grid, torch.empty(patches.shape[0] // model._pixels.merge_size**2, 0), ())
         for k, (patches, grid) in zip(range(0, len(frames), size), cut, strict=True)
     ]
-    script = prompt.write(groups)
+    script = prompt.build_inputs(groups)
     before, after = prompt.prefix(), prompt.question(QUESTION, ())
     marks = torch.cat([torch.zeros(len(before)), 2 * script.visual, torch.zeros(len(after))]).long()
     return {

@@ -27,16 +27,15 @@ from bench.ingest import stock_inputs
 from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
-from keyframes.pruner import make_pruner
 from memory.chunk import KVChunk
 from memory.packing import AS_COMPUTED, KVFormat
-from models.base import news, num_visual_tokens
+from models.base import num_visual_tokens
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
 from streaming.batching import BATCH_FRAMES, batch_chunks
 from streaming.frames import Frame
-from streaming.session import passes
+from streaming.ingest import Ingest, PrefillWork, run_prefills
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
@@ -81,12 +80,12 @@ def own_settings(shape: str) -> Config:
 
 def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig) -> list[KVChunk]:
     """The chunks of a clip, as a session makes those of a file."""
-    tower, pruner = model.reuse(reuse), make_pruner(prune)
+    ingest = Ingest(model, Config(reuse=reuse, prune=prune))
     chunks: list[KVChunk] = []
     max_chunks = max(1, BATCH_FRAMES // len(parts[0]))
     for batch in batch_chunks(iter(parts), max_chunks, partial(num_visual_tokens, model)):
-        for few in passes([groups for groups in news(model, batch, pruner, tower) if groups]):
-            chunks += model.prefill_together(few, [model.prefix()], chunks[-REACH:], REACH, len(chunks))
+        work = PrefillWork(ingest, ingest.prepare(batch), [model.prefix()], chunks[-REACH:], REACH, len(chunks))
+        chunks += [made.chunk for made in run_prefills(model, [work])[0] if made.chunk is not None]
     return chunks
 
 

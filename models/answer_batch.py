@@ -6,7 +6,7 @@ and a sampler's random numbers belong to its answer. Knows nothing of sessions o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from config import AnswerConfig
 from memory.chunk import KVChunk
+from models.base import Turn
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.sampling import TextStream, TokenSampler
@@ -60,9 +61,17 @@ class PendingAnswer:
 class AnswerBatch:
     """All answers that one model is giving; one thread at a time."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Any, stop_tokens: Collection[int]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Any,
+        question_tokens: Callable[[str, Sequence[Turn]], list[int]],
+        stop_tokens: Collection[int],
+    ) -> None:
+        """question_tokens: a question and earlier turns as token ids, up to where its answer begins."""
         self._decoder = decoder
         self._tokenizer = tokenizer
+        self._question_tokens = question_tokens
         self._stop_tokens = stop_tokens
         self._cache = DecodeCache()
         self._answers: list[PendingAnswer] = []  # in the order of their rows
@@ -78,14 +87,21 @@ class AnswerBatch:
         """Device bytes of the contexts of all answers."""
         return self._cache.memory_bytes
 
-    def add(self, tokens: Sequence[int], context: Sequence[KVChunk], options: AnswerConfig) -> PendingAnswer:
-        """Prefill a question's tokens after its context; the answer has its first token then, or is done."""
+    def memory_bytes_with(self, context: Sequence[KVChunk], options: AnswerConfig) -> int:
+        """The same if an answer over `context` joined; its question is taken as short."""
+        num_tokens = sum(chunk.num_tokens for chunk in context) + options.max_new_tokens
+        return self._cache.memory_bytes_with(context[0].keys, num_tokens)
+
+    def add(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> PendingAnswer:
+        """Prefill a question after its context; the answer has its first token then, or is done."""
+        tokens = self._question_tokens(question, dialogue)
         row = self._decoder.add_row(self._cache, context, len(tokens) + options.max_new_tokens)
         answer = PendingAnswer(row, options, self._tokenizer)
         self._answers.append(answer)
-        question = torch.tensor([tokens], device=self._decoder.device)
         try:
-            logits = self._decoder.next_logits(self._cache, [row], question)
+            logits = self._decoder.next_logits(self._cache, [row], torch.tensor([tokens], device=self._decoder.device))
         except BaseException:
             self.remove(answer)
             raise

@@ -108,19 +108,29 @@ class DecodeCache:
             row.length += num_tokens
             row.position += num_tokens
 
+    def memory_bytes_with(self, like: Tensor, num_tokens: int) -> int:
+        """Bytes of both buffers once a row of so many tokens has joined; like: keys [layers, kv_heads, n, head_dim]."""
+        rows, columns = self._size_with(self.num_rows + 1, num_tokens)
+        return 2 * like.shape[0] * rows * like.shape[1] * columns * like.shape[3] * like.element_size()
+
     def _reserve(self, like: Tensor, num_rows: int, num_columns: int) -> None:
-        """Makes room for so many rows and columns; rows double, so that joining costs little on average."""
-        layers, heads, _, head_dim = like.shape
-        rows, columns = (0, 0) if self._keys is None else (self._keys.shape[1], self._keys.shape[3])
-        if num_rows <= rows and num_columns <= columns:
+        """Makes room for so many rows and columns, copying what is there if the buffers must grow."""
+        rows, columns = self._size_with(num_rows, num_columns)
+        if self._keys is not None and (rows, columns) == (self._keys.shape[1], self._keys.shape[3]):
             return
+        layers, heads, _, head_dim = like.shape
+        shape = (layers, rows, heads, columns, head_dim)
+        self._keys = self._grown(self._keys, like.new_zeros(shape))  # what is masked must be finite
+        self._values = self._grown(self._values, like.new_zeros(shape))
+
+    def _size_with(self, num_rows: int, num_columns: int) -> tuple[int, int]:
+        """Rows and columns of buffers with so much room; rows double, so that joining costs little on average."""
+        rows, columns = (0, 0) if self._keys is None else (self._keys.shape[1], self._keys.shape[3])
         if num_rows > rows:
             rows = num_rows if rows == 0 else 2 * rows
         if num_columns > columns:
             columns = -(-num_columns // COLUMN_STEP) * COLUMN_STEP
-        shape = (layers, rows, heads, columns, head_dim)
-        self._keys = self._grown(self._keys, like.new_zeros(shape))  # what is masked must be finite
-        self._values = self._grown(self._values, like.new_zeros(shape))
+        return rows, columns
 
     def _grown(self, old: Tensor | None, new: Tensor) -> Tensor:
         if old is not None:

@@ -21,7 +21,7 @@ from config import AnswerConfig, ReuseConfig
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.answer_batch import AnswerBatch, PendingAnswer
-from models.base import Head, Turn, VisualGroup, groups_of
+from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
@@ -108,41 +108,47 @@ class Qwen3VL:
         return output.pooler_output.split(sizes), [level.split(sizes) for level in output.deepstack_features]
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        return self.prefill_together([groups], context, [], 0, index)[0]
+        return self.prefill_batch([PrefillRequest([groups], context, [], 0, index)])[0][0]
 
-    def prefill_together(
-        self,
-        runs: Sequence[Sequence[VisualGroup]],
-        head: Sequence[KVChunk],
-        near: Sequence[KVChunk],
-        reach: int,
-        index: int,
-    ) -> list[KVChunk]:
-        if not runs or not all(runs):
+    def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
+        if not requests or not all(request.runs and all(request.runs) for request in requests):
             raise ValueError("a chunk needs at least one group of frames")
-        scripts = [self._prompt.write(groups) for groups in runs]
-        groups = [group for run in runs for group in run]
-        embeddings = self._decoder.embed([token for script in scripts for token in script.tokens])
-        visual = torch.cat([script.visual for script in scripts]).to(self.device)
+        inputs = [[self._prompt.build_inputs(groups) for groups in request.runs] for request in requests]
+        flat = [chunk_inputs for of_request in inputs for chunk_inputs in of_request]
+        groups = [group for request in requests for run in request.runs for group in run]
+        embeddings = self._decoder.embed([token for chunk_inputs in flat for token in chunk_inputs.tokens])
+        visual = torch.cat([chunk_inputs.visual for chunk_inputs in flat]).to(self.device)
         embeddings[visual] = torch.cat([group.embeddings for group in groups]).to(embeddings)
         levels = [torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)]
-        context = packed_context(head, near, [script.layout for script in scripts], reach)
-        raw = self._decoder.prefill_packed([context], embeddings, visual, levels)
-        lengths = [len(script.tokens) for script in scripts]
-        keys, values = (torch.split(torch.stack(layers), lengths, dim=2) for layers in (raw.keys, raw.values))
-        return [
-            KVChunk(
-                keys=keys[number].contiguous(),
-                values=values[number].contiguous(),
-                layout=script.layout,
-                visual=script.visual,
-                start_seconds=run[0].start_seconds,
-                stop_seconds=run[-1].stop_seconds,
-                index=index + number,
-                group_starts=tuple(group.start_seconds for group in run),
-            )
-            for number, (run, script) in enumerate(zip(runs, scripts, strict=True))
+        contexts = [
+            packed_context(request.prefix, request.recent, [one.layout for one in of_request], request.num_recent)
+            for request, of_request in zip(requests, inputs, strict=True)
         ]
+        raw = self._decoder.prefill_packed(contexts, embeddings, visual, levels)
+        lengths = [len(chunk_inputs.tokens) for chunk_inputs in flat]
+        keys = iter(torch.split(torch.stack(raw.keys), lengths, dim=2))
+        values = iter(torch.split(torch.stack(raw.values), lengths, dim=2))
+        return [
+            [
+                self._chunk(next(keys), next(values), chunk_inputs, run, request.index + number)
+                for number, (run, chunk_inputs) in enumerate(zip(request.runs, of_request, strict=True))
+            ]
+            for request, of_request in zip(requests, inputs, strict=True)
+        ]
+
+    @staticmethod
+    def _chunk(keys: Tensor, values: Tensor, inputs: ChunkInputs, groups: Sequence[VisualGroup], index: int) -> KVChunk:
+        """keys, values: [layers, kv_heads, n, head_dim], views of a pass, from which they are copied."""
+        return KVChunk(
+            keys=keys.contiguous(),
+            values=values.contiguous(),
+            layout=inputs.layout,
+            visual=inputs.visual,
+            start_seconds=groups[0].start_seconds,
+            stop_seconds=groups[-1].stop_seconds,
+            index=index,
+            group_starts=tuple(group.start_seconds for group in groups),
+        )
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         layers = torch.tensor([head.layer for head in heads], dtype=torch.long)
@@ -156,10 +162,7 @@ class Qwen3VL:
         return torch.stack(raw.queries).float()
 
     def answer_batch(self) -> AnswerBatch:
-        return AnswerBatch(self._decoder, self._prompt.tokenizer, self._stops)
-
-    def question_tokens(self, question: str, dialogue: Sequence[Turn]) -> list[int]:
-        return self._prompt.question(question, dialogue)
+        return AnswerBatch(self._decoder, self._prompt.tokenizer, self._prompt.question, self._stops)
 
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
@@ -180,7 +183,7 @@ class Qwen3VL:
     ) -> Iterator[PendingAnswer]:
         """One answer in a batch of its own, after each of its tokens and at its end."""
         batch = self.answer_batch()
-        answer = batch.add(self.question_tokens(question, dialogue), context, options)
+        answer = batch.add(question, context, dialogue, options)
         yield answer
         while not answer.is_done:
             batch.step()
@@ -237,7 +240,7 @@ class Qwen3VL:
 
 
 @dataclass(frozen=True, eq=False)
-class Script:
+class ChunkInputs:
     """What the LLM reads for some groups: n token ids (placeholders at visual places), positions, visual marks [n]."""
 
     tokens: list[int]
@@ -267,7 +270,7 @@ class Prompt:
         turns = [part for turn in dialogue for part in (("user", turn.question), ("assistant", turn.answer))]
         return self._encode(self._chat([*turns, ("user", question)])[1])
 
-    def write(self, groups: Sequence[VisualGroup]) -> Script:
+    def build_inputs(self, groups: Sequence[VisualGroup]) -> ChunkInputs:
         """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
         tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side. Tokens that
         were not kept leave their places empty."""
@@ -280,7 +283,7 @@ class Prompt:
             tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
             runs += [text_layout(len(stamp)), grid, text_layout(1)]
             marks += [False] * len(stamp) + [True] * grid.num_tokens + [False]
-        return Script(tokens, PositionLayout(*concat_positions(runs)), torch.tensor(marks))
+        return ChunkInputs(tokens, PositionLayout(*concat_positions(runs)), torch.tensor(marks))
 
     def stops(self, generation: Any) -> frozenset[int]:
         """Token ids that end an answer."""

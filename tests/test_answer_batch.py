@@ -44,7 +44,7 @@ def alone(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> list[list[int
 
 
 def add(tiny: Qwen3VL, batch: AnswerBatch, contexts: Sequence[Sequence[KVChunk]], number: int) -> PendingAnswer:
-    return batch.add(tiny.question_tokens(QUESTIONS[number], ()), contexts[number], OPTIONS[number])
+    return batch.add(QUESTIONS[number], contexts[number], (), OPTIONS[number])
 
 
 def finished(batch: AnswerBatch, answers: Sequence[PendingAnswer]) -> list[list[int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from config import PruneConfig, ReuseConfig
-from models.base import num_visual_tokens
+from models.base import PrefillRequest, num_visual_tokens
 from models.loading import load
 from models.pixels import PixelSpec, fit_size
 from models.qwen3_vl import Qwen3VL
@@ -155,13 +155,13 @@ def test_a_session_remembers_what_it_would_one_by_one(
     """Whether the window is larger than what a new chunk sees of it, or smaller."""
     engine = tuned(tiny_engine(checkpoint, window_chunks=window), prune, reuse)
     frames, batches = scenes(61), []
-    prefill = type(engine.model).prefill_together
+    prefill = type(engine.model).prefill_batch
 
-    def counted(model: Any, runs: Sequence[Any], *given: Any) -> Any:
-        batches.append(len(runs))
-        return prefill(model, runs, *given)
+    def counted(model: Any, requests: Sequence[PrefillRequest]) -> Any:
+        batches.append(sum(len(request.runs) for request in requests))
+        return prefill(model, requests)
 
-    monkeypatch.setattr(type(engine.model), "prefill_together", counted)
+    monkeypatch.setattr(type(engine.model), "prefill_batch", counted)
     one, told_one = watched(engine, frames, ahead=False)
     assert set(batches) == {1}
     many, told_many = watched(engine, frames, ahead=True, folder=tmp_path / "kept")

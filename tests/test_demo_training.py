@@ -196,7 +196,7 @@ def test_a_sequence_is_what_the_driver_writes_for_what_the_question_sees(
 ) -> None:
     chunks = clip_of(bank, hidden)
     row, prompt = maker.sequence(chunks, QUESTIONS), Prompt(TOKENIZER, CHAT_TEMPLATE)
-    scripts = [prompt.write(groups_of(chunk)) for chunk in chunks if not chunk.hidden]
+    scripts = [prompt.build_inputs(groups_of(chunk)) for chunk in chunks if not chunk.hidden]
     prefix = prompt.prefix()
     positions, extent = concat_positions([script.layout for script in scripts])
     seen = [n for n in range(len(row.ids)) if row.owner[n] == CLIP and row.seen[n]]
