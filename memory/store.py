@@ -12,7 +12,9 @@ Records, index keys and thumbnails stay.
 
 A chunk counts once its record is committed, and that comes after its bytes are flushed. So a kill at any instant loses
 the chunk under way and nothing else: bytes without a record are cut when the folder is opened to be written again.
-Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may look on, each at what was there when it opened the folder.
+Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may
+look on, each at what was there when it opened the folder. A folder may come from a stranger: see
+`plain_files.py` and `database.py`.
 
 Knows nothing of models, windows or questions.
 """
