@@ -46,6 +46,7 @@ Settings = dict[str, dict[str, Any]]
 USER_MISTAKE = 2
 INTERRUPTED = 130
 GIB = 1 << 30
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # categories: control, undecoded bytes, separators of lines
 # Characters without a width that reverse the text after them, and so can disguise a name.
 TURN_TEXT = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 END_SLACK_SECONDS = 1.0  # containers round their durations
@@ -482,7 +483,7 @@ def video_and_questions(first: str, others: Sequence[str], session: str | None) 
 
 
 def is_file(word: str) -> bool:
-    """Whether a word is the path of a file. A long question is none, though the system raises for it."""
+    """Whether a word is the path of a file; a question too long for one is none."""
     try:
         return Path(word).is_file()
     except OSError:
@@ -597,19 +598,19 @@ def first_interrupt(do: Callable[[], None]) -> Iterator[None]:
 
 
 def printable(text: str, also: str = "") -> str:
-    r"""`text` with control characters as escapes (\x1b), so that no name or answer commands the terminal.
+    r"""`text` with control characters as escapes (\x1b): no name or answer commands the terminal.
 
     also: control characters that stay.
     """
     pieces = []
     for character in text:
-        is_command = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in TURN_TEXT
+        is_command = unicodedata.category(character) in CONTROL or character in TURN_TEXT
         pieces.append(ascii(character)[1:-1] if is_command and character not in also else character)
     return "".join(pieces)
 
 
 def as_markup(text: str, also: str = "") -> str:
-    """`text` as the console shows it as it is: see `printable`, and what looks like markup is none."""
+    """`text` for the console, which shows it as it is: no markup, no commands (`printable`)."""
     return escape(printable(text, also))
 
 

@@ -1,4 +1,4 @@
-"""The SQLite file of a session: its tables, its facts and dialogue under checksums, and what is refused.
+"""The SQLite file of a session: its tables, facts and dialogue under checksums, what is refused.
 
 A stranger may have made the file. It has exactly the tables below and nothing else: no views or
 triggers, which could compute without an end. Knows nothing of keys, values or thumbnails.
@@ -17,33 +17,44 @@ from typing import Any
 from urllib.parse import quote
 
 FORMAT = "4"
-BUSY_SECONDS = 30.0  # a reader's turn of dialogue and the writer's chunk wait so long for each other
+BUSY_SECONDS = (
+    30.0  # a reader's turn of dialogue and the writer's chunk wait so long for each other
+)
 MAX_ROW_BYTES = 64 << 20  # index keys of a chunk have 2 MB with a large model
 MAX_SIZE = 1 << 20  # of each of a model's sizes
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER)",
-    "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL, num_frames INTEGER,"
-    " watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER, group_starts BLOB, places BLOB, positions BLOB,"
-    " visual BLOB, checksum INTEGER)",
+    "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL,"
+    " num_frames INTEGER, watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER,"
+    " group_starts BLOB, places BLOB, positions BLOB, visual BLOB, checksum INTEGER)",
     "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
     "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT, checksum INTEGER)",
 )
 OLDER_FACTS = "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)"  # up to format 3
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 KV_BITS = ("16", "8")
-REQUIRED_FACTS = ("format", "settings", "kv_bits", "model_id", "dtype", "layers", "kv_heads", "head_dim")
+REQUIRED_FACTS = (
+    "format",
+    "settings",
+    "kv_bits",
+    "model_id",
+    "dtype",
+    "layers",
+    "kv_heads",
+    "head_dim",
+)
 
 
 class DamagedDatabaseError(ValueError):
-    """What is written in the database cannot be; the message is the end of a sentence: "... is damaged: MESSAGE."."""
+    """What the database says cannot be; the message ends the sentence "FOLDER is damaged: "."""
 
 
 class ForeignDatabaseError(ValueError):
-    """The database is not one of this format; the message is the end of a sentence about its folder."""
+    """The database is not one of this format; the message ends a sentence about its folder."""
 
 
 def connect(path: Path, may_create: bool) -> sqlite3.Connection:
-    """Opens the file; it is read with the first query. `memory/plain_files.py` has to look at its folder before."""
+    """Opens the file, whose folder `memory/plain_files.py` has checked; a query reads it first."""
     uri = f"file:{quote(str(path))}?mode={'rwc' if may_create else 'rw'}"
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
@@ -54,7 +65,7 @@ def connect(path: Path, may_create: bool) -> sqlite3.Connection:
 
 
 def has_session(db: sqlite3.Connection) -> bool:
-    """False for an empty database. Raises ForeignDatabaseError for what this longlook has not made."""
+    """False for an empty database. Raises ForeignDatabaseError for what is not of this longlook."""
     found = _objects(db)
     if not found or found == _expected_objects():
         return bool(found)
@@ -62,8 +73,12 @@ def has_session(db: sqlite3.Connection) -> bool:
     if is_plain and ("table", "facts", OLDER_FACTS) in found:
         row = db.execute("SELECT value FROM facts WHERE name = 'format'").fetchone()
         if row is not None:
-            raise ForeignDatabaseError(f"is of format {row[0]}, and this longlook reads format {FORMAT}")
+            raise ForeignDatabaseError(other_format(row[0]))
     raise ForeignDatabaseError("has a database that is not of longlook")
+
+
+def other_format(name: object) -> str:
+    return f"is of format {name}, and this longlook reads format {FORMAT}"
 
 
 def create_tables(db: sqlite3.Connection, facts: Mapping[str, str]) -> None:
@@ -100,7 +115,7 @@ def add_turn(db: sqlite3.Connection, question: str, answer: str) -> None:
 
 
 def read_turns(db: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Questions and answers in order. Raises DamagedDatabaseError where one has changed or is missing."""
+    """Questions and answers in order. Raises DamagedDatabaseError where one has changed."""
     turns: list[tuple[str, str]] = []
     rows = db.execute("SELECT number, question, answer, checksum FROM turns ORDER BY number")
     for expected, (number, question, answer, checksum) in enumerate(rows, 1):

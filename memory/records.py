@@ -119,7 +119,8 @@ class StoredChunk:
 
     def is_after(self, earlier: StoredChunk) -> bool:
         """Whether this chunk may follow `earlier` in a stream."""
-        return self.start_seconds >= earlier.start_seconds and self.stop_seconds >= earlier.stop_seconds
+        starts_later = self.start_seconds >= earlier.start_seconds
+        return starts_later and self.stop_seconds >= earlier.stop_seconds
 
     def _check(self) -> None:
         """Raises ValueError or TypeError where no chunk could have such a record."""

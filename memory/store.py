@@ -48,6 +48,7 @@ from memory.database import (
     connect,
     create_tables,
     has_session,
+    other_format,
     read_facts,
     read_turns,
     set_fact,
@@ -227,7 +228,8 @@ class SessionStore:
             for index, (number, data, checksum) in enumerate(rows):
                 if number != index:
                     break
-                if not isinstance(data, bytes) or zlib.crc32(data) != checksum or len(data) % key_bytes:
+                is_whole = isinstance(data, bytes) and zlib.crc32(data) == checksum
+                if not is_whole or len(data) % key_bytes:
                     raise DamagedDatabaseError(f"the index keys of chunk {index} have changed")
                 keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(kind.torch_dtype)
                 yield keys.view(num_heads, keys.numel() // (num_heads * kind.head_dim), kind.head_dim)
@@ -256,6 +258,11 @@ class SessionStore:
         return self._facts.get("source")
 
     def set_source(self, source: str) -> None:
+        """Raises SessionError for a name that is not UTF-8, which the database cannot hold."""
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            raise SessionError(f"A session cannot keep {source!a}, which is not UTF-8.") from error
         with self._told():
             self._set("source", source)
 
@@ -334,7 +341,7 @@ class SessionStore:
             raise SessionError(f"There is no session in {self.folder}.")
         facts = read_facts(self._db)
         if facts["format"] != FORMAT:
-            raise ForeignDatabaseError(f"is of format {facts['format']}, and this longlook reads format {FORMAT}")
+            raise ForeignDatabaseError(other_format(facts["format"]))
         for name, wanted in asdict(kind).items() if kind else ():
             if facts[name] != str(wanted):
                 what = {"model_id": "model", "dtype": "dtype"}.get(name, name)
@@ -354,7 +361,7 @@ class SessionStore:
         return chunks
 
     def _check_sizes(self, chunk: StoredChunk) -> None:
-        """Raises DamagedDatabaseError where a record does not name as many bytes as its tokens have.
+        """Raises DamagedDatabaseError where a record names another number of bytes than it has.
 
         How many the sparse level has takes longer to find out: see `_check_sparse_size`.
         """
@@ -363,7 +370,8 @@ class SessionStore:
         is_right &= places["sparse"].num_bytes <= form.num_bytes(num_tokens)
         is_right &= places["exact"].num_bytes in (0, form.as_computed.num_bytes(num_tokens))
         if not is_right:
-            raise DamagedDatabaseError(f"the record of chunk {chunk.index} names a wrong number of bytes")
+            what = f"the record of chunk {chunk.index} names a wrong number of bytes"
+            raise DamagedDatabaseError(what)
 
     def _check_sparse_size(self, chunk: StoredChunk) -> None:
         layout, _ = pooled_layout(chunk.layout, chunk.visual)
@@ -497,7 +505,8 @@ def lock(folder: Path) -> FileIO:
     """
     with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not any(os.path.lexists(folder / name) for name in (LOCK, DATABASE)) and any(folder.iterdir()):
+        is_session = any(os.path.lexists(folder / name) for name in (LOCK, DATABASE))
+        if not is_session and any(folder.iterdir()):
             raise SessionError(f"{folder} is not a session, and it is not empty.")
         check_folder(folder)
         file = FileIO(open_descriptor(folder / LOCK, os.O_WRONLY | os.O_CREAT), "w")
