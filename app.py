@@ -414,9 +414,15 @@ def delete_session(
     with told_plainly():
         folder = session_folder(session)
         from memory.folders import delete, summary
+        from memory.store import SessionError, check_is_session
 
-        found = summary(folder)
-        told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        check_is_session(folder)
+        try:
+            found = summary(folder)
+            told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        except SessionError as error:  # it may be damaged, and can be thrown away all the same
+            say(str(error))
+            told = str(folder)
         if not yes:
             typer.confirm(f"Delete {printable(told)}?", abort=True, err=True)
         delete(folder)

@@ -53,6 +53,13 @@ class ForeignDatabaseError(ValueError):
     """The database is not one of this format; the message ends a sentence about its folder."""
 
 
+class OtherFormatError(ForeignDatabaseError):
+    """It is a session of another longlook."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__(f"is of format {found}, and this longlook reads format {FORMAT}")
+
+
 def connect(path: Path, may_create: bool) -> sqlite3.Connection:
     """Opens the file, whose folder `memory/plain_files.py` has checked; a query reads it first."""
     uri = f"file:{quote(str(path))}?mode={'rwc' if may_create else 'rw'}"
@@ -73,12 +80,8 @@ def has_session(db: sqlite3.Connection) -> bool:
     if is_plain and ("table", "facts", OLDER_FACTS) in found:
         row = db.execute("SELECT value FROM facts WHERE name = 'format'").fetchone()
         if row is not None:
-            raise ForeignDatabaseError(other_format(row[0]))
+            raise OtherFormatError(row[0])
     raise ForeignDatabaseError("has a database that is not of longlook")
-
-
-def other_format(name: object) -> str:
-    return f"is of format {name}, and this longlook reads format {FORMAT}"
 
 
 def create_tables(db: sqlite3.Connection, facts: Mapping[str, str]) -> None:

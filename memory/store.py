@@ -27,7 +27,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -44,11 +44,11 @@ from memory.database import (
     FORMAT,
     DamagedDatabaseError,
     ForeignDatabaseError,
+    OtherFormatError,
     add_turn,
     connect,
     create_tables,
     has_session,
-    other_format,
     read_facts,
     read_turns,
     set_fact,
@@ -111,7 +111,7 @@ class SessionStore:
         with ExitStack() as undo, self._told():
             if not read_only:
                 undo.enter_context(lock(folder))
-            self._db = undo.enter_context(closing(self._connect()))
+            self._db = undo.enter_context(closing(open_database(folder, read_only)))
             if kind is not None and not read_only and not has_session(self._db):
                 self._create(kind, settings or {}, kv_bits)
             self._facts = self._checked_facts(kind)
@@ -319,17 +319,6 @@ class SessionStore:
             num_bytes += sum(ends.values())
         assert self.disk_bytes == self._count_record_bytes() + num_bytes, "disk bytes are not the sum"
 
-    def _connect(self) -> sqlite3.Connection:
-        """SQLite sees the folder only after it was checked: see `memory/plain_files.py`."""
-        if self.read_only and not os.path.lexists(self.folder / DATABASE):
-            raise SessionError(f"There is no session in {self.folder}.")
-        check_folder(self.folder)
-        if self.read_only:
-            refuse_journal(self.folder)
-        else:
-            remove_journal(self.folder)
-        return connect(self.folder.resolve() / DATABASE, may_create=not self.read_only)
-
     def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
         (self.folder / THUMBS).mkdir(exist_ok=True)
         sync_folder(self.folder)
@@ -341,7 +330,7 @@ class SessionStore:
             raise SessionError(f"There is no session in {self.folder}.")
         facts = read_facts(self._db)
         if facts["format"] != FORMAT:
-            raise ForeignDatabaseError(other_format(facts["format"]))
+            raise OtherFormatError(facts["format"])
         for name, wanted in asdict(kind).items() if kind else ():
             if facts[name] != str(wanted):
                 what = {"model_id": "model", "dtype": "dtype"}.get(name, name)
@@ -474,18 +463,48 @@ class SessionStore:
             set_fact(self._db, name, value)
         self._facts[name] = value
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the disk and SQLite raise, as a sentence."""
+    def _told(self) -> AbstractContextManager[None]:
+        return wrap_errors(self.folder)
+
+
+def open_database(folder: Path, read_only: bool) -> sqlite3.Connection:
+    """SQLite sees the folder only after it was checked: see `memory/plain_files.py`.
+
+    Raises SessionError where there is no session to be read, and OSError for what is refused.
+    """
+    if read_only and not os.path.lexists(folder / DATABASE):
+        raise SessionError(f"There is no session in {folder}.")
+    check_folder(folder)
+    if read_only:
+        refuse_journal(folder)
+    else:
+        remove_journal(folder)
+    return connect(folder.resolve() / DATABASE, may_create=not read_only)
+
+
+def check_is_session(folder: Path) -> None:
+    """Raises SessionError where a folder is not that of a session; it may be damaged, or older."""
+    with wrap_errors(folder), closing(open_database(folder, read_only=True)) as db:
         try:
-            with wrap_os_errors(self.folder):
-                yield
-        except sqlite3.Error as error:
-            raise SessionError(f"{self.folder / DATABASE} cannot be used: {error}.") from error
-        except DamagedDatabaseError as error:
-            raise SessionError(f"{self.folder} is damaged: {error}.") from error
-        except ForeignDatabaseError as error:
-            raise SessionError(f"{self.folder} {error}.") from error
+            is_session = has_session(db)
+        except OtherFormatError:
+            return
+        if not is_session:
+            raise SessionError(f"There is no session in {folder}.")
+
+
+@contextmanager
+def wrap_errors(folder: Path) -> Iterator[None]:
+    """Raises what the system and SQLite say about a session's folder as a SessionError."""
+    try:
+        with wrap_os_errors(folder):
+            yield
+    except sqlite3.Error as error:
+        raise SessionError(f"{folder / DATABASE} cannot be used: {error}.") from error
+    except DamagedDatabaseError as error:
+        raise SessionError(f"{folder} is damaged: {error}.") from error
+    except ForeignDatabaseError as error:
+        raise SessionError(f"{folder} {error}.") from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from app import app
 from memory.database import OLDER_FACTS, text_checksum
 from memory.plain_files import DATABASE
 from memory.records import row_checksum
-from memory.store import SessionError, SessionStore
+from memory.store import SessionError, SessionStore, open_database
 from streaming.events import Answer, AnswerPiece, Stats
 from tests.clips import write_clip
 from tests.test_bank import make_chunk, tokens_of
@@ -181,12 +181,11 @@ def test_a_session_never_has_a_journal_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a kill while it is made could leave one, which readers refuse."""
-    connect = SessionStore._connect
     seen: list[bool] = []
 
-    def watched(store: SessionStore) -> sqlite3.Connection:
-        db = connect(store)
-        journal = store.folder / f"{DATABASE}-journal"
+    def watched(folder: Path, read_only: bool) -> sqlite3.Connection:
+        db = open_database(folder, read_only)
+        journal = folder / f"{DATABASE}-journal"
 
         def look() -> int:
             seen.append(journal.exists())
@@ -195,7 +194,7 @@ def test_a_session_never_has_a_journal_of_its_own(
         db.set_progress_handler(look, 1)
         return db
 
-    monkeypatch.setattr(SessionStore, "_connect", watched)
+    monkeypatch.setattr("memory.store.open_database", watched)
     SessionStore(tmp_path / "s", KIND, {}).close()
     assert len(seen) > 100 and not any(seen)
 
@@ -331,6 +330,17 @@ def test_deleting_takes_names_of_our_own_and_no_others(
     assert is_unharmed(home)
 
 
+@pytest.mark.parametrize("what", ["a fact is missing", "a record has changed"])
+def test_a_damaged_session_can_be_deleted(folder: Path, model: str, clip: Path, what: str) -> None:
+    if what == "a fact is missing":
+        set_fact(folder, "layers", None)
+    else:
+        change(folder, "UPDATE chunks SET start_seconds = 5 WHERE number = 0")
+    result = do("delete", folder, model, clip)
+    assert result.exit_code == 0 and "is damaged" in result.stderr
+    assert not folder.exists()
+
+
 def test_a_session_of_our_own_is_deleted_whole(folder: Path, model: str, clip: Path) -> None:
     assert do("delete", folder, model, clip).exit_code == 0
     assert not folder.exists()
@@ -413,6 +423,8 @@ def test_an_older_format_is_told(folder: Path, model: str, clip: Path) -> None:
     result = do("info", folder, model, clip)
     assert_is_told("info", result)
     assert "is of format 3, and this longlook reads format 4" in result.stderr
+    result = do("delete", folder, model, clip)
+    assert result.exit_code == 0 and not folder.exists(), "what cannot be read can be deleted"
 
 
 FACTS: dict[str, list[str | bytes | None]] = {
