@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -45,6 +46,9 @@ Settings = dict[str, dict[str, Any]]
 USER_MISTAKE = 2
 INTERRUPTED = 130
 GIB = 1 << 30
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # categories: control, undecoded bytes, separators of lines
+# Characters without a width that reverse the text after them, and so can disguise a name.
+TURN_TEXT = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 END_SLACK_SECONDS = 1.0  # containers round their durations
 
 app = typer.Typer(
@@ -56,7 +60,7 @@ app = typer.Typer(
 )
 sessions = typer.Typer(help="The sessions kept on this machine.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-said = Console(stderr=True, highlight=False)
+said = Console(stderr=True, highlight=False, emoji=False)
 
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="demo (embedded), a folder, or a hub id such as Qwen/Qwen3-VL-4B-Instruct.")
@@ -239,10 +243,10 @@ def watch(
                 typer.echo(json.dumps({"seen_seconds": opened.seen_seconds, "stats": asdict(opened.stats)}))
         if stopped:
             words = shlex.join(["watch", str(video), "--session", session])
-            said.print(f"Stopped at {seen}. To go on: app.py {escape(words)}", soft_wrap=True)
+            said.print(f"Stopped at {seen}. To go on: app.py {as_markup(words)}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
         words = shlex.join(["ask", "--session", session])
-        said.print(f'Watched up to {seen}. To ask: app.py {escape(words)} "..."', soft_wrap=True)
+        said.print(f'Watched up to {seen}. To ask: app.py {as_markup(words)} "..."', soft_wrap=True)
 
 
 @app.command()
@@ -314,7 +318,7 @@ def calibrate(
         from models.calibration import profile_path
         from streaming.engine import load_model
 
-        with said.status(f"loading {escape(model)}"):
+        with said.status(f"loading {as_markup(model)}"):
             loaded, config = load_model(model, device, dtype)
         with progress_bar("calibrating") as bar:
             task = bar.add_task("", total=2 * needles)
@@ -337,8 +341,9 @@ def calibrate(
             asked = f"last {head.last_tokens}" if head.last_tokens else "all tokens"
             table.add_row(str(head.layer), str(head.head), asked, f"{head.hit1:.2f}", f"{head.hit4:.2f}")
         table.add_row("all", "", "", f"{profile.hit1:.2f}", f"{profile.hit4:.2f}")
-        Console().print(table)
-        said.print(f"{profile.num_needles} fresh questions over {needles} chunks; profile kept in {escape(str(path))}")
+        Console(emoji=False).print(table)
+        checked = f"{profile.num_needles} fresh questions over {needles} chunks"
+        said.print(f"{checked}; profile kept in {as_markup(str(path))}")
 
 
 @sessions.command("list")
@@ -366,12 +371,12 @@ def list_sessions(
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in found]))
     elif not found:
-        said.print(f"No sessions in {escape(str(root))}.")
+        said.print(f"No sessions in {as_markup(str(root))}.", soft_wrap=True)
     else:
         table = Table("session", "source", "seen", "chunks", "on disk", "questions", "")
         for item in found:
-            table.add_row(*map(escape, session_row(item)))
-        Console().print(table)
+            table.add_row(*map(as_markup, session_row(item)))
+        Console(emoji=False).print(table)
 
 
 @sessions.command("info")
@@ -392,7 +397,7 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found))
     else:
         for name, value in found.items():
-            typer.echo(f"{name.replace('_', ' '):<17} {value}")
+            typer.echo(f"{name.replace('_', ' '):<17} {printable(str(value))}")
 
 
 @sessions.command("delete")
@@ -409,13 +414,19 @@ def delete_session(
     with told_plainly():
         folder = session_folder(session)
         from memory.folders import delete, summary
+        from memory.store import SessionError, check_is_session
 
-        found = summary(folder)
-        told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        check_is_session(folder)
+        try:
+            found = summary(folder)
+            told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        except SessionError as error:  # it may be damaged, and can be thrown away all the same
+            say(str(error))
+            told = str(folder)
         if not yes:
-            typer.confirm(f"Delete {told}?", abort=True, err=True)
+            typer.confirm(f"Delete {printable(told)}?", abort=True, err=True)
         delete(folder)
-        said.print(f"Deleted {escape(told)}.")
+        said.print(f"Deleted {as_markup(told)}.", soft_wrap=True)
 
 
 def session_row(item: Summary) -> list[str]:
@@ -438,7 +449,7 @@ def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engi
     from streaming.engine import load_engine
 
     given = {section: {k: v for k, v in knobs.items() if v is not None} for section, knobs in settings.items()}
-    with said.status(f"loading {escape(model)}"):
+    with said.status(f"loading {as_markup(model)}"):
         engine = load_engine(model, device, dtype, given)
     if engine.profile is None:
         say(f"No retrieval heads are known for {model}: all heads together look things up, which finds less.")
@@ -478,7 +489,7 @@ def video_and_questions(first: str, others: Sequence[str], session: str | None) 
 
 
 def is_file(word: str) -> bool:
-    """Whether a word is the path of a file. A long question is none, though the system raises for it."""
+    """Whether a word is the path of a file; a question too long for one is none."""
     try:
         return Path(word).is_file()
     except OSError:
@@ -531,7 +542,7 @@ def watch_on(session: Session, video: Path, stop_seconds: float | None = None, s
     except EmptyStretchError:
         if seen_seconds is None:
             raise
-        said.print(f"{escape(video.name)} has been watched to its end.")
+        said.print(f"{as_markup(video.name)} has been watched to its end.")
         return False
 
 
@@ -592,9 +603,26 @@ def first_interrupt(do: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def printable(text: str, also: str = "") -> str:
+    r"""`text` with control characters as escapes (\x1b): no name or answer commands the terminal.
+
+    also: control characters that stay.
+    """
+    pieces = []
+    for character in text:
+        is_command = unicodedata.category(character) in CONTROL or character in TURN_TEXT
+        pieces.append(ascii(character)[1:-1] if is_command and character not in also else character)
+    return "".join(pieces)
+
+
+def as_markup(text: str, also: str = "") -> str:
+    """`text` for the console, which shows it as it is: no markup, no commands (`printable`)."""
+    return escape(printable(text, also))
+
+
 def say(text: str) -> None:
     """A line of advice on standard error."""
-    said.print(escape(text), style="yellow", soft_wrap=True)
+    said.print(as_markup(text, also="\n"), style="yellow", soft_wrap=True)
 
 
 def say_new(warnings: Sequence[str], told: int) -> int:
@@ -606,10 +634,10 @@ def say_new(warnings: Sequence[str], told: int) -> int:
 
 def show_answer(session: Session, question: str) -> None:
     """The answer as it is generated, then its evidence."""
-    said.print(f"\n[bold]{escape(question)}[/]")
+    said.print(f"\n[bold]{as_markup(question)}[/]")
     for event in session.ask(question):
         if isinstance(event, AnswerPiece):
-            typer.echo(event.text, nl=False)
+            typer.echo(printable(event.text, also="\n\t"), nl=False)
         elif isinstance(event, Answer):
             typer.echo("")
             for item in event.evidence:
@@ -653,7 +681,7 @@ def told_plainly() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        said.print(escape(str(error)), style="red", soft_wrap=True)
+        said.print(as_markup(str(error), also="\n"), style="red", soft_wrap=True)
         raise typer.Exit(USER_MISTAKE) from error
     except KeyboardInterrupt as stop:
         said.print("Stopped.")

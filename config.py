@@ -149,6 +149,8 @@ class Config:
         for name, knobs in changes.items():
             if name not in sections:
                 raise ValueError(f"{name!r} is not a section of the configuration: {', '.join(sections)}")
+            if not isinstance(knobs, Mapping):
+                raise ValueError(f"{name} needs knobs by name, not {knobs!r}")
             known = {knob.name for knob in fields(sections[name])}
             if unknown := set(knobs) - known:
                 raise ValueError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")

@@ -20,7 +20,7 @@ from memory.plain_files import (
     kv_names,
     thumb_names,
 )
-from memory.store import SessionError, SessionStore, is_locked, lock, wrap_os_errors
+from memory.store import SessionStore, check_is_session, is_locked, lock, wrap_os_errors
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def summary(folder: Path) -> Summary:
 def delete(folder: Path) -> None:
     """Deletes a session, and of its folder nothing that is not ours; never goes through a link.
 
-    Raises SessionError where there is none, where it is being watched and where it has links.
+    It may be damaged. Raises SessionError where there is none, where it is being watched and where
+    it has links.
     """
-    if not os.path.lexists(folder / DATABASE):
-        raise SessionError(f"There is no session in {folder}.")
+    check_is_session(folder)
     with wrap_os_errors(folder), lock(folder):
         check_folder(folder)
         thumbs = folder / THUMBS

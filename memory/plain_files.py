@@ -43,7 +43,7 @@ def refuse_journal(folder: Path) -> None:
 
 
 def remove_journal(folder: Path) -> None:
-    """For the writer, before SQLite acts on it. Raises OSError where it is that of another program.
+    """For the writer, before SQLite acts on it. Raises OSError for the journal of another program.
 
     To a database with a write-ahead log, and to an empty one, a rollback journal means nothing.
     """
@@ -68,7 +68,7 @@ def open_file(path: Path, flags: int) -> Iterator[int]:
 
 
 def open_descriptor(path: Path, flags: int, folder_handle: int | None = None) -> int:
-    """As `open_file`, for the caller to close. folder_handle: of an open folder that `path` is in."""
+    """As `open_file`, for the caller to close. folder_handle: of the open folder of `path`."""
     # O_NONBLOCK is for pipes only, which would wait for their other end.
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -84,7 +84,7 @@ def open_descriptor(path: Path, flags: int, folder_handle: int | None = None) ->
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a new file in place of what is at `path`; a link there goes, and where it led stays."""
+    """Writes a new file in place of what is at `path`; a link goes, not its target."""
     with open_folder(path.parent) as folder_handle:
         name = Path(path.name)
         _unlink(path.name, folder_handle)
@@ -94,7 +94,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def delete_files(folder: Path, names: list[str]) -> None:
-    """Deletes entries of `folder` by their names, those that are there; a link goes, not its target."""
+    """Deletes entries of `folder` by name where they are there; a link goes, not its target."""
     with open_folder(folder) as folder_handle:
         for name in names:
             _unlink(name, folder_handle)

@@ -10,7 +10,7 @@ NOT_IN_NAMES = ("Cc", "Cs", "Zl", "Zp")  # control, undecoded bytes, separators 
 
 
 def sessions_root() -> Path:
-    """Where sessions are kept that are called by a name. Raises ValueError where there is no home."""
+    """Where sessions are kept that are called by a name. Raises ValueError without a home."""
     if data_home := os.environ.get("XDG_DATA_HOME"):
         return Path(data_home) / "longlook" / "sessions"
     return _expand_home("~") / ".local" / "share" / "longlook" / "sessions"

@@ -137,7 +137,7 @@ class Session:
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the whole with its evidence.
 
-        Waits for what is under way (a chunk, or a few quick ones), no longer. An answer that is abandoned leaves no
+        Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
         Raises ValueError for an empty question, where nothing has been watched, and when closed.
         """

@@ -51,7 +51,7 @@ def answers(device: str, way: str) -> list[str]:
     found = []
     with TemporaryDirectory() as folder:
         for read_only in (False, True):
-            with open_session(engine, f"{folder}/s", {}, read_only) as session:
+            with open_session(engine, Path(folder) / "s", {}, read_only) as session:
                 if not read_only:
                     with Reader(FileSource(SAMPLE, 2.0, stop_seconds=SECONDS)) as reader:
                         list(session.watch(reader))

@@ -1,4 +1,4 @@
-"""Chunks that share a pass: as many as a fixed amount of work, and what is remembered is that of one by one."""
+"""Chunks that share a pass: a fixed amount of work; they become what they are one by one."""
 
 from __future__ import annotations
 
@@ -106,14 +106,18 @@ def tokens_of_chunk(model: Any, num_frames: int, height: int, width: int) -> int
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (48, 32), (64, 64), (480, 640), (7, 100)])
-def test_tokens_counted_by_size_are_those_the_tower_makes(tiny: Qwen3VL, height: int, width: int) -> None:
+def test_tokens_counted_by_size_are_those_the_tower_makes(
+    tiny: Qwen3VL, height: int, width: int
+) -> None:
     for num_frames in (1, 4, 5):
         groups = tiny.encode(noise_frames(num_frames, height, width))
         made = sum(len(group.embeddings) for group in groups)
         assert tokens_of_chunk(tiny, num_frames, height, width) == made
 
 
-def test_eight_chunks_of_the_embedded_model_share_a_pass_and_those_of_a_large_one_go_alone() -> None:
+def test_eight_chunks_of_the_embedded_model_share_a_pass_and_those_of_a_large_one_go_alone() -> (
+    None
+):
     """By the tokens of a chunk: 8 frames of the embedded model, 16 of a Qwen3-VL as released."""
     demo = load("demo")
     assert 8 * tokens_of_chunk(demo, 8, 256, 256) <= BATCH_TOKENS
@@ -123,7 +127,9 @@ def test_eight_chunks_of_the_embedded_model_share_a_pass_and_those_of_a_large_on
     assert 8 * (rows * columns // released.factor**2) > BATCH_TOKENS
 
 
-def watched(engine: Engine, frames: Sequence[Frame], ahead: bool, folder: Path | None = None) -> tuple[Session, Any]:
+def watched(
+    engine: Engine, frames: Sequence[Frame], ahead: bool, folder: Path | None = None
+) -> tuple[Session, Any]:
     session = engine.open(folder)
     return session, list(session.watch(frames, ahead))
 
@@ -147,10 +153,21 @@ def tuned(engine: Engine, prune: str, reuse: str) -> Engine:
 
 @pytest.mark.parametrize(
     ("prune", "reuse", "window"),
-    [("none", "none", 1), ("none", "none", 3), ("novelty", "none", 2), ("novelty", "novelty", 2), ("none", "keys", 2)],
+    [
+        ("none", "none", 1),
+        ("none", "none", 3),
+        ("novelty", "none", 2),
+        ("novelty", "novelty", 2),
+        ("none", "keys", 2),
+    ],
 )
 def test_a_session_remembers_what_it_would_one_by_one(
-    checkpoint: Path, tmp_path: Path, prune: str, reuse: str, window: int, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    tmp_path: Path,
+    prune: str,
+    reuse: str,
+    window: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether the window is larger than what a new chunk sees of it, or smaller."""
     engine = tuned(tiny_engine(checkpoint, window_chunks=window), prune, reuse)
@@ -172,7 +189,9 @@ def test_a_session_remembers_what_it_would_one_by_one(
     for a, b in zip(told_one, told_many, strict=True):
         if isinstance(a, Watched):
             same = ("frames_read", "chunks", "tokens", "visual_tokens", "pruned_tokens")
-            assert [getattr(a.stats, name) for name in same] == [getattr(b.stats, name) for name in same]
+            assert [getattr(a.stats, name) for name in same] == [
+                getattr(b.stats, name) for name in same
+            ]
     assert (sum(b.stats.disk_bytes > 0 for b in told_many if isinstance(b, Watched))) == 16
     assert one.memory.spans() == many.memory.spans() and one.memory.num_chunks > 6
     numbers = range(one.memory.num_chunks)
@@ -197,7 +216,9 @@ def test_a_memory_that_fills_up_within_a_batch_keeps_what_came_before(checkpoint
     session.memory.check_integrity()
 
 
-def test_what_was_remembered_before_an_error_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_remembered_before_an_error_is_told(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     append = Session._append
 
     def failing(session: Session, chunk: Any, *given: Any) -> None:
