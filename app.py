@@ -273,10 +273,12 @@ def serve(
         }
         engine = open_engine(model, device, dtype, settings)
         from ui import demo as page  # Gradio takes seconds to import
+        from ui.render import ModelInfo
 
         page.serve(
             engine,
             samples,
+            model=ModelInfo(model, is_demo=model == "demo"),
             config=engine.config.read,
             preload=True,
             host=host,
