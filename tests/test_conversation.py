@@ -62,8 +62,7 @@ def conversation(answerer: FakeAnswerer) -> Iterator[Conversation]:
 
 
 def finished(conversation: Conversation) -> tuple[Turn, ...]:
-    wait_until(lambda: all(not turn.is_open for turn in conversation.turns))
-    wait_until(lambda: all(turn.pictures is not None for turn in conversation.turns if turn.state == "done"))
+    wait_until(lambda: not conversation.is_busy)
     return conversation.turns
 
 
@@ -133,6 +132,22 @@ def test_one_failed_answer_does_not_stop_the_ones_after_it(
     assert [turn.state for turn in turns] == ["failed", "failed", "done"]
     assert "wire" not in turns[0].text
     assert turns[1].text == "That cannot be asked."
+
+
+def test_an_answer_whose_pictures_fail_stays_and_the_next_one_follows(
+    conversation: Conversation, answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(evidence: tuple[Evidence, ...]) -> tuple[str, ...]:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(answerer, "pictures_of", broken)
+    answerer.gate.release(10)
+    conversation.add("first", 0)
+    conversation.add("second", 1)
+    assert [(turn.state, turn.text, turn.pictures) for turn in finished(conversation)] == [
+        ("done", "first", ()),
+        ("done", "second", ()),
+    ]
 
 
 def test_what_cannot_be_asked_says_why(conversation: Conversation, answerer: FakeAnswerer) -> None:

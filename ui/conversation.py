@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import Condition, Thread
@@ -84,7 +84,8 @@ class Conversation:
 
     @property
     def is_busy(self) -> bool:
-        return any(turn.is_open for turn in self.turns)
+        """Whether a turn will still change."""
+        return any(turn.is_open or (turn.state == "done" and turn.pictures is None) for turn in self.turns)
 
     def turn(self, number: int) -> Turn | None:
         return next((turn for turn in self.turns if turn.number == number), None)
@@ -139,6 +140,7 @@ class Conversation:
             except Exception:
                 log.exception("an answer failed")
                 self._update(turn.number, state="failed", text=FAILED)
+                self._set_pictures(turn.number, ())  # the answer may be there without its pictures
 
     def _next(self) -> Turn | None:
         """The first waiting turn, once there is one; None when closed."""
@@ -177,8 +179,7 @@ class Conversation:
         """The answer with its evidence at once, and its pictures as soon as they are read."""
         evidence = answer.evidence
         if self._update(number, state="done", text=answer.text, evidence=evidence):
-            pictures = self._answerer.pictures_of(evidence)
-            self._replace(number, lambda turn: replace(turn, pictures=pictures))
+            self._set_pictures(number, self._answerer.pictures_of(evidence))
 
     def _update(self, number: int, **changes: object) -> bool:
         """Change a turn that is still open; return whether it was."""
@@ -190,7 +191,9 @@ class Conversation:
                     return True
         return False
 
-    def _replace(self, number: int, change: Callable[[Turn], Turn]) -> None:
+    def _set_pictures(self, number: int, pictures: tuple[str, ...]) -> None:
         with self._changed:
-            self._turns = [change(turn) if turn.number == number else turn for turn in self._turns]
+            for i, turn in enumerate(self._turns):
+                if turn.number == number:
+                    self._turns[i] = replace(turn, pictures=pictures)
             self._changed.notify_all()
