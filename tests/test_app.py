@@ -333,7 +333,7 @@ def test_ctrl_c_while_answering_ends_quietly(model: str, clip: Path, monkeypatch
 def test_the_help_of_every_command_teaches_by_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert "Examples:" in result.stdout and f"app.py {command}" in result.stdout
+    assert "Examples:" in result.stdout and f"longlook {command}" in result.stdout
     assert run(command, "-h").stdout == result.stdout
     assert command in run("--help").stdout
 
