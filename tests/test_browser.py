@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import av
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
@@ -29,7 +31,9 @@ REAL = ModelInfo("Qwen/Qwen3-VL-4B-Instruct", is_demo=False)
 SAMPLE = Path(__file__).resolve().parent.parent / "samples" / "one_minute.mp4"
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no Chromium here: apt-get install chromium"
+    ),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Gradio's, of pandas
 ]
 
@@ -53,7 +57,9 @@ def address(engine: FakeEngine, clip: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_ARGUMENTS))
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=list(CHROMIUM_ARGUMENTS)
+        )
         yield browser
         browser.close()
 
@@ -232,7 +238,9 @@ def test_nothing_typed_is_lost_while_watching_goes_on(page: Page, engine: FakeEn
         question_box(page).click()
         page.keyboard.type("asked before anything was seen", delay=20)
         page.keyboard.press("Enter")
-        expect(page.locator("#chat")).to_contain_text("You asked: asked before", timeout=PATIENCE_MS)
+        expect(page.locator("#chat")).to_contain_text(
+            "You asked: asked before", timeout=PATIENCE_MS
+        )
         page.keyboard.type("half a question", delay=20)
     finally:
         engine.gate.set()
@@ -255,20 +263,28 @@ def test_a_question_that_never_reached_the_server_is_shown_again(
     expect(page.locator(".look-unsent")).to_contain_text("Is anybody there?", timeout=PATIENCE_MS)
 
 
-def test_an_own_video_is_opened_by_a_button_while_a_sample_is_loaded(page: Page, tmp_path: Path) -> None:
+def test_an_own_video_is_opened_by_a_button_while_a_sample_is_loaded(
+    page: Page, tmp_path: Path
+) -> None:
     watch_the_sample(page)
     with page.expect_file_chooser() as chosen:
         page.get_by_role("button", name="Open video…").click()
     chosen.value.set_files(write_clip(tmp_path / "mine.mp4", 6))
     expect(page.locator(".look-watched")).to_contain_text("Finished mine.mp4", timeout=PATIENCE_MS)
     page.wait_for_function("document.querySelector('#player video')?.duration == 6")
-    expect(page.locator(".look-card .look-demo")).to_contain_text("knows only coloured shapes and digits")
+    expect(page.locator(".look-card .look-demo")).to_contain_text(
+        "knows only coloured shapes and digits"
+    )
 
 
-def test_an_own_video_is_opened_by_dropping_it_on_a_loaded_sample(page: Page, tmp_path: Path) -> None:
+def test_an_own_video_is_opened_by_dropping_it_on_a_loaded_sample(
+    page: Page, tmp_path: Path
+) -> None:
     watch_the_sample(page)
     drop(page, write_clip(tmp_path / "dropped.mp4", 4))
-    expect(page.locator(".look-watched")).to_contain_text("Finished dropped.mp4", timeout=PATIENCE_MS)
+    expect(page.locator(".look-watched")).to_contain_text(
+        "Finished dropped.mp4", timeout=PATIENCE_MS
+    )
     page.wait_for_function("document.querySelector('#player video')?.duration == 4")
 
 
@@ -280,6 +296,24 @@ def test_a_bad_file_is_told_in_one_sentence_in_one_place(page: Page, tmp_path: P
     expect(page.locator("#player video")).to_have_count(0)
 
 
+def test_a_video_that_the_browser_cannot_play_is_watched_and_says_so(
+    page: Page, tmp_path: Path
+) -> None:
+    path = tmp_path / "recorder.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 64
+        for number in range(32):
+            picture = np.full((64, 64, 3), 8 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    page.locator("#sources input[type=file]").set_input_files(path)
+    expect(page.locator(".look-watched")).to_contain_text("recorder.avi", timeout=PATIENCE_MS)
+    expect(page.locator(".look-unplayable")).to_be_visible()
+    watch_the_sample(page)
+    expect(page.locator(".look-unplayable")).not_to_be_visible()
+
+
 def test_what_people_type_and_file_names_bring_no_markup_along(page: Page, tmp_path: Path) -> None:
     nasty = tmp_path / "<img src=x onerror=document.title='taken'>.mp4"
     nasty.write_bytes(b"no video at all" * 50)
@@ -289,18 +323,25 @@ def test_what_people_type_and_file_names_bring_no_markup_along(page: Page, tmp_p
     expect(page.locator(".look-bad")).to_be_visible(timeout=PATIENCE_MS)
     watch_the_sample(page)
     ask(page, "<img src=x onerror=document.title='taken'> **bold** ${1 + 1} {{value}}")
-    assert turns(page)[0][0] == "<img src=x onerror=document.title='taken'> **bold** ${1 + 1} {{value}}"
+    assert (
+        turns(page)[0][0]
+        == "<img src=x onerror=document.title='taken'> **bold** ${1 + 1} {{value}}"
+    )
     assert not [url for url in requested if url.endswith("/x")]
     assert page.title() == "longlook"
 
 
-def test_suggestions_fit_the_video_and_come_when_they_can_be_answered(page: Page, engine: FakeEngine) -> None:
+def test_suggestions_fit_the_video_and_come_when_they_can_be_answered(
+    page: Page, engine: FakeEngine
+) -> None:
     watch_the_sample(page)
     expect(page.locator("#suggestions button")).to_have_count(0)
     engine.gate = threading.Event()
     try:
         page.get_by_role("button", name="Sample: one minute").click()
-        expect(page.locator(".look-watching")).to_contain_text("one_minute.mp4", timeout=PATIENCE_MS)
+        expect(page.locator(".look-watching")).to_contain_text(
+            "one_minute.mp4", timeout=PATIENCE_MS
+        )
         wait_until(lambda: engine.sessions[-1].stats.chunks == 1)
         assert page.locator("#suggestions button").count() == 0, "its first thing ends at 8 seconds"
     finally:
@@ -325,7 +366,9 @@ def test_the_page_says_which_model_answers_and_what_it_can(
         expect(real.get_by_role("note")).to_contain_text("Qwen/Qwen3-VL-4B-Instruct")
         expect(real.get_by_role("note")).not_to_contain_text("shapes")
         watch_the_sample(real)
-        expect(real.locator("#suggestions button").first).to_have_text("What happens in this video?")
+        expect(real.locator("#suggestions button").first).to_have_text(
+            "What happens in this video?"
+        )
         real.close()
 
 
@@ -346,10 +389,14 @@ def test_watching_can_be_stopped(page: Page, engine: FakeEngine) -> None:
     finally:
         engine.gate.set()
         engine.gate = None
-    expect(page.locator("#progress")).to_contain_text("Stopped watching colours.mp4", timeout=PATIENCE_MS)
+    expect(page.locator("#progress")).to_contain_text(
+        "Stopped watching colours.mp4", timeout=PATIENCE_MS
+    )
 
 
-def test_another_video_clears_the_chat_and_closes_the_session(page: Page, engine: FakeEngine) -> None:
+def test_another_video_clears_the_chat_and_closes_the_session(
+    page: Page, engine: FakeEngine
+) -> None:
     watch_the_sample(page)
     session = engine.sessions[-1]
     ask(page, "When is it red?")
@@ -386,13 +433,18 @@ def test_a_narrow_page_does_not_scroll_sideways_and_keeps_the_player_in_view(
     context.close()
 
 
-def test_the_page_talks_to_nobody_else_and_nothing_fails_in_it(context: BrowserContext, address: str) -> None:
+def test_the_page_talks_to_nobody_else_and_nothing_fails_in_it(
+    context: BrowserContext, address: str
+) -> None:
     page = context.new_page()
     hosts: set[str] = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
     page.goto(address)
     watch_the_sample(page)
     ask(page, "Who else is listening?")
@@ -404,5 +456,7 @@ def test_a_fresh_page_can_open_with_the_first_sample(context: BrowserContext, cl
     with running_page(FakeEngine(), [clip], model=DEMO, port=None, preload=True) as address:
         page = context.new_page()
         page.goto(address)
-        expect(page.locator(".look-watched")).to_contain_text("Finished colours.mp4", timeout=PATIENCE_MS)
+        expect(page.locator(".look-watched")).to_contain_text(
+            "Finished colours.mp4", timeout=PATIENCE_MS
+        )
         page.close()

@@ -13,7 +13,7 @@ from ui.conversation import MAX_QUESTION_CHARACTERS, MAX_WAITING, Conversation, 
 
 
 class FakeAnswerer:
-    """Answers with the question itself and evidence at its length, one word at a time through a gate."""
+    """Answers with the question itself, one word at a time through a gate."""
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
@@ -100,7 +100,9 @@ def test_the_same_question_sent_twice_is_asked_once(conversation: Conversation) 
     assert len(conversation.turns) == 1
 
 
-def test_a_waiting_question_can_be_withdrawn(conversation: Conversation, answerer: FakeAnswerer) -> None:
+def test_a_waiting_question_can_be_withdrawn(
+    conversation: Conversation, answerer: FakeAnswerer
+) -> None:
     for number in range(3):
         conversation.add(f"number {number}", number)
     conversation.stop(1)
@@ -157,7 +159,9 @@ def test_what_cannot_be_asked_says_why(conversation: Conversation, answerer: Fak
     assert (turn.state, turn.text) == ("failed", "clip.mp4 is no video.")
 
 
-def test_an_answer_says_how_far_had_been_watched(conversation: Conversation, answerer: FakeAnswerer) -> None:
+def test_an_answer_says_how_far_had_been_watched(
+    conversation: Conversation, answerer: FakeAnswerer
+) -> None:
     answerer.seen_seconds = 12.5
     answerer.gate.release(10)
     conversation.add("What?", 0)

@@ -47,13 +47,19 @@ def truths(events: list[dict[str, Any]], question: str) -> set[str]:
     if question.startswith("What is shown at "):
         minutes, seconds = words[-1].split(":")
         moment = 60 * int(minutes) + int(seconds)
-        shown = [event["things"] for event in events if event["start_seconds"] <= moment < event["stop_seconds"]]
+        shown = [
+            event["things"]
+            for event in events
+            if event["start_seconds"] <= moment < event["stop_seconds"]
+        ]
         found = {f"a {things[0]['name']}" for things in shown if len(things) == 1}
     return found
 
 
 @pytest.mark.parametrize("sample", NAMES)
-def test_every_suggestion_has_one_right_answer_which_is_the_one_written_beside_it(sample: str) -> None:
+def test_every_suggestion_has_one_right_answer_which_is_the_one_written_beside_it(
+    sample: str,
+) -> None:
     for item in bundled_suggestions()[sample]:
         assert truths(events_of(sample), item["question"]) == {item["answer"]}, item
 
@@ -99,5 +105,7 @@ def test_the_embedded_model_gets_no_suggestions_about_other_videos_and_a_real_mo
 def test_a_sample_suggests_at_least_four_questions_from_all_of_it(sample: str) -> None:
     items = bundled_suggestions()[sample]
     assert len(items) >= 4
-    assert [item["after_seconds"] for item in items] == sorted(item["after_seconds"] for item in items)
+    assert [item["after_seconds"] for item in items] == sorted(
+        item["after_seconds"] for item in items
+    )
     assert len(suggestions_for(SAMPLES / f"{sample}.mp4", True, 1e9)) == len(items)

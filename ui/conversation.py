@@ -19,7 +19,9 @@ from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice
 MAX_QUESTION_CHARACTERS = 1000
 MAX_WAITING = 32  # a person cannot type faster than this, a program could
 FAILED = "Something went wrong on the server while answering; its log says what."
-TOO_LONG = f"This question is longer than {MAX_QUESTION_CHARACTERS} characters. Please ask a shorter one."
+TOO_LONG = (
+    f"This question is longer than {MAX_QUESTION_CHARACTERS} characters. Please ask a shorter one."
+)
 TOO_MANY = f"{MAX_WAITING} questions are waiting already. Please ask again when they are answered."
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,9 @@ class Conversation:
     @property
     def is_busy(self) -> bool:
         """Whether a turn will still change."""
-        return any(turn.is_open or (turn.state == "done" and turn.pictures is None) for turn in self.turns)
+        return any(
+            turn.is_open or (turn.state == "done" and turn.pictures is None) for turn in self.turns
+        )
 
     def turn(self, number: int) -> Turn | None:
         return next((turn for turn in self.turns if turn.number == number), None)
@@ -162,7 +166,8 @@ class Conversation:
             return
         text = ""
         events = self._answerer.answer(turn.question)
-        with closing(events):  # type: ignore[type-var]  # a generator, which an Iterator need not be
+        # An Iterator need not have `close`, but every session's answer is a generator.
+        with closing(events):  # type: ignore[type-var]
             for event in events:
                 if self._closed:
                     return

@@ -1,7 +1,7 @@
 """The page: a player, what is being seen, and a chat in which every answer shows its evidence.
 
-The only file that imports Gradio. Gradio carries events to the server and HTML to the browser; what a
-tab shows is rendered from its `TabSession` by `ui.render`, and `page.js` is the browser's part. No
+The only file that imports Gradio. Gradio carries events to the server and HTML to the browser; what
+a tab shows is rendered from its `TabSession` by `ui.render`, and `page.js` is the browser's part. No
 handler returns what a person types, so an update never overwrites it.
 """
 
@@ -31,6 +31,7 @@ from ui.viewing import Engine, TabRegistry, TabSession
 
 CSS_PATH = Path(__file__).with_name("page.css")
 SCRIPT_PATH = Path(__file__).with_name("page.js")
+ICON_PATH = Path(__file__).with_name("favicon.svg")
 SHOW_SECONDS = 0.1  # between updates of the page while something happens
 IDLE_SECONDS = 0.5  # between them while a video is watched and nothing is asked
 NO_VIDEO = "Open a video first, or pick a sample."
@@ -40,7 +41,7 @@ Html = Any  # a string, or gradio's "leave it as it is"
 
 
 class Handlers:
-    """What happens when something on the page is touched. One object for all tabs; a tab is its session hash."""
+    """What the page does when it is touched, for all tabs; a tab is known by its session hash."""
 
     def __init__(self, tabs: TabRegistry, samples: Sequence[Path], model: ModelInfo) -> None:
         self.tabs = tabs
@@ -68,7 +69,7 @@ class Handlers:
         self.tabs.begin(tab_of(request), path, path.name, is_upload=True)
 
     async def ask(self, event: gr.EventData, request: gr.Request) -> str | Html:
-        """Put a question into the queue of its tab. On the event loop, so the order of arrival stays."""
+        """Queue a question of a tab. Runs on the event loop, so the order of arrival stays."""
         question = str(event.question).strip()
         tab = self.tabs.of(tab_of(request))
         if tab and question:
@@ -88,7 +89,7 @@ class Handlers:
             tab.stop_watching()
 
     def follow(self, request: gr.Request) -> Iterator[list[Html]]:
-        """The parts of the page in the order of `Parts.shown`, as they change, until nothing will."""
+        """The parts of the page, in the order of `Parts.shown`, as long as something changes."""
         shown: list[str] = []
         while True:
             tab = self.tabs.of(tab_of(request))
@@ -97,11 +98,16 @@ class Handlers:
             is_idle = tab.is_idle  # read before the rest: the last state must be shown too
             parts = self.rendered(tab)
             if parts != shown:
-                yield [new if not shown or new != old else gr.skip() for new, old in padded(parts, shown)]
+                yield [
+                    new if not shown or new != old else gr.skip()
+                    for new, old in padded(parts, shown)
+                ]
                 shown = parts
             if is_idle:
                 return
-            tab.conversation.wait_for_change(SHOW_SECONDS if tab.conversation.is_busy else IDLE_SECONDS)
+            tab.conversation.wait_for_change(
+                SHOW_SECONDS if tab.conversation.is_busy else IDLE_SECONDS
+            )
             threading.Event().wait(SHOW_SECONDS)
 
     def rendered(self, tab: TabSession | None) -> list[str]:
@@ -117,10 +123,14 @@ class Handlers:
         progress, turns = tab.progress, tab.conversation.turns
         marks = next((turn.evidence for turn in reversed(turns) if turn.evidence), ())
         has_failed = progress.state == "failed" and not progress.stats.chunks
-        suggested = () if has_failed else suggestions_for(tab.path, self.model.is_demo, progress.pts_seconds)
+        suggested = (
+            ()
+            if has_failed
+            else suggestions_for(tab.path, self.model.is_demo, progress.pts_seconds)
+        )
         return [
             render.player_html("" if has_failed else url_of(tab.path)),
-            render.progress_html(progress, self.model, filter(render.is_strong, marks)),
+            render.progress_html(progress, self.model, render.strongest(marks)),
             render.strip_html(progress.strip),
             render.suggestions_html(suggested),
             render.chat_html(turns, progress),
@@ -140,7 +150,12 @@ class Handlers:
             assert turn is not None
             if turn is not shown:
                 evidence = [asdict(item) for item in turn.evidence]
-                yield {"question": turn.question, "state": turn.state, "answer": turn.text, "evidence": evidence}
+                yield {
+                    "question": turn.question,
+                    "state": turn.state,
+                    "answer": turn.text,
+                    "evidence": evidence,
+                }
                 shown = turn
             if not turn.is_open:
                 return
@@ -170,7 +185,7 @@ class Handlers:
 
 
 def tab_of(request: gr.Request) -> str:
-    """The browser tab a request comes from: a random string that its page drew when it was loaded."""
+    """The browser tab that a request comes from: a random string, drawn when the page loads."""
     if not request.session_hash:
         raise gr.Error("This request belongs to no page.", print_exception=False)
     return str(request.session_hash)
@@ -209,7 +224,9 @@ class Parts:
 
 def part(html: str, name: str, script: str = "") -> gr.HTML:
     """A piece of the page with an id; script: what binds it to `page.js`."""
-    return gr.HTML(html, elem_id=name, js_on_load=script or None, apply_default_css=False, padding=False)
+    return gr.HTML(
+        html, elem_id=name, js_on_load=script or None, apply_default_css=False, padding=False
+    )
 
 
 def lay_out(samples: Sequence[Path], handlers: Handlers) -> Parts:
@@ -229,13 +246,24 @@ def lay_out(samples: Sequence[Path], handlers: Handlers) -> Parts:
         with gr.Column(scale=5, min_width=320, elem_id="asking"):
             shown_chat = part(chat, "chat", "longlook.chat(element, trigger, watch)")
             shown_suggestions = part(suggestions, "suggestions", "longlook.suggestions(element)")
-            question = part(render.question_box_html(), "question", "longlook.questionBox(element, trigger)")
+            question = part(
+                render.question_box_html(), "question", "longlook.questionBox(element, trigger)"
+            )
     file = gr.File(visible=False)
-    return Parts(sources, shown_player, shown_card, shown_strip, shown_chat, shown_suggestions, question, file)
+    return Parts(
+        sources,
+        shown_player,
+        shown_card,
+        shown_strip,
+        shown_chat,
+        shown_suggestions,
+        question,
+        file,
+    )
 
 
 def wire(parts: Parts, handlers: Handlers, preload: bool, page: gr.Blocks) -> None:
-    """Connect the components of `parts` to `handlers`; with `preload`, a fresh page opens the first sample."""
+    """Connect the components to their handlers; with `preload` a fresh page opens a sample."""
     # For programs, and before the others, which would take these names for their own.
     parts.file.upload(handlers.open_file, parts.file, None, api_name="open", show_progress="hidden")
     gr.api(handlers.progress, api_name="follow", concurrency_limit=None)
@@ -253,10 +281,15 @@ def wire(parts: Parts, handlers: Handlers, preload: bool, page: gr.Blocks) -> No
         changes.append(page.load(handlers.open_sample, gr.State(0), None, **hidden))
     for change in changes:
         change.then(None, None, None, js="() => longlook.follow()", **hidden)
-    # One follower per tab. If a change comes while it runs, it starts once more when it ends, so none
-    # is missed, and no older follower can show an older state.
+    # One follower per tab. If a change comes while it runs, it starts once more when it ends, so
+    # none is missed, and no older follower can show an older state.
     parts.chat.tick(
-        handlers.follow, None, parts.shown, trigger_mode="always_last", concurrency_limit=None, **hidden
+        handlers.follow,
+        None,
+        parts.shown,
+        trigger_mode="always_last",
+        concurrency_limit=None,
+        **hidden,
     )
     page.unload(handlers.leave)
 
@@ -272,7 +305,9 @@ def build_page(
 ) -> tuple[gr.Blocks, TabRegistry]:
     """The page, and the sessions of its tabs, which the caller closes. folder: for pictures."""
     tabs = TabRegistry(engine, config or ReadConfig(), folder)
-    with gr.Blocks(title="longlook", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+    with gr.Blocks(
+        title="longlook", analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True
+    ) as page:
         handlers = Handlers(tabs, samples, model)
         wire(lay_out(samples, handlers), handlers, preload, page)
     page.queue(default_concurrency_limit=8, max_size=64)
@@ -291,7 +326,7 @@ def running_page(
     port: int | None = 7860,
     max_upload: str = "8gb",
 ) -> Iterator[str]:
-    """Serve the page while the block runs and give its address. Uploads live in a folder that goes with it.
+    """Serve the page while the block runs and give its address. Uploads are deleted at its end.
 
     port: None takes a free one. Raises ValueError if nothing can listen at `host` and `port`.
     """
@@ -320,12 +355,15 @@ def launched(page: gr.Blocks, host: str, port: int | None, **options: Any) -> st
     script = f"<script>{SCRIPT_PATH.read_text(encoding='utf-8')}</script>"
     try:
         _, address, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
-            theme=theme(), css_paths=CSS_PATH, head=script, footer_links=[], run_history=False,
-            enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, **options,
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True,
+            inbrowser=False, share=False, theme=theme(), css_paths=CSS_PATH, head=script,
+            favicon_path=ICON_PATH, footer_links=[], run_history=False, enable_monitoring=False,
+            ssr_mode=False, mcp_server=False, pwa=False, **options,
         )  # fmt: skip
     except OSError as error:
-        raise ValueError(f"Nothing can listen on {host} port {port}: is a page open there already?") from error
+        raise ValueError(
+            f"Nothing can listen on {host} port {port}: is a page open there already?"
+        ) from error
     return str(address)
 
 
@@ -336,7 +374,9 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=mono)
 
 
-def serve(engine: Engine, samples: Sequence[Path] = (), *, on_ready: Callable[[str], None], **options: Any) -> None:
+def serve(
+    engine: Engine, samples: Sequence[Path] = (), *, on_ready: Callable[[str], None], **options: Any
+) -> None:
     """Serve the page until interrupted or terminated; the options are those of `running_page`.
 
     on_ready: gets the address of the page.

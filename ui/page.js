@@ -2,7 +2,7 @@
    the player's position and uploads belong to the browser, so no update can overwrite what is typed. */
 (() => {
   const UNSENT_SECONDS = 10; // after which a question that the server has not confirmed is offered again
-  const RESTART_SECONDS = 0.25; // evidence stops this close to its end
+  const EARLY_SECONDS = 0.25; // a stretch stops this close to its end: the browser tells the time 4 times a second
 
   const longlook = (window.longlook = { ask: () => {}, open: () => {} });
   const first = (selector) => document.querySelector(selector);
@@ -56,6 +56,7 @@
   longlook.chat = (element, trigger, watch) => {
     const scroller = first("#chat");
     let numTurns = 0;
+    scroller.setAttribute("role", "log");
     longlook.follow = () => trigger("tick"); // show what changes, see Handlers.follow
     watch("value", () => {
       const turns = element.querySelectorAll(".look-turn");
@@ -148,10 +149,12 @@
   /* ---- the player ---- */
 
   let stopAt = Infinity;
+  let isOurSeek = false;
   const show = (seconds, until) => {
     const video = player();
     if (!video) return;
     stopAt = until;
+    isOurSeek = true;
     video.currentTime = seconds;
     if (until < Infinity) video.play().catch(() => {});
     video.scrollIntoView({ block: "nearest", behavior: "smooth" });
@@ -170,9 +173,16 @@
     if (button) show(Number(button.dataset.seek), Number(button.dataset.until ?? Infinity));
   });
   document.addEventListener("timeupdate", (event) => {
-    if (event.target !== player() || event.target.currentTime < stopAt - RESTART_SECONDS) return;
+    if (event.target !== player()) return;
+    const { currentTime, duration } = event.target;
+    document.documentElement.style.setProperty("--look-playhead", `${(100 * currentTime) / duration}%`);
+    if (currentTime < stopAt - EARLY_SECONDS) return;
     event.target.pause();
     stopAt = Infinity;
+  }, true);
+  document.addEventListener("seeking", (event) => {
+    if (event.target === player() && !isOurSeek) stopAt = Infinity; // the user goes elsewhere
+    isOurSeek = false;
   }, true);
   const markPlayable = (isPlayable) => first("#player")?.classList.toggle("look-cannot-play", !isPlayable);
   document.addEventListener("error", (event) => event.target === player() && markPlayable(false), true);

@@ -16,12 +16,16 @@ from streaming.events import Evidence, Stats
 from ui.conversation import MAX_QUESTION_CHARACTERS, Turn
 
 WEAK_SCORE = 1.0  # standard deviations; up to here a match is no better than chance brings
+BEST_SHARE = 0.5  # of the best score, which a stretch must have as well
 MAX_PICTURES = 4  # evidence shown with a picture; the rest is listed below in small type
-SPOKEN_SECONDS = re.compile(r"\b(at|from|to|until|around|about) (\d{1,6}) seconds?\b", re.IGNORECASE)
+SPOKEN_SECONDS = re.compile(
+    r"\b(at|from|to|until|around|about) (\d{1,6}) seconds?\b", re.IGNORECASE
+)
 CLOCK = re.compile(r"\b(?:(\d{1,3}):)?(\d{1,2}):([0-5]\d)\b")
 SHOW_SECONDS = 4.0  # how long a time in the text is played when it is clicked
 DEMO_WARNING = (
-    "The demo model knows only coloured shapes and digits. Its answers about a real video are wrong."
+    "The demo model knows only coloured shapes and digits. "
+    "Its answers about a real video are wrong."
 )
 VIDEO_SUFFIXES = ".mp4,.m4v,.mov,.mkv,.webm,.avi,.ts,.mts,.mpg,.mpeg,.wmv,.flv,.ogv,.3gp"
 
@@ -49,7 +53,7 @@ class ModelInfo:
 class Progress:
     """How far the watching of one video has come.
 
-    state: "watching", "stopped", "watched" or "failed"; `problem` says why it failed, in a sentence.
+    state: "watching", "stopped", "watched" or "failed"; `problem` is a sentence that says why.
     duration_seconds: length of the video as its container states it, 0 where it does not.
     strip: thumbnails in time order, bounded.
     is_upload: the user's own video, not a bundled sample.
@@ -106,8 +110,8 @@ def head_html(model: ModelInfo) -> str:
     if model.is_demo:
         banner = (
             '<div class="look-model look-demo" role="note"><b>Demo model</b>'
-            "<span>It knows only coloured shapes and digits. For real videos, start longlook with a "
-            "real model: <code>longlook serve --model Qwen/Qwen3-VL-4B-Instruct</code></span></div>"
+            "<span>It knows only coloured shapes and digits. For real videos, start longlook "
+            "with a real model: <code>longlook serve --model Qwen/Qwen3-VL-4B-Instruct</code></span></div>"
         )
     else:
         banner = f'<div class="look-model" role="note"><b>Model</b><span>{name}</span></div>'
@@ -138,12 +142,14 @@ def player_html(url: str) -> str:
         return '<div class="look-drop">Drop a video here, open one, or pick a sample.</div>'
     return (
         f'<video src="{escape(url)}" controls playsinline preload="auto"></video>'
-        '<p class="look-unplayable">Your browser cannot play this video, but longlook can watch it. '
-        "See the pictures below.</p>"
+        '<p class="look-unplayable">Your browser cannot play this video, but longlook can watch '
+        "it. See the pictures below.</p>"
     )
 
 
-def progress_html(progress: Progress | None, model: ModelInfo, marks: Iterable[Evidence] = ()) -> str:
+def progress_html(
+    progress: Progress | None, model: ModelInfo, marks: Iterable[Evidence] = ()
+) -> str:
     """The card below the player: what is going on, a timeline, the counters, notices.
 
     marks: stretches to mark on the timeline, the evidence of the newest answer.
@@ -161,10 +167,14 @@ def progress_html(progress: Progress | None, model: ModelInfo, marks: Iterable[E
     lines = "".join(f'<p class="look-notice">{escape(text)}</p>' for text in notices if text)
     if model.is_demo and progress.is_upload:
         lines = f'<p class="look-notice look-demo">{DEMO_WARNING}</p>{lines}'
-    stop = '<button type="button" data-stop-watching>Stop</button>' if progress.state == "watching" else ""
+    stop = (
+        '<button type="button" data-stop-watching>Stop</button>'
+        if progress.state == "watching"
+        else ""
+    )
     return (
         f'<div class="look-card look-{progress.state}"><div class="look-state">'
-        f'<p class="look-headline" role="status">{escape(headline(progress))}</p>{stop}</div>'
+        f'<p class="look-headline">{escape(headline(progress))}</p>{stop}</div>'
         f"{timeline_html(progress, marks)}"
         f'<div class="look-counters">{cells}</div>{lines}</div>'
     )
@@ -180,7 +190,8 @@ def timeline_html(progress: Progress, marks: Iterable[Evidence]) -> str:
             width = 100 * (item.stop_seconds - item.start_seconds) / duration
             spots += f'<i style="left:{left:.2f}%;width:{width:.2f}%" title="{span(item)}"></i>'
     return (
-        f'<div class="look-bar" data-duration="{duration:.2f}">'
+        f'<div class="look-bar" role="progressbar" aria-label="Watched" '
+        f'aria-valuenow="{100 * fraction(progress):.0f}" data-duration="{duration:.2f}">'
         f'<div style="width:{100 * fraction(progress):.1f}%"></div>{spots}</div>'
     )
 
@@ -189,7 +200,9 @@ def headline(progress: Progress) -> str:
     """One line on the state: "Watching clip.mp4: 0:42 of 1:00"."""
     length = clock(progress.duration_seconds)
     if progress.state == "watched":
-        took = f" in {progress.stats.watch_seconds:.0f} s" if progress.stats.watch_seconds >= 1 else ""
+        took = (
+            f" in {progress.stats.watch_seconds:.0f} s" if progress.stats.watch_seconds >= 1 else ""
+        )
         whole = length if progress.duration_seconds else clock(progress.pts_seconds)
         return f"Finished {progress.title} ({whole}){took}"
     so_far = clock(progress.pts_seconds) + (f" of {length}" if progress.duration_seconds else "")
@@ -202,7 +215,11 @@ def fraction(progress: Progress) -> float:
     """How much has been watched, in [0, 1]; 0 while the duration is unknown."""
     if progress.state == "watched":
         return 1.0
-    return min(1.0, progress.pts_seconds / progress.duration_seconds) if progress.duration_seconds > 0 else 0.0
+    return (
+        min(1.0, progress.pts_seconds / progress.duration_seconds)
+        if progress.duration_seconds > 0
+        else 0.0
+    )
 
 
 def problem_sentence(problem: str, path: str, title: str) -> str:
@@ -223,12 +240,14 @@ def strip_html(strip: Sequence[Keyframe]) -> str:
 
 def suggestions_html(questions: Sequence[str]) -> str:
     """Questions that are asked with one click."""
-    buttons = "".join(f'<button type="button" data-ask>{escape(text)}</button>' for text in questions)
+    buttons = "".join(
+        f'<button type="button" data-ask>{escape(text)}</button>' for text in questions
+    )
     return f'<div class="look-row">{buttons}</div>'
 
 
 def question_box_html() -> str:
-    """The form for questions. The server renders it once and never again: what is typed is the user's."""
+    """The form for questions. It is rendered once and never again: what is typed stays."""
     return (
         '<form><p class="look-unsent" role="alert"></p><div class="look-box">'
         '<textarea rows="1" aria-label="Your question" '
@@ -248,7 +267,8 @@ def chat_html(turns: Sequence[Turn], progress: Progress | None) -> str:
     progress = progress or Progress("")
     waiting = [turn.number for turn in turns if turn.is_open]
     return "".join(
-        turn_html(turn, progress, waiting.index(turn.number) if turn.is_open else 0) for turn in turns
+        turn_html(turn, progress, waiting.index(turn.number) if turn.is_open else 0)
+        for turn in turns
     )
 
 
@@ -259,7 +279,11 @@ def unanswered_html(number: int, question: str, why_not: str) -> str:
 
 def turn_html(turn: Turn, progress: Progress, num_before: int) -> str:
     """One question and its answer. num_before: open questions that are answered before this one."""
-    stop = f'<button type="button" data-stop-answer="{turn.number}">Stop</button>' if turn.is_open else ""
+    stop = (
+        f'<button type="button" data-stop-answer="{turn.number}">Stop</button>'
+        if turn.is_open
+        else ""
+    )
     notices = list(turn.notices)
     if turn.state == "done" and turn.seen_seconds is not None:
         length = f" of {clock(progress.duration_seconds)}" if progress.duration_seconds else ""
@@ -284,8 +308,13 @@ def answer_html(turn: Turn, progress: Progress, num_before: int) -> str:
     if turn.text:
         return escape(turn.text)
     if num_before:
-        return f"<em>Waiting for {num_before} question{'s' if num_before > 1 else ''} before this one…</em>"
-    return "<em>Looking back…</em>" if progress.stats.chunks else "<em>Waiting for the first seconds…</em>"
+        questions = "1 question" if num_before == 1 else f"{num_before} questions"
+        return f"<em>Waiting for {questions} before this one…</em>"
+    return (
+        "<em>Looking back…</em>"
+        if progress.stats.chunks
+        else "<em>Waiting for the first seconds…</em>"
+    )
 
 
 def sentence(text: str) -> str:
@@ -331,7 +360,7 @@ def evidence_html(turn: Turn) -> str:
 
 
 def moment_html(evidence: Evidence, url: str | None) -> str:
-    """One stretch as a button that plays it. url: its picture, "" for none, None for one to come."""
+    """One stretch as a button that plays it. url: of its picture, "" for none, None if to come."""
     picture = "" if url == "" else '<i class="look-to-come"></i>'
     if url:
         picture = f'<img src="{escape(url)}" alt="">'
@@ -354,13 +383,12 @@ def reason(evidence: Evidence) -> str:
     return why if evidence.level == "dense" else f"{why}; a quarter of the detail"
 
 
-def is_strong(evidence: Evidence) -> bool:
-    return evidence.why == "named time" or evidence.score > WEAK_SCORE
-
-
 def strongest(evidence: Sequence[Evidence]) -> list[Evidence]:
     """The few stretches that the answer most likely rests on, best first; shown with pictures."""
-    return [item for item in evidence if is_strong(item)][:MAX_PICTURES]
+    best = max((item.score for item in evidence), default=0.0)
+    needed = max(WEAK_SCORE, BEST_SHARE * best)
+    strong = [item for item in evidence if item.why == "named time" or item.score > needed]
+    return strong[:MAX_PICTURES]
 
 
 def evidence_row(evidence: Evidence) -> tuple[str, str, str]:
@@ -379,7 +407,9 @@ def thinned(strip: tuple[Keyframe, ...], limit: int) -> Keyframe | None:
     It is the inner one whose neighbours are closest together, so the first and the newest stay.
     """
     if limit < 2:
-        raise ValueError(f"a strip needs room for its first and its newest picture, not for {limit}")
+        raise ValueError(
+            f"a strip needs room for its first and its newest picture, not for {limit}"
+        )
     if len(strip) <= limit:
         return None
     times = [item.pts_seconds for item in strip]

@@ -1,4 +1,4 @@
-"""Questions that the page suggests: only what the loaded model can answer about the loaded video."""
+"""Questions that the page suggests: only what the model can answer about the video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOR_ANY_VIDEO = (
 def suggestions_for(video: Path, is_demo: bool, seen_seconds: float) -> tuple[str, ...]:
     """Suggested questions about what was seen of `video` so far.
 
-    is_demo: the embedded model understands nothing but the bundled samples, so it gets none about other videos.
+    is_demo: whether the embedded model answers, which understands nothing but the samples.
     """
     if is_bundled(video):
         known = bundled_suggestions()[video.stem]
@@ -32,6 +32,8 @@ def is_bundled(video: Path) -> bool:
 
 @cache
 def bundled_suggestions() -> dict[str, list[dict[str, Any]]]:
-    """Per sample, in time order: question, its one right answer, and the second after which it can be answered."""
-    found: dict[str, list[dict[str, Any]]] = json.loads(SUGGESTIONS_PATH.read_text(encoding="utf-8"))
+    """Per sample: questions with their right answers and the second from which they have them."""
+    found: dict[str, list[dict[str, Any]]] = json.loads(
+        SUGGESTIONS_PATH.read_text(encoding="utf-8")
+    )
     return found

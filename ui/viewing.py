@@ -107,7 +107,7 @@ class TabSession:
         return None if progress.state == "watched" else progress.pts_seconds
 
     def pictures_of(self, evidence: tuple[Evidence, ...]) -> tuple[str, ...]:
-        """A picture from the middle of each evidence that deserves one; none if the file can't be re-read."""
+        """A picture from the middle of the best evidence; none if the file can't be re-read."""
         pictured = strongest(evidence)
         if not pictured:
             return ()
@@ -183,7 +183,7 @@ class TabSession:
             self._update(notices=(*known, *new)[:NOTICE_LIMIT])
 
     def _extended_strip(self, new: Thumbnail) -> tuple[Keyframe, ...]:
-        """The strip with a new picture at its end, never longer than its limit and evenly spread."""
+        """The strip with a new picture at its end, evenly spread, never beyond its limit."""
         strip = (*self._progress.strip, Keyframe(new.pts_seconds, self._pictures.add(new.image)))
         surplus = thinned(strip, STRIP_LIMIT)
         if surplus is None:
@@ -211,7 +211,9 @@ class TabRegistry:
         """
         self.close(tab)
         pictures = PictureFolder(self._folder)
-        session = TabSession(self._engine.open(), path, title, self._config, pictures, is_upload=is_upload)
+        session = TabSession(
+            self._engine.open(), path, title, self._config, pictures, is_upload=is_upload
+        )
         surplus: list[TabSession] = []
         with self._lock:
             self._open[tab] = session
