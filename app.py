@@ -13,7 +13,6 @@ import os
 import shlex
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -88,22 +87,22 @@ KvBits = Annotated[
 Prune = Annotated[
     str | None,
     typer.Option(
-        help="Leave visual tokens out: novelty skips pictures that show nothing new and keeps a share of the others; "
-        "stc, uniform, merge and coverage keep one of all; none keeps everything. \\[default: none; demo novelty]"
+        help="Which visual tokens to keep. novelty: skip static frames and keep a share of the tokens of the others; "
+        "stc, uniform, merge, coverage: keep a share in every frame; none: keep all. \\[default: none; demo novelty]"
     ),
 ]
 Reuse = Annotated[
     str | None,
     typer.Option(
-        help="Use the vision tower's work again for what has not changed: novelty (by what is new in the picture), "
-        "keys (STC: by the keys that moved most), none. \\[default: none]"
+        help="Re-encode only what changed since a reference frame. novelty: the patches that changed; keys: those "
+        "that STC picks, by their keys; none: encode everything. \\[default: none]"
     ),
 ]
 PruneBudget = Annotated[
     float | None,
-    typer.Option(help="Share of a picture's tokens that --prune keeps, up to 1. \\[default: 0.33; demo 0.5]"),
+    typer.Option(help="Fraction of a frame's tokens that --prune keeps, up to 1. \\[default: 0.33; demo 0.5]"),
 ]
-SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
+SESSION_HELP = "Where to keep what was watched: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 SessionName = Annotated[str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")]
 
@@ -115,10 +114,10 @@ def ask(
     questions: Annotated[list[str] | None, typer.Argument(help="One or more questions.", metavar="QUESTION")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help=SESSION_HELP)] = None,
     ask_at: Annotated[
-        float | None, typer.Option(help="Ask as if the stream stood at this second; later is not seen.")
+        float | None, typer.Option(help="Stop watching at this second, then ask.")
     ] = None,
     skim: Annotated[
-        bool, typer.Option("--skim", help="Look at the file's own keyframes only: quick, and rough.")
+        bool, typer.Option("--skim", help="Decode only the file's own keyframes: quick, but rough.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per question, a line each.")] = False,
     model: ModelName = "demo",
@@ -151,12 +150,12 @@ def ask(
 
     \b
     Examples:
-      app.py ask clip.mp4 "When does the red circle appear?"
-      app.py ask clip.mp4 "What is shown at 1:35?" "How many stars?" --json
-      app.py ask clip.mp4 "What is shown now?" --ask-at 90
-      app.py ask film.mkv "Is there a chase?" --skim
-      app.py ask clip.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
-      app.py ask --session trip "When does the red circle appear?"
+      longlook ask clip.mp4 "When does the red circle appear?"
+      longlook ask clip.mp4 "What is shown at 0:50?" "Was there a red circle?" --json
+      longlook ask clip.mp4 "What is shown now?" --ask-at 30
+      longlook ask clip.mp4 "Is there a purple triangle?" --skim
+      longlook ask holiday.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
+      longlook ask --session trip "When does the red circle appear?"
     """
     with told_plainly():
         folder = None if session is None else session_folder(session)
@@ -217,9 +216,9 @@ def watch(
 
     \b
     Examples:
-      app.py watch holiday.mp4 --session trip
-      app.py watch holiday.mp4 --session /data/trip --disk-budget 20
-      app.py ask --session trip "Where did we park the car?"
+      longlook watch clip.mp4 --session trip
+      longlook watch clip.mp4 --session ./trip --disk-budget 20
+      longlook ask --session trip "When does the red circle appear?"
     """
     with told_plainly():
         folder = session_folder(session)
@@ -243,10 +242,10 @@ def watch(
                 typer.echo(json.dumps({"seen_seconds": opened.seen_seconds, "stats": asdict(opened.stats)}))
         if stopped:
             words = shlex.join(["watch", str(video), "--session", session])
-            said.print(f"Stopped at {seen}. To go on: app.py {as_markup(words)}", soft_wrap=True)
+            said.print(f"Stopped at {seen}. To go on: {program()} {as_markup(words)}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
         words = shlex.join(["ask", "--session", session])
-        said.print(f'Watched up to {seen}. To ask: app.py {as_markup(words)} "..."', soft_wrap=True)
+        said.print(f'Watched up to {seen}. To ask: {program()} {as_markup(words)} "..."', soft_wrap=True)
 
 
 @app.command()
@@ -268,9 +267,9 @@ def serve(
 
     \b
     Examples:
-      app.py serve
-      app.py serve holiday.mp4 --port 8000
-      app.py serve --model Qwen/Qwen3-VL-4B-Instruct --device cuda
+      longlook serve
+      longlook serve clip.mp4 --port 8000
+      longlook serve --model Qwen/Qwen3-VL-4B-Instruct --device cuda
     """
     with told_plainly():
         samples = [video] if video else sorted(SAMPLES.glob("*.mp4"))
@@ -283,10 +282,12 @@ def serve(
         }
         engine = open_engine(model, device, dtype, settings)
         from ui import demo as page  # Gradio takes seconds to import
+        from ui.render import ModelInfo
 
         page.serve(
             engine,
             samples,
+            model=ModelInfo(model, is_demo=model == "demo"),
             config=engine.config.read,
             preload=True,
             host=host,
@@ -310,8 +311,8 @@ def calibrate(
 
     \b
     Examples:
-      app.py calibrate --model Qwen/Qwen3-VL-4B-Instruct --device cuda
-      app.py calibrate --model ./my-checkpoint --needles 64
+      longlook calibrate --model Qwen/Qwen3-VL-4B-Instruct --device cuda
+      longlook calibrate --model ./my-checkpoint --needles 64
     """
     with told_plainly():
         from models.calibration import calibrate as run
@@ -355,8 +356,8 @@ def list_sessions(
 
     \b
     Examples:
-      app.py sessions list
-      app.py sessions list /data/trips --json
+      longlook sessions list
+      longlook sessions list . --json
     """
     from memory.folders import sessions_in, summary
 
@@ -385,8 +386,8 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
 
     \b
     Examples:
-      app.py sessions info trip
-      app.py sessions info /data/trip --json
+      longlook sessions info trip
+      longlook sessions info ./trip --json
     """
     with told_plainly():
         folder = session_folder(session)
@@ -402,14 +403,14 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
 
 @sessions.command("delete")
 def delete_session(
-    session: SessionName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Without asking back.")] = False
+    session: SessionName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
 ) -> None:
     """Delete a session for good.
 
     \b
     Examples:
-      app.py sessions delete trip
-      app.py sessions delete /data/trip --yes
+      longlook sessions delete trip
+      longlook sessions delete ./trip --yes
     """
     with told_plainly():
         folder = session_folder(session)
@@ -453,7 +454,7 @@ def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engi
         engine = load_engine(model, device, dtype, given)
     if engine.profile is None:
         say(f"No retrieval heads are known for {model}: all heads together look things up, which finds less.")
-        say(f"To find them, once: app.py calibrate --model {model}")
+        say(f"To find them, once: {program()} calibrate --model {model}")
     return engine
 
 
@@ -603,16 +604,13 @@ def first_interrupt(do: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def printable(text: str, also: str = "") -> str:
-    r"""`text` with control characters as escapes (\x1b): no name or answer commands the terminal.
-
-    also: control characters that stay.
-    """
-    pieces = []
-    for character in text:
-        is_command = unicodedata.category(character) in CONTROL or character in TURN_TEXT
-        pieces.append(ascii(character)[1:-1] if is_command and character not in also else character)
-    return "".join(pieces)
+def program() -> str:
+    """How this program was started, for hints that can be pasted."""
+    words = [sys.argv[0]]
+    if words[0].endswith(".py"):
+        words.insert(0, sys.executable)
+    here = f"{Path.cwd()}{os.sep}"
+    return " ".join(word.removeprefix(here) for word in words)
 
 
 def as_markup(text: str, also: str = "") -> str:
@@ -694,7 +692,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     handler = RichHandler(console=said, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    app(prog_name="longlook" if not sys.argv[0].endswith("app.py") else "app.py")
+    app(prog_name="longlook")
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ class Session:
 
     def _words(self, question: str) -> str:
         """The question as the model gets it: times in seconds, each one that of the group that shows what was then."""
-        return in_seconds(question, self._shown_at)
+        return in_seconds(question, self._shown_at, self._now())
 
     def _shown_at(self, seconds: float) -> float:
         if seconds > self._now():

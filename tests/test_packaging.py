@@ -87,7 +87,7 @@ def test_the_wheel_puts_nothing_but_longlook_into_site_packages(wheel_names: lis
 def test_the_wheel_carries_the_application_and_what_it_needs_at_run_time(
     tree_names: list[str], wheel_names: list[str]
 ) -> None:
-    code = [name for name in tree_names if name.endswith((".py", ".css"))]
+    code = [name for name in tree_names if name.endswith((".py", ".css", ".js"))]
     data = [name for name in tree_names if name.startswith(("models/", "samples/")) and not name.endswith(".py")]
     missing = [name for name in code + data if f"longlook/{name}" not in wheel_names]
     assert not missing, f"left out of the wheel: {missing}"
