@@ -613,6 +613,18 @@ def program() -> str:
     return " ".join(word.removeprefix(here) for word in words)
 
 
+def printable(text: str, also: str = "") -> str:
+    r"""`text` with control characters as escapes (\x1b): no name or answer commands the terminal.
+
+    also: control characters that stay.
+    """
+    pieces = []
+    for character in text:
+        is_command = unicodedata.category(character) in CONTROL or character in TURN_TEXT
+        pieces.append(ascii(character)[1:-1] if is_command and character not in also else character)
+    return "".join(pieces)
+
+
 def as_markup(text: str, also: str = "") -> str:
     """`text` for the console, which shows it as it is: no markup, no commands (`printable`)."""
     return escape(printable(text, also))
