@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "memory": ("config", "streaming.frames", "streaming.events", "memory"),
     "models": ("config", "streaming.frames", "memory", "keyframes", "models"),
     "streaming.session": ("config", "streaming", "memory", "keyframes", "models"),
+    "streaming.ingest": ("config", "streaming", "memory", "keyframes", "models"),
     "streaming.engine": ("config", "streaming", "memory", "keyframes", "models"),
     "streaming.captioner": ("config", "streaming"),
     "ui": ("config", "streaming", "ui"),
