@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from config import PruneConfig, ReuseConfig
 from models.base import PrefillRequest, num_visual_tokens
@@ -232,6 +234,25 @@ def test_what_was_remembered_before_an_error_is_told(
         for event in session.watch(noise_frames(80), ahead=True):
             told.append(event)
     assert sum(isinstance(event, Watched) for event in told) == session.stats.chunks == 5
+
+
+def test_a_run_is_the_same_bit_by_bit_whatever_the_clock_says(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine where every step takes ten seconds, and on one where none takes any."""
+    runs = []
+    for step_seconds in (0.0, 10.0):
+        clock = count(0.0, step_seconds)
+        monkeypatch.setattr("time.perf_counter", lambda clock=clock: next(clock))
+        monkeypatch.setattr("time.monotonic", lambda clock=clock: next(clock))
+        session, events = watched(tiny_engine(checkpoint), noise_frames(80), ahead=True)
+        monkeypatch.undo()
+        chunks = session.memory.get(range(session.memory.num_chunks))
+        runs.append((chunks, [type(event) for event in events], session.stats.watch_seconds))
+    (quick, quick_events, quick_seconds), (slow, slow_events, slow_seconds) = runs
+    assert slow_seconds > 100 > quick_seconds == 0, "the clock was theirs"
+    assert quick_events == slow_events and len(quick) == len(slow) == 20
+    assert all(torch.equal(a.keys, b.keys) for a, b in zip(quick, slow, strict=True))
 
 
 def test_a_live_source_is_never_waited_for(checkpoint: Path) -> None:
