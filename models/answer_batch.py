@@ -14,13 +14,13 @@ from torch import Tensor
 
 from config import AnswerConfig
 from memory.chunk import KVChunk
-from models.base import Turn
+from models.base import PendingAnswer, Turn
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.sampling import TextStream, TokenSampler
 
 
-class PendingAnswer:
+class BatchedAnswer:
     """One answer of a batch, as far as it has come."""
 
     def __init__(self, row: CacheRow, options: AnswerConfig, tokenizer: Any) -> None:
@@ -74,12 +74,12 @@ class AnswerBatch:
         self._question_tokens = question_tokens
         self._stop_tokens = stop_tokens
         self._cache = DecodeCache()
-        self._answers: list[PendingAnswer] = []  # in the order of their rows
+        self._answers: list[BatchedAnswer] = []  # in the order of their rows
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def __iter__(self) -> Iterator[PendingAnswer]:
+    def __iter__(self) -> Iterator[BatchedAnswer]:
         return iter(list(self._answers))
 
     @property
@@ -94,11 +94,11 @@ class AnswerBatch:
 
     def add(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
-    ) -> PendingAnswer:
+    ) -> BatchedAnswer:
         """Prefill a question after its context; the answer has its first token then, or is done."""
         tokens = self._question_tokens(question, dialogue)
         row = self._decoder.add_row(self._cache, context, len(tokens) + options.max_new_tokens)
-        answer = PendingAnswer(row, options, self._tokenizer)
+        answer = BatchedAnswer(row, options, self._tokenizer)
         self._answers.append(answer)
         try:
             logits = self._decoder.next_logits(self._cache, [row], torch.tensor([tokens], device=self._decoder.device))
@@ -119,12 +119,13 @@ class AnswerBatch:
 
     def remove(self, answer: PendingAnswer) -> None:
         """Drop an answer that is not wanted any more; nothing happens if it is done."""
-        if answer not in self._answers:
-            return
-        self._cache.remove_row(answer.row)
-        last = self._answers.pop()
-        if last is not answer:
-            self._answers[self._answers.index(answer)] = last
+        for number, member in enumerate(self._answers):
+            if member is answer:
+                self._cache.remove_row(member.row)
+                last = self._answers.pop()
+                if last is not member:
+                    self._answers[number] = last
+                return
 
     def _choose(self, logits: Tensor) -> list[int]:
         """The next token of every answer, from logits [answers, vocabulary]; greedy ones come in one copy."""
@@ -134,7 +135,7 @@ class AnswerBatch:
             for answer, token, row in zip(self._answers, likeliest, logits, strict=True)
         ]
 
-    def _take(self, answer: PendingAnswer, token: int) -> None:
+    def _take(self, answer: BatchedAnswer, token: int) -> None:
         if token not in self._stop_tokens:
             answer.push(token)
             if answer.num_tokens < answer.max_tokens:

@@ -54,7 +54,7 @@ class AttentionContext:
 
     @property
     def num_recent_tokens(self) -> int:
-        return self.positions.shape[1] - self.num_new_tokens
+        return int(self.positions.shape[1]) - self.num_new_tokens
 
 
 def concat_positions(layouts: Sequence[PositionLayout]) -> tuple[Tensor, int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from config import AnswerConfig, ReuseConfig
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
-from models.answer_batch import AnswerBatch, PendingAnswer
+from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
@@ -180,7 +180,7 @@ class Qwen3VL:
 
     def _answer_alone(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
-    ) -> Iterator[PendingAnswer]:
+    ) -> Iterator[BatchedAnswer]:
         """One answer in a batch of its own, after each of its tokens and at its end."""
         batch = self.answer_batch()
         answer = batch.add(question, context, dialogue, options)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from config import AnswerConfig
 from memory.chunk import KVChunk
-from models.answer_batch import AnswerBatch, PendingAnswer
+from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.decode_cache import COLUMN_STEP, DecodeCache, RowsAttention
 from models.qwen3_vl import Qwen3VL
 from tests.tiny import noise_frames
@@ -43,11 +43,11 @@ def alone(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> list[list[int
     return [list(tiny.answer_tokens(question, context, (), options)) for question, context, options in requests]
 
 
-def add(tiny: Qwen3VL, batch: AnswerBatch, contexts: Sequence[Sequence[KVChunk]], number: int) -> PendingAnswer:
+def add(tiny: Qwen3VL, batch: AnswerBatch, contexts: Sequence[Sequence[KVChunk]], number: int) -> BatchedAnswer:
     return batch.add(QUESTIONS[number], contexts[number], (), OPTIONS[number])
 
 
-def finished(batch: AnswerBatch, answers: Sequence[PendingAnswer]) -> list[list[int]]:
+def finished(batch: AnswerBatch, answers: Sequence[BatchedAnswer]) -> list[list[int]]:
     while len(batch):
         batch.step()
     assert all(answer.is_done for answer in answers)
@@ -68,7 +68,7 @@ def test_answers_join_at_any_step(
     tiny: Qwen3VL, contexts: list[list[KVChunk]], alone: list[list[int]], order: list[int]
 ) -> None:
     batch = tiny.answer_batch()
-    answers: dict[int, PendingAnswer] = {}
+    answers: dict[int, BatchedAnswer] = {}
     for number in order:
         answers[number] = add(tiny, batch, contexts, number)
         batch.step()

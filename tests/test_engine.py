@@ -112,7 +112,7 @@ def test_an_answer_whose_reader_has_gone_frees_its_place_at_the_next_step() -> N
     answer = session.ask("q")
     next(answer)
     assert second_token.reached.wait(60)
-    answer.close()
+    del answer  # its generator is closed
     second_token.open()
     wait_until(lambda: not engine._answers)
     assert "q: three" not in model.log and session.dialogue == ()

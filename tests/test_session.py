@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk
 from memory.recall import PlannedChunk, RecallPlan
-from models.answer_batch import AnswerBatch, PendingAnswer
+from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.base import Turn, VideoLLM
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
@@ -62,7 +62,7 @@ def given_to_the_model(model: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> list[
     seen: list[Given] = []
     stock_add = AnswerBatch.add
 
-    def add(batch: AnswerBatch, *given: object) -> PendingAnswer:
+    def add(batch: AnswerBatch, *given: object) -> BatchedAnswer:
         seen.append(given)  # type: ignore[arg-type]
         return stock_add(batch, *given)  # type: ignore[arg-type]
 
