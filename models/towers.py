@@ -75,6 +75,14 @@ class Tower:
         self._places = lru_cache(maxsize=1)(parts.places)
 
     @torch.no_grad()
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Features:
+        """All of every group, patches [g, T, values]: what the stock tower gives. Groups of one grid attend in one call
+        a layer, where the stock tower calls once for each."""
+        everything = torch.ones(len(patches), patches.shape[1] // self.merge_size**2, dtype=torch.bool)
+        features, _ = self.walk(patches, grid, everything.to(patches.device), range(len(patches)))
+        return features
+
+    @torch.no_grad()
     def walk(
         self,
         patches: Tensor,

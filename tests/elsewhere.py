@@ -68,13 +68,13 @@ def counted(of: type, method: str) -> Any:
 @contextmanager
 def forgotten_patches() -> Iterator[None]:
     """The patches of every group stay on the CPU."""
-    patches = Qwen3VL._patches
+    patches = Qwen3VL._clip_patches
 
-    def forgotten(model: Qwen3VL, group: Any) -> Any:
-        cut, grid = patches(model, group)
+    def forgotten(model: Qwen3VL, frames: Any) -> Any:
+        cut, grid = patches(model, frames)
         return cut.cpu(), grid
 
-    with patch.object(Qwen3VL, "_patches", forgotten):
+    with patch.object(Qwen3VL, "_clip_patches", forgotten):
         yield
 
 
