@@ -33,7 +33,7 @@ from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
 from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
-from streaming.batching import BATCH_FRAMES, batch_chunks
+from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
@@ -118,7 +118,8 @@ class Session:
         alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
         max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
         started = time.perf_counter()
-        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model)):
+        max_tokens = max_pass_tokens(self._model.device.type)
+        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens):
             events: list[WatchEvent] = []
             try:
                 self._watch_batch(batch, started, not ahead, events)
