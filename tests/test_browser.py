@@ -269,8 +269,8 @@ def test_an_own_video_is_opened_by_a_button_while_a_sample_is_loaded(
     watch_the_sample(page)
     with page.expect_file_chooser() as chosen:
         page.get_by_role("button", name="Open video…").click()
-    chosen.value.set_files(write_clip(tmp_path / "mine.mp4", 6))
-    expect(page.locator(".look-watched")).to_contain_text("Finished mine.mp4", timeout=PATIENCE_MS)
+    chosen.value.set_files(write_clip(tmp_path / "mine #1, 100% & more.mp4", 6))
+    expect(page.locator(".look-watched")).to_contain_text("Finished mine #1, 100% & more.mp4", timeout=PATIENCE_MS)
     page.wait_for_function("document.querySelector('#player video')?.duration == 6")
     expect(page.locator(".look-card .look-demo")).to_contain_text(
         "knows only coloured shapes and digits"

@@ -111,7 +111,8 @@ def head_html(model: ModelInfo) -> str:
         banner = (
             '<div class="look-model look-demo" role="note"><b>Demo model</b>'
             "<span>It knows only coloured shapes and digits. For real videos, start longlook "
-            "with a real model: <code>longlook serve --model Qwen/Qwen3-VL-4B-Instruct</code></span></div>"
+            "with a real model: <code>longlook serve --model Qwen/Qwen3-VL-4B-Instruct</code>"
+            "</span></div>"
         )
     else:
         banner = f'<div class="look-model" role="note"><b>Model</b><span>{name}</span></div>'
