@@ -424,9 +424,12 @@ def test_a_narrow_page_does_not_scroll_sideways_and_keeps_the_player_in_view(
     page = context.new_page()
     page.goto(address)
     watch_the_sample(page)
-    ask(page, "When is it red?")
+    for question in ("When is it red?", "And green?", "And blue?"):
+        ask(page, question)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.get_by_role("button", name="0:02–0:04").click()
+    expect(page.locator("#chat .look-turn").last.locator(".look-question")).to_be_in_viewport()
+    expect(question_box(page)).to_be_in_viewport()
+    page.get_by_role("button", name="0:02–0:04").last.click()
     expect_played(page, 2, 4)
     box = page.locator("#player video").bounding_box()
     assert box is not None and 0 <= box["y"] < 844 - box["height"]
