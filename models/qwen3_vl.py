@@ -291,8 +291,9 @@ class Prompt:
         tokens: list[int] = []
         runs: list[PositionLayout] = []
         marks: list[bool] = []
-        for group in groups:
-            stamp = [*self._encode(f"<{group.pts_seconds:.1f} seconds>"), self._start]
+        stamps = self._encode_all([f"<{group.pts_seconds:.1f} seconds>" for group in groups])
+        for group, stamp_tokens in zip(groups, stamps, strict=True):
+            stamp = [*stamp_tokens, self._start]
             grid = grid_layout(*group.grid, group.places)
             tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
             runs += [text_layout(len(stamp)), grid, text_layout(1)]
@@ -329,6 +330,10 @@ class Prompt:
             for token in self._reserved:
                 text = text.replace(token, "")
         return text
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, in one call of the tokenizer."""
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
