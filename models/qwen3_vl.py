@@ -25,8 +25,8 @@ from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
+from models.partial_vit import qwen3_vl_tower
 from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
-from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"

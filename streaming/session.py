@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import AnswerConfig, Config
-from keyframes.borders import parts_at_cuts
+from keyframes.borders import split_at_cuts
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
@@ -479,7 +479,7 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
     A cut is known a few frames later, so a run is given that much later then.
     """
     if borders == "cuts":
-        return parts_at_cuts(frames, -(-count // 2), count)
+        return split_at_cuts(frames, -(-count // 2), count)
     frames = iter(frames)
     return iter(lambda: list(islice(frames, count)), [])
 
