@@ -50,7 +50,7 @@ class AttentionContext:
 
     @property
     def num_new_tokens(self) -> int:
-        return self.runs[-1].own.stop
+        return int(self.runs[-1].own.stop)
 
     @property
     def num_recent_tokens(self) -> int:

@@ -144,7 +144,7 @@ class RawAttention:
         if self._keep_queries:
             self.queries.append(query[0])
         rotated = rotate_signed(torch.cat([query[0], key[0]]), self._cosines, self._sines)
-        queries, keys = rotated.split([query.shape[1], key.shape[1]])
+        queries, keys = rotated[: query.shape[1]], rotated[query.shape[1] :]
         new = torch.stack([keys, value[0]])
         outputs = []
         start = 0
@@ -152,9 +152,9 @@ class RawAttention:
             stop = start + context.num_new
             own_new = new[:, :, start:stop]
             for number, run in enumerate(context.runs):
-                seen = context.keys_and_values(layer, number, run, own_new)
+                seen_keys, seen_values = context.keys_and_values(layer, number, run, own_new)
                 own = queries[:, start + run.own.start : start + run.own.stop]
-                outputs.append(self._attend_run(own, *seen, scaling).transpose(1, 2))
+                outputs.append(self._attend_run(own, seen_keys, seen_values, scaling).transpose(1, 2))
             start = stop
         return torch.cat(outputs, dim=1)
 
