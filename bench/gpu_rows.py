@@ -360,7 +360,7 @@ def _stages(bench: Bench, engine: Engine, frames: Sequence[Frame]) -> dict[str, 
         clock.around(model, "_clip_patches", "preprocess"),
         clock.around(model, "encode", "tower"),
         clock.around(model, "prefill_batch", "prefill"),
-        clock.around(session, "_append", "memory"),
+        clock.around(session.memory, "append_all", "memory"),
     ):
         started = now(bench.device)
         for _ in session.watch(frames, True):
