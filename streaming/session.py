@@ -40,6 +40,7 @@ from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 
 T = TypeVar("T")
+MAX_QUESTION_CHARACTERS = 4000  # a person's question is shorter; its times are parsed on the device's thread
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 
 
@@ -143,11 +144,15 @@ class Session:
 
         Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
-        Raises ValueError for an empty question, where nothing has been watched, and when closed.
+        Raises ValueError for a question that is empty or too long, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
             raise ValueError("the question is empty")
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise ValueError(
+                f"the question has {len(question):,} characters; at most {MAX_QUESTION_CHARACTERS:,} are read"
+            )
         started = time.perf_counter()
         evidence: list[Evidence] = []
         text = ""
