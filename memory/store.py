@@ -52,6 +52,7 @@ from memory.database import (
     create_tables,
     has_session,
     limit_log,
+    log_bytes,
     read_facts,
     read_turns,
     set_fact,
@@ -430,7 +431,8 @@ class SessionStore:
     def _counted(self) -> Ledger:
         """The books, from the records."""
         firsts = {kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT}
-        return Ledger.of(self.chunks, self._key_bytes, firsts, self._budget_bytes, self._keep_chunks)
+        budget_bytes = self._budget_bytes - log_bytes(self._budget_bytes)
+        return Ledger.of(self.chunks, self._key_bytes, firsts, budget_bytes, self._keep_chunks)
 
     def _check_sizes(self, chunk: StoredChunk) -> None:
         """Raises DamagedDatabaseError where a record names another number of bytes than it has.
