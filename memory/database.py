@@ -22,7 +22,7 @@ BUSY_SECONDS = (
 )
 MAX_ROW_BYTES = 64 << 20  # index keys of a chunk have 2 MB with a large model
 PAGE_BYTES = 4096  # SQLite's
-LOG_SHARE = 32  # the log is written back when it has this part of the budget, or MAX_LOG_PAGES
+LOG_SHARE = 16  # the log is written back when it has this part of the budget, or MAX_LOG_PAGES
 MIN_LOG_PAGES, MAX_LOG_PAGES = 16, 1000  # the latter is SQLite's default
 MAX_SIZE = 1 << 20  # of each of a model's sizes
 SCHEMA = (
@@ -74,12 +74,16 @@ def connect(path: Path, may_create: bool) -> sqlite3.Connection:
     return db
 
 
+def log_bytes(budget_bytes: int) -> int:
+    """What the write-ahead log may take of a folder's budget."""
+    return min(budget_bytes // LOG_SHARE, MAX_LOG_PAGES * PAGE_BYTES)
+
+
 def limit_log(db: sqlite3.Connection, budget_bytes: int) -> None:
-    """Keeps the write-ahead log small beside the budget of the folder."""
-    pages = budget_bytes // (LOG_SHARE * PAGE_BYTES)
-    pages = max(MIN_LOG_PAGES, min(MAX_LOG_PAGES, pages))
+    """Keeps the write-ahead log within its part of the folder's budget, see `log_bytes`."""
+    pages = max(MIN_LOG_PAGES, log_bytes(budget_bytes) // PAGE_BYTES)
     db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
-    db.execute(f"PRAGMA journal_size_limit = {2 * pages * PAGE_BYTES}")
+    db.execute(f"PRAGMA journal_size_limit = {pages * PAGE_BYTES}")
 
 
 def has_session(db: sqlite3.Connection) -> bool:

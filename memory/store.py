@@ -52,6 +52,7 @@ from memory.database import (
     create_tables,
     has_session,
     limit_log,
+    log_bytes,
     read_facts,
     read_turns,
     set_fact,
@@ -205,18 +206,18 @@ class SessionStore:
         if self.read_only:
             raise SessionError(f"{self.folder} was opened for questions only.")
         prepared = [self._prepare(new) for new in chunks]
-        with self._db_lock:
-            with self._wrap_errors():
-                if self._is_unclean:
+        with self._wrap_errors():
+            if self._is_unclean:
+                self._clean_up()
+            self._is_unclean = True
+            try:
+                written = self._write_files(prepared)  # not under the database's lock: a turn of dialogue may be kept
+                self._commit(written)
+            except Exception:
+                with suppress(OSError, sqlite3.Error):
                     self._clean_up()
-                self._is_unclean = True
-                try:
-                    written = self._write_files(prepared)
-                    self._commit(written)
-                except Exception:
-                    with suppress(OSError, sqlite3.Error):
-                        self._clean_up()
-                    raise
+                    self._is_unclean = False
+                raise
             self._is_unclean = False
         return written
 
@@ -430,7 +431,8 @@ class SessionStore:
     def _counted(self) -> Ledger:
         """The books, from the records."""
         firsts = {kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT}
-        return Ledger.of(self.chunks, self._key_bytes, firsts, self._budget_bytes, self._keep_chunks)
+        budget_bytes = self._budget_bytes - log_bytes(self._budget_bytes)
+        return Ledger.of(self.chunks, self._key_bytes, firsts, budget_bytes, self._keep_chunks)
 
     def _check_sizes(self, chunk: StoredChunk) -> None:
         """Raises DamagedDatabaseError where a record names another number of bytes than it has.
@@ -510,7 +512,7 @@ class SessionStore:
         ledger = written[-1].ledger
         facts = {f"first {kept}": str(ledger.first(kept)) for kept in KEPT if ledger.first(kept) != self.first(kept)}
         facts["watched"] = json.dumps(written[-1].watched)
-        with self._db:
+        with self._db_lock, self._db:
             for new in written:
                 keys = (new.record.index, new.keys, zlib.crc32(new.keys))
                 self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row())
@@ -524,12 +526,12 @@ class SessionStore:
 
     def _clean_up(self) -> None:
         """Takes away what does not count: of a chunk under way, or evicted just before a kill."""
-        self._db.rollback()
-        newest = self._db.execute("SELECT max(number) FROM chunks").fetchone()[0]
-        if newest is not None and newest >= self.num_chunks:
-            with self._db:
-                for table in ("chunks", "index_keys"):
-                    self._db.execute(f"DELETE FROM {table} WHERE number >= ?", (self.num_chunks,))
+        with self._db_lock:
+            newest = self._db.execute("SELECT max(number) FROM chunks").fetchone()[0]
+            if newest is not None and newest >= self.num_chunks:
+                with self._db:
+                    for table in ("chunks", "index_keys"):
+                        self._db.execute(f"DELETE FROM {table} WHERE number >= ?", (self.num_chunks,))
         for kept, files in self._files.items():
             files.cut({file.first: file.num_bytes for file in self._ledger.files(kept)})
         thumbs = self.folder / THUMBS
