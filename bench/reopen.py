@@ -99,12 +99,12 @@ class Bench:
         with stopwatch(spent.append):
             store = self._store(folder)
         with stopwatch(spent.append):
-            KVMemory(config, torch.device("cpu"), store).close()
+            memory = KVMemory(config, torch.device("cpu"), store)
         with stopwatch(spent.append):
             index = HeadIndex(len(self.engine.profile.heads), model.head_dim, model.dtype)
             for number, keys in enumerate(store.index_keys(index.num_heads)):
                 index.add(number, keys)
-        store.close()
+        memory.close()  # and the store with it
         forget(folder)
         with stopwatch(spent.append):
             session = self.engine.open(folder, read_only=True)
