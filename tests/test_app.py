@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from app import app
 from models.calibration import Profile, RetrievalHead
 from streaming.batching import BATCH_FRAMES
 from streaming.frames import Frame
+from streaming.ingest import PrefilledChunk
 from streaming.session import Session
 from tests.clips import write_clip
 from tests.golden import Recipe, make, make_named, steady
@@ -129,10 +130,11 @@ def test_pruning_is_chosen_by_name_and_told_in_the_stats(model: str, clip: Path)
     assert "strategy must be one of none, novelty" in refusal(ask(model, clip, "What?", "--prune", "best"))
 
 
-def test_a_small_host_budget_ends_watching_with_advice_and_answers_all_the_same(model: str, clip: Path) -> None:
+def test_a_small_host_budget_forgets_the_oldest_and_watches_and_answers_all_the_same(model: str, clip: Path) -> None:
     result = ask(model, clip, "What?", "--host-budget", 0, "--json")
     (found,) = answers(result)
-    assert found["stats"]["chunks"] == 2 and "--host-budget" in result.stderr
+    assert found["stats"]["chunks"] == 6 and found["stats"]["host_bytes"] < 100_000
+    assert result.stderr.count("oldest chunks are forgotten") == 1 and "--host-budget" in result.stderr
 
 
 def test_a_truncated_file_is_answered_with_a_warning(model: str, tmp_path: Path) -> None:
@@ -290,14 +292,15 @@ CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Ctrl-C is pressed while a chunk of this number is under way."""
-    append = Session._append
+    commit = Session._commit
 
-    def pressed(session: Session, *given: Any) -> None:
-        if session._memory.num_chunks == chunk:
+    def pressed(session: Session, results: Sequence[PrefilledChunk], *given: Any) -> None:
+        first = session._memory.num_chunks
+        if first <= chunk < first + len(results):
             signal.raise_signal(signal.SIGINT)
-        append(session, *given)
+        commit(session, results, *given)
 
-    monkeypatch.setattr(Session, "_append", pressed)
+    monkeypatch.setattr(Session, "_commit", pressed)
 
 
 def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
@@ -427,7 +430,7 @@ CHILD = """
     import select, signal, sys
     sys.argv = ["app.py", *sys.argv[1:]]
     import streaming.session as session
-    append = session.Session._append
+    commit = session.Session._commit
 
     def tell(word):
         print(word, file=sys.stderr, flush=True)
@@ -440,9 +443,9 @@ CHILD = """
                 told = True
                 tell("noticed")
         sys.stdin.readline()
-        append(self, *given)
+        commit(self, *given)
 
-    session.Session._append = waiting
+    session.Session._commit = waiting
     import app
     app.main()
 """
@@ -450,7 +453,7 @@ CHILD = """
 
 @pytest.fixture
 def child(model: str, clip: Path) -> Iterator[subprocess.Popen[str]]:
-    """`ask` in a process that waits for a line of input before each chunk, and has a first chunk behind it."""
+    """`ask` in a process that waits for a line of input before each commit, and has a first chunk already."""
     command = [sys.executable, "-c", textwrap.dedent(CHILD), "ask", str(clip), "What?", "--json"]
     options = ["--model", model, *SIX_CHUNKS, "--max-tokens", "4"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
