@@ -76,21 +76,30 @@ class Shard:
 
 def build(folder: Path, chunks: int, seed: int, workers: int = 2, shards: int = 16) -> Bank:
     """The bank in `folder`, made where it is missing (a shard at a time, so it resumes)."""
-    found = dict(painted(folder, chunks, seed, workers, shards))
+    found = dict(Painting(folder, chunks, seed, workers, shards))
     return Bank.of([found[number] for number in sorted(found)])
 
 
-def painted(folder: Path, chunks: int, seed: int, workers: int, shards: int) -> Iterator[tuple[int, Shard]]:
-    """Begins to paint at once and gives the shards with their numbers as they get ready. The processes are forked, so
-    call it before any GPU work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
-    jobs = {
-        pool.submit(_make_shard, folder / f"shard-{seed}-{k}.pkl", chunks // shards, seed * 1000 + k): k
-        for k in range(shards)
-    }
-    pool.shutdown(wait=False)
-    return ((jobs[job], pickle.loads(job.result().read_bytes())) for job in as_completed(jobs))
+class Painting:
+    """Begins to paint at once and gives the shards with their numbers as they get ready. The processes are forked, so make
+    it before any GPU work."""
+
+    def __init__(self, folder: Path, chunks: int, seed: int, workers: int, shards: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
+        self._jobs = {
+            self._pool.submit(_make_shard, folder / f"shard-{seed}-{k}.pkl", chunks // shards, seed * 1000 + k): k
+            for k in range(shards)
+        }
+
+    def __iter__(self) -> Iterator[tuple[int, Shard]]:
+        for job in as_completed(self._jobs):
+            if not job.cancelled():
+                yield self._jobs[job], pickle.loads(job.result().read_bytes())
+
+    def stop(self) -> None:
+        """Begins no other shard."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _make_shard(path: Path, chunks: int, seed: int) -> Path:

@@ -130,7 +130,9 @@ def learn(learner: Learner, batch: Batch) -> Result:
     width = batch["asked_ids"].shape[1]
     wrong = torch.zeros(len(batch["asked_ids"]), dtype=torch.int32, device=logits.device)
     wrong.index_add_(0, batch["target_places"].long() // width, missed_words)
-    return Result(nn.functional.cross_entropy(logits, targets), helped, wrong == 0, hits)
+    weight = batch["target_weight"]
+    each = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return Result((each * weight).sum() / weight.sum(), helped, wrong == 0, hits)
 
 
 def run_layers(

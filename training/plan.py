@@ -27,7 +27,8 @@ ROW_CHUNKS = 6  # chunks that are prefilled in one row; a row's first ones have 
 NOISE = 0.5  # of the evidence: which chunks come should vary
 DOUBTED = 3  # questions on whether the thing is there that look-alikes are taken for
 MOST_HOLDERS = 3  # chunks of one event that come in any case
-WHOLE_VIDEO = ("first", "last", "caption")  # families that need all of a video, not what is recalled of it
+WHOLE_VIDEO = ("first", "caption")  # families that need all of a video, not what is recalled of it
+OF_THE_END = ("last", "now")  # families that are answered from the newest chunk
 OF_THE_NAMED = ("when", "direction", "count_with", "after", "before")  # families whose answer the name has fetched
 SOME_TOKENS = 4  # visual tokens that must say their time, so many for each group
 NOT_ASKED = -100
@@ -190,6 +191,8 @@ def choose(video: Video, asked: Asked, rng: np.random.Generator) -> list[int]:
     question, length = asked.question, len(video.chunks)
     timed = question.second is not None
     marks = video.answering(question) if timed else [video.showing([event]) for event in question.events]
+    if question.family in OF_THE_END:
+        marks = [np.arange(len(video.moments)) == len(video.moments) - 1]
     needed = {k for groups in marks for k in np.unique(groups.nonzero()[0] // GROUPS_PER_CHUNK)[:MOST_HOLDERS].tolist()}
     window, most = int(rng.choice([0, 1, 2], p=[0.1, 0.1, 0.8])), int(rng.integers(2, 9))
     newest = set(range(length - window, length))
@@ -517,9 +520,16 @@ def _questions(words: Words, asked: Sequence[Asked], looks: Looks) -> Plan:
         "own_places": own.astype(bool),
         "target_places": np.flatnonzero(flat != NOT_ASKED),
         "target_ids": flat[flat != NOT_ASKED],
+        "target_weight": np.concatenate([_word_weights(one) for one in asked]),
         "family": np.array([_family_number(one.question.family) for one in asked]),
         "named_times": np.array(named, dtype=np.int64).reshape(-1, 3),
     }
+
+
+def _word_weights(asked: Asked) -> NDArray[np.float32]:
+    """A long answer weighs more than a short one, but less than its words would."""
+    n = len(asked.answer)
+    return np.full(n, n**-0.5, dtype=np.float32)
 
 
 def _family_number(family: str) -> int:

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Value
 from pathlib import Path
@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneratio
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.tokenizer import build_tokenizer, special_ids
 from training import see
-from training.bank import MOST_TOKENS, PATCH_VALUES, PATCHES_PER_TOKEN, Bank, Shard, painted
+from training.bank import MOST_TOKENS, PATCH_VALUES, PATCHES_PER_TOKEN, Bank, Painting, Shard
 from training.bind import ClipMaker, Stage, pick_stage
 from training.learn import Aids, Learner, Result, learn
 from training.lookalikes import mistaken
@@ -129,9 +129,10 @@ def warm_start(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
 class GrowingBank:
     """Shards as they get ready, on the device; grows while the tower learns."""
 
-    def __init__(self, shards: Iterator[tuple[int, Shard]], num_groups: int, device: torch.device) -> None:
+    def __init__(self, painting: Painting, num_groups: int, device: torch.device) -> None:
+        self._painting = painting
         self._queue: SimpleQueue[tuple[int, Shard] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._receive, args=(shards,), daemon=True)
+        self._thread = threading.Thread(target=self._receive, args=(painting,), daemon=True)
         self._thread.start()
         self._device, self._parts, self.complete = device, dict[int, Shard](), False
         shape = (num_groups, MOST_TOKENS * PATCHES_PER_TOKEN, PATCH_VALUES)
@@ -141,7 +142,7 @@ class GrowingBank:
         self.size = 0
         self.of_grid: dict[int, Tensor] = {}
 
-    def _receive(self, shards: Iterator[tuple[int, Shard]]) -> None:
+    def _receive(self, shards: Iterable[tuple[int, Shard]]) -> None:
         for part in shards:
             self._queue.put(part)
         self._queue.put(None)
@@ -176,17 +177,16 @@ class GrowingBank:
         self._parts[len(self._parts)] = Shard(empty, empty.astype(np.int8), shard.grids[:count], shard.scenes)
 
     def finish(self) -> Bank:
-        """The scenes of all parts, in the order in which they came; patches stay on the device."""
-        while not self.complete:
-            self.take(wait=True)
-        parts = list(self._parts.values())
-        return Bank.of(parts)
+        """What has arrived, in that order; nothing more is painted. Patches stay on the device."""
+        self.take()
+        self._painting.stop()
+        return Bank.of(list(self._parts.values()))
 
 
 def train_see(
     tower: nn.Module, bank: GrowingBank, clock: Clock, plans: Plans, seed: int, most_steps: int | None = None
 ) -> see.BatchedTower:
-    """The tower, until the time is over and the bank is complete."""
+    """The tower, until the time is over."""
     device = bank.patches.device
     torch.manual_seed(seed)
     batched, heads = see.BatchedTower(tower).to(device), see.TokenHeads().to(device)
@@ -256,7 +256,8 @@ class Tally:
     results: deque[tuple[Tensor, Tensor, Result]] = field(default_factory=lambda: deque(maxlen=40))
 
     def add(self, family: Tensor, result: Result) -> None:
-        self.results.append((family, result.right, result))
+        aids = {name: value.detach() for name, value in result.aids.items()}
+        self.results.append((family, result.right, Result(result.loss.detach(), aids, result.right, result.hits)))
 
     def __str__(self) -> str:
         asked: dict[int, list[bool]] = defaultdict(list)
@@ -327,6 +328,7 @@ def train_bind(
         num_workers=workers,
         prefetch_factor=3 if workers else None,
         pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if workers else None,
     )
     logged = saved = time.monotonic()
     waited, step = 0.0, 0
@@ -408,10 +410,12 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     plans = Plans(minutes, see_share, see_batch, step_chunks, step_questions, rate)
     num_shards = max(workers, min(96, chunks // 50))
-    shards = painted(bank or folder / "bank", chunks, seed, workers, num_shards)  # before the GPU is touched
+    painting = Painting(bank or folder / "bank", chunks, seed, workers, num_shards)  # before the GPU is touched
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    growing = GrowingBank(shards, num_groups=(chunks + 2 * num_shards) * GROUPS_PER_CHUNK, device=device)
+    if resume is not None:
+        see_share = 0.0
+    growing = GrowingBank(painting, num_groups=(chunks + 2 * num_shards) * GROUPS_PER_CHUNK, device=device)
     tokenizer = build_tokenizer()
     model = new_model(tokenizer, seed)
     if start is not None:
@@ -422,7 +426,7 @@ def main(
         load_state(resume, model, aids)
     stop = began + 60 * minutes
     log.info("on %s, %.0f s after the start", device, time.monotonic() - began)
-    see_clock = Clock(began, began + 60 * minutes * (see_share if resume is None else 0.0))
+    see_clock = Clock(began, began + 60 * minutes * see_share)
     batched = train_see(model.model.visual, growing, see_clock, plans, seed, most_steps)
     whole = growing.finish()
     patches, grids = growing.patches[: growing.size], growing.grids[: growing.size]
