@@ -17,6 +17,7 @@ from training.bank import GRIDS, MOST_TOKENS, PATCHES_PER_TOKEN
 from training.optimiser import mixed_precision
 from training.pictures import LABELS
 
+MOST_SHIFT = 3  # pixels, so that labels of tokens stay right
 DEEP_WEIGHT = 0.2  # of the loss on DeepStack features
 
 
@@ -100,8 +101,22 @@ def as_floats(patches: Tensor) -> Tensor:
     return patches.float() / 127.5 - 1
 
 
-def augmented(patches: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 [groups, n, 384] -> floats with other brightness, contrast, white balance and a little noise."""
+def shifted(patches: Tensor, grid: int) -> Tensor:
+    """All pictures moved by the same few pixels, edges drawn out: patches [groups, n, 384] in, the same out."""
+    rows, columns = GRIDS[grid]
+    by, groups = MOST_SHIFT, len(patches)
+    cells = patches.view(groups, rows, columns, MERGE, MERGE, 6, PATCH, PATCH)
+    pictures = cells.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(groups, 6, rows * MERGE * PATCH, columns * MERGE * PATCH)
+    padded = nn.functional.pad(pictures, (by, by, by, by), mode="replicate")
+    down, right = torch.randint(2 * by + 1, (2,)).tolist()  # on the CPU: the device is not waited for
+    moved = padded[:, :, down : down + pictures.shape[2], right : right + pictures.shape[3]]
+    cut = moved.reshape(groups, 6, rows, MERGE, PATCH, columns, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    return cut.reshape(patches.shape)
+
+
+def augmented(patches: Tensor, grid: int, generator: torch.Generator) -> Tensor:
+    """uint8 [groups, n, 384] -> floats at a slightly other place, with other brightness, contrast, white balance and a
+    little noise."""
     groups, device = len(patches), patches.device
 
     def spread(shape: tuple[int, ...], most: float) -> Tensor:
@@ -111,6 +126,7 @@ def augmented(patches: Tensor, generator: torch.Generator) -> Tensor:
     gain = 1 + spread((groups, 1, 1, 1), 0.2) + spread((groups, 1, 3, 1), 0.06)
     lift = spread((groups, 1, 1, 1), 14) + spread((groups, 1, 3, 1), 4)
     noise = torch.randn(pixels.shape, generator=generator, device=device)
+    pixels = shifted(pixels.flatten(2), grid).view(pixels.shape)
     grain = 5 * torch.rand((groups, 1, 1, 1), generator=generator, device=device).square()
     return ((pixels * gain + lift + grain * noise).clamp(0, 255) / 127.5 - 1).flatten(2)
 
@@ -119,7 +135,7 @@ def see_step(
     batched: BatchedTower, heads: TokenHeads, patches: Tensor, labels: Tensor, grid: int, generator: torch.Generator
 ) -> Tensor:
     """The loss of a batch of groups of one grid: patches [n, 64, 384], labels [n, 16, 6]."""
-    pixels = augmented(patches[:, : num_patches(grid)], generator)
+    pixels = augmented(patches[:, : num_patches(grid)], grid, generator)
     tokens = num_patches(grid) // PATCHES_PER_TOKEN
     with mixed_precision(patches.device):
         embeddings, deep = batched(pixels, grid)
@@ -147,14 +163,25 @@ def accuracies(
 
 
 @torch.no_grad()
-def features(batched: BatchedTower, patches: Tensor, grids: Tensor, batch: int = 2048) -> tuple[Tensor, Tensor]:
-    """Embeddings and DeepStack features of every group, half precision, zero beyond its tokens: [groups, 16, hidden]."""
+def features(
+    batched: BatchedTower,
+    patches: Tensor,
+    grids: Tensor,
+    generator: torch.Generator | None = None,
+    batch: int = 2048,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and DeepStack features of every group, half precision, zero beyond its tokens: [groups, 16, hidden].
+
+    generator: of augmented pictures; None: as they are.
+    """
     out = [
         torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)
     ]
     for grid in range(len(GRIDS)):
         for mine in (grids == grid).nonzero()[:, 0].split(batch):
-            made = batched(as_floats(patches[mine, : num_patches(grid)]), grid)
+            read = patches[mine, : num_patches(grid)]
+            pixels = as_floats(read) if generator is None else augmented(read, grid, generator)
+            made = batched(pixels, grid)
             for kept, part in zip(out, made, strict=True):
                 kept[mine, : part.shape[1]] = part.half()
     return out[0], out[1]

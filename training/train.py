@@ -72,6 +72,7 @@ RECOMMENDED = {
     "prune": {"strategy": "novelty", "budget": 0.5},
     "answer": {"max_new_tokens": 96, "dialogue_turns": 0},
 }
+NUM_COPIES = 3  # of the bank's features, under other light and noise, that the LLM learns from
 AID_WEIGHT = 0.3
 MISTAKEN_FROM = 0.4  # share of the binding after which the model can be asked what it takes for what
 MEAN_STEPS = 60  # that the running mean of the weights looks back over, about
@@ -176,8 +177,10 @@ class GrowingBank:
         empty = np.zeros((0, 1, 1), dtype=np.uint8)
         self._parts[len(self._parts)] = Shard(empty, empty.astype(np.int8), shard.grids[:count], shard.scenes)
 
-    def finish(self) -> Bank:
+    def finish(self, wait: bool) -> Bank:
         """What has arrived, in that order; nothing more is painted. Patches stay on the device."""
+        while wait and not self.complete:
+            self.take(wait=True)
         self.take()
         self._painting.stop()
         return Bank.of(list(self._parts.values()))
@@ -409,7 +412,7 @@ def main(
     handlers = [logging.StreamHandler(), logging.FileHandler(folder / "log.txt")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     plans = Plans(minutes, see_share, see_batch, step_chunks, step_questions, rate)
-    num_shards = max(workers, min(96, chunks // 50))
+    num_shards = max(workers, min(128, chunks // 50))
     painting = Painting(bank or folder / "bank", chunks, seed, workers, num_shards)  # before the GPU is touched
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
@@ -428,17 +431,18 @@ def main(
     log.info("on %s, %.0f s after the start", device, time.monotonic() - began)
     see_clock = Clock(began, began + 60 * minutes * see_share)
     batched = train_see(model.model.visual, growing, see_clock, plans, seed, most_steps)
-    whole = growing.finish()
+    whole = growing.finish(wait=resume is not None)
     patches, grids = growing.patches[: growing.size], growing.grids[: growing.size]
-    made = see.features(batched, patches, grids)
-    flat = made[0].flatten(0, 1), made[1].flatten(0, 1)
+    generator = torch.Generator(device=device).manual_seed(seed + 1)
+    copies = [see.features(batched, patches, grids, None if k == 0 else generator) for k in range(NUM_COPIES)]
+    flat = [torch.cat([copy[level] for copy in copies]).flatten(0, 1) for level in (0, 1)]
     log.info("bank: %d groups, %d scenes, %.0f s", growing.size, len(whole.scenes), time.monotonic() - began)
     save_state(folder / "tower.pt", model.model.visual.state_dict(), nn.Module())
-    worth = Worth.of(patches, made[0], grids, whole.first_group)
+    worth = Worth.of(patches, copies[0][0], grids, whole.first_group)
     words = Words(tokenizer)
     scene_grids = whole.grids[np.array(whole.first_group)].tolist()
     maker = ClipMaker(whole.scenes, whole.first_group, tokenizer, worth, scene_grids)
-    learner = Learner(model, aids, flat, len(words.prefix))
+    learner = Learner(model, aids, (flat[0], flat[1]), len(words.prefix), NUM_COPIES)
     curriculum = FROM_NOTHING if start is None and resume is None else FROM_WEIGHTS
     log.info("bind begins after %.0f s", time.monotonic() - began)
     clock = Clock(time.monotonic(), stop)
