@@ -18,7 +18,7 @@ from training.optimiser import mixed_precision
 from training.plan import Rows, Words
 
 WORST = 32  # scenes for each name
-MOST_SCENES = 8000  # that are looked at
+MOST_SCENES = 4000  # that are looked at
 SCENES_AT_ONCE = 400
 REACH = 2  # chunks that a chunk sees
 WHOLE = Stage("whole", groups=(4, 4), chunks=(1, 9))

@@ -8,13 +8,16 @@ newest, and those that look most alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from models.demo.architecture import TOKENS_PER_GROUP
@@ -492,6 +495,31 @@ def make_plan(
 def _small(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """Half of the bytes for what travels between processes."""
     return array.astype(np.int32) if array.dtype == np.int64 else array
+
+
+Packed = tuple[Tensor, list[tuple[str, torch.dtype, tuple[int, ...], int]]]
+
+
+def pack(plan: Plan) -> Packed:
+    """All arrays in one, so that a step travels in one piece: bytes, and name, type, shape and place of each array."""
+    contents, parts, place = [], [], 0
+    for name, array in plan.items():
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        contents.append((name, torch.from_numpy(array).dtype, array.shape, place))
+        padding = -len(raw) % 8
+        parts += [raw, np.zeros(padding, dtype=np.uint8)]
+        place += len(raw) + padding
+    return torch.from_numpy(np.concatenate(parts)), contents
+
+
+def unpack(packed: Packed, device: torch.device) -> dict[str, Tensor]:
+    """The arrays as tensors on a device."""
+    whole, contents = packed[0].to(device, non_blocking=True), packed[1]
+    batch = {}
+    for name, kind, shape, place in contents:
+        size = math.prod(shape) * kind.itemsize
+        batch[name] = whole[place : place + size].view(kind).view(shape)
+    return batch
 
 
 def _some_tokens(places: NDArray[np.generic], rng: np.random.Generator) -> Ints:

@@ -188,8 +188,9 @@ def disturbed(rng: np.random.Generator, text: str) -> str:
     """With a word that nobody knows, put in or instead of one that says little."""
     words = text.split(" ")
     place = int(rng.integers(len(words)))
+    place += words[place].startswith("seconds")  # a number and its unit stay together
     strange = "".join(rng.choice(list("bdfgklmz"), 4))
-    if words[place].lower() in SAY_LITTLE and rng.random() < 0.6:
+    if place < len(words) and words[place].lower() in SAY_LITTLE and rng.random() < 0.6:
         words[place] = strange
     else:
         words.insert(place, strange)

@@ -39,7 +39,7 @@ from training.learn import Aids, Learner, Result, learn
 from training.lookalikes import mistaken
 from training.optimiser import Schedule, make_optimisers
 from training.pictures import LABELS
-from training.plan import Words, make_plan
+from training.plan import Packed, Words, make_plan, pack, unpack
 from training.questions import FAMILIES
 from training.scenes import FPS, FRAMES_PER_GROUP, GROUPS_PER_CHUNK
 from training.unchanged import Worth
@@ -218,7 +218,7 @@ def train_see(
     return batched
 
 
-class PlanSource(Dataset[dict[str, Tensor]]):
+class PlanSource(Dataset[Packed]):
     """Steps by number, made by the loader's workers."""
 
     def __init__(
@@ -231,7 +231,7 @@ class PlanSource(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return 10_000_000
 
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
+    def __getitem__(self, number: int) -> Packed:
         torch.set_num_threads(1)
         if not self._maker.mistaken and self._told.exists():
             self._maker.mistaken = json.loads(self._told.read_text())
@@ -240,7 +240,7 @@ class PlanSource(Dataset[dict[str, Tensor]]):
         plan = make_plan(
             self._maker, self._words, stage, rng, self._plans.step_chunks, self._plans.step_questions
         )
-        return {name: torch.from_numpy(array) for name, array in plan.items()}
+        return pack(plan)
 
 
 def stages_at(curriculum: Curriculum, progress: float) -> Sequence[tuple[Stage, float]]:
@@ -328,6 +328,7 @@ def train_bind(
     loader = DataLoader(
         source,
         batch_size=None,
+        collate_fn=lambda packed: packed,
         num_workers=workers,
         prefetch_factor=3 if workers else None,
         pin_memory=device.type == "cuda",
@@ -338,10 +339,16 @@ def train_bind(
     batches = iter(loader)
     while clock.done < 1.0 and (most_steps is None or step < most_steps):
         since = time.monotonic()
-        batch = {name: array.to(device, non_blocking=True) for name, array in next(batches).items()}
+        batch = unpack(next(batches), device)
         waited += time.monotonic() - since
-        result = learn(learner, batch)
-        (result.loss + AID_WEIGHT * torch.stack(list(result.aids.values())).sum()).backward()
+        try:
+            result = learn(learner, batch)
+            (result.loss + AID_WEIGHT * torch.stack(list(result.aids.values())).sum()).backward()
+        except torch.OutOfMemoryError:
+            log.info("bind: a step was too large")
+            trained.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            continue
         done.value = clock.done
         schedule.step(done.value)
         mean.update(1 / min(step + 1, MEAN_STEPS))
