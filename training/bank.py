@@ -6,10 +6,11 @@ of the largest grid. Beside them stands what each token shows.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,12 +32,14 @@ from training.pictures import (
 )
 from training.scenes import group_times, random_scene, varied_event
 
+log = logging.getLogger("longlook.train")
 GRIDS = tuple(ASPECTS)  # rows and columns of tokens, by number
 MOST_TOKENS = max(rows * columns for rows, columns in GRIDS)
 PATCHES_PER_TOKEN = MERGE * MERGE
 PATCH_VALUES = 3 * 2 * PATCH * PATCH
 CODECS = ("libx264", "libx264", "libvpx-vp9", "mjpeg")
 HAS_CODECS = find_spec("av") is not None
+EMPTY = 0.05  # share of scenes that show nothing, beside those that are drawn so
 FREE = 0.6  # share of scenes with things of any size
 
 
@@ -94,7 +97,11 @@ class Painting:
 
     def __iter__(self) -> Iterator[tuple[int, Shard]]:
         for job in as_completed(self._jobs):
-            if not job.cancelled():
+            if job.cancelled():
+                continue
+            if job.exception() is not None:
+                log.error("shard %d could not be painted: %r", self._jobs[job], job.exception())
+            else:
                 yield self._jobs[job], pickle.loads(job.result().read_bytes())
 
     def stop(self) -> None:
@@ -111,6 +118,7 @@ def _make_shard(path: Path, chunks: int, seed: int) -> Path:
     while made < chunks:
         length = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
         scene = random_scene(rng, length, varied_event if rng.random() < FREE else None)
+        scene = replace(scene, events=()) if rng.random() < EMPTY else scene
         parts.append(_painted_scene(scene, scene_look(scene)))
         made += length
     shard = Shard(
@@ -152,8 +160,6 @@ def patchify(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 [groups, 2, H, W, 3] -> [groups, patches, 384], in the merge order of the stock processor."""
     groups, times, height, width, channels = frames.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
-    cells = frames.transpose(0, 4, 1, 2, 3).reshape(
-        groups, channels, times, rows, MERGE, PATCH, columns, MERGE, PATCH
-    )
+    cells = frames.transpose(0, 4, 1, 2, 3).reshape(groups, channels, times, rows, MERGE, PATCH, columns, MERGE, PATCH)
     ordered = cells.transpose(0, 3, 6, 4, 7, 1, 2, 5, 8)
     return ordered.reshape(groups, rows * columns * MERGE * MERGE, channels * times * PATCH * PATCH)

@@ -305,9 +305,7 @@ class Contexts:
         )
 
 
-def _answer(
-    learner: Learner, raw: RawKV, batch: Batch, contexts: Contexts
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def _answer(learner: Learner, raw: RawKV, batch: Batch, contexts: Contexts) -> tuple[Tensor, list[Tensor], Tensor]:
     """Last states of the questions [Q, n, hidden]; the contexts' rotated keys of each layer [Q, kv_heads, C, head_dim];
     who sees whom, bool [Q, 1, n, C + n]."""
     llm, skip, asked = learner.model.model.language_model, learner.num_prefix, batch["asked_ids"]

@@ -55,9 +55,7 @@ def _queries(learner: Learner, words: Words, names: Sequence[str]) -> Tensor:
     return heard[torch.arange(len(names), device=device), places][:, list(RETRIEVAL_HEADS)]
 
 
-def _max_sim(
-    learner: Learner, maker: ClipMaker, words: Words, queries: Tensor, numbers: Sequence[int]
-) -> Tensor:
+def _max_sim(learner: Learner, maker: ClipMaker, words: Words, queries: Tensor, numbers: Sequence[int]) -> Tensor:
     """Summed over heads: [names, scenes]."""
     rng, rows, device = np.random.default_rng(0), Rows(words), queries.device
     for number in numbers:

@@ -50,7 +50,7 @@ class Look:
 
     grid: rows and columns of tokens of its frames. letterbox: share of the height that the picture takes, 1 for all.
     outline: width as a share of the radius, 0 for none. proportions: of the shapes. pace: of moving things, 1 as fast
-    as the world's. drift: how light and white balance swing over the scene. jpeg: quality, 0 for none; video: quality
+    as the world's. pan: widths a second by which the background slides. drift: how light and white balance swing over the scene. jpeg: quality, 0 for none; video: quality
     of H.264, 0 for none. scale: pixels painted for each that the model sees.
     """
 
@@ -65,6 +65,7 @@ class Look:
     turn: float = 0.0
     backdrop: str = "world"
     pace: float = 1.0
+    pan: float = 0.0
     shadow: float = 0.0
     light: float = 0.0
     drift: float = 0.0
@@ -87,6 +88,8 @@ def look_of(seed: int, painters: Sequence[str] = PAINTERS) -> Look:
     painter = str(rng.choice(list(painters)))
     grid = [SQUARE, WIDE, TALL, FOUR_THIRDS, THREE_QUARTERS][int(rng.choice(5, p=[0.68, 0.15, 0.06, 0.07, 0.04]))]
     damage = rng.random()
+    backdrop_kind = str(rng.choice(["world", "flat", "gradient", "photo", "clutter"], p=[0.3, 0.22, 0.2, 0.2, 0.08]))
+    pans = backdrop_kind in ("photo", "clutter") and rng.random() < 0.4
     return Look(
         seed=seed,
         painter=painter,
@@ -97,7 +100,8 @@ def look_of(seed: int, painters: Sequence[str] = PAINTERS) -> Look:
         palette=_palette(rng),
         proportions=tuple(rng.uniform(0, 1, 6).tolist()),
         turn=float(rng.choice([0.0, 1.0], p=[0.4, 0.6])),
-        backdrop=str(rng.choice(["world", "flat", "gradient", "photo", "clutter"], p=[0.3, 0.22, 0.2, 0.2, 0.08])),
+        backdrop=backdrop_kind,
+        pan=float(rng.uniform(-0.15, 0.15)) if pans else 0.0,
         pace=float(rng.uniform(0.6, 1.0)) if rng.random() < 0.5 else 1.0,
         shadow=float(rng.uniform(0.2, 0.6)) if rng.random() < 0.15 else 0.0,
         light=float(rng.uniform(-0.35, 0.35)) if rng.random() < 0.25 else 0.0,
@@ -203,6 +207,8 @@ def photos() -> tuple[Image.Image, ...]:
 def photo_crop(rng: np.random.Generator, height: int, width: int) -> Array:
     """A crop of a photo, anything between dimmed grey and full colour."""
     pictures = photos()
+    if not pictures:
+        return _plain(rng, height, width, graded=True)
     photo = pictures[int(rng.integers(len(pictures)))]
     edge = float(rng.uniform(0.3, 0.95)) * min(photo.width / width, photo.height / height)
     wide, high = max(2, int(width * edge)), max(2, int(height * edge))

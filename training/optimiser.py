@@ -28,7 +28,9 @@ class BatchedMuon(Optimizer):
     """Muon (as torch's: Nesterov momentum, five Newton-Schulz steps) with matrices of one shape made orthogonal together:
     a small model has many small matrices, and one by one they keep a GPU waiting."""
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -27,12 +27,32 @@ STROKES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     1: (((-0.35, -0.6), (0.05, -1), (0.05, 1)),),
     2: (((-0.55, -0.6), (-0.3, -0.95), (0.3, -0.95), (0.55, -0.6), (0.45, -0.15), (-0.6, 1), (0.6, 1)),),
     3: (
-        ((-0.5, -0.85), (0, -1), (0.45, -0.8), (0.45, -0.3), (0, -0.05), (0.5, 0.2), (0.55, 0.7), (0.1, 1), (-0.55, 0.85)),
+        (
+            (-0.5, -0.85),
+            (0, -1),
+            (0.45, -0.8),
+            (0.45, -0.3),
+            (0, -0.05),
+            (0.5, 0.2),
+            (0.55, 0.7),
+            (0.1, 1),
+            (-0.55, 0.85),
+        ),
     ),
     4: (((0.3, 1), (0.3, -1), (-0.65, 0.4), (0.65, 0.4)),),
     5: (((0.5, -1), (-0.45, -1), (-0.5, -0.1), (0.1, -0.25), (0.55, 0.1), (0.55, 0.65), (0.1, 1), (-0.55, 0.85)),),
     6: (
-        ((0.45, -0.9), (0, -1), (-0.5, -0.5), (-0.6, 0.3), (-0.35, 0.9), (0.2, 1), (0.55, 0.65), (0.5, 0.15), (0, -0.1)),
+        (
+            (0.45, -0.9),
+            (0, -1),
+            (-0.5, -0.5),
+            (-0.6, 0.3),
+            (-0.35, 0.9),
+            (0.2, 1),
+            (0.55, 0.65),
+            (0.5, 0.15),
+            (0, -0.1),
+        ),
         ((0, -0.1), (-0.55, 0.25)),
     ),
     7: (((-0.6, -1), (0.6, -1), (-0.1, 1)),),
@@ -41,7 +61,17 @@ STROKES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
         ((0, -0.1), (-0.55, 0.3), (-0.5, 0.8), (0, 1), (0.5, 0.8), (0.55, 0.3), (0, -0.1)),
     ),
     9: (
-        ((-0.45, 0.9), (0, 1), (0.5, 0.5), (0.6, -0.3), (0.35, -0.9), (-0.2, -1), (-0.55, -0.65), (-0.5, -0.15), (0, 0.1)),
+        (
+            (-0.45, 0.9),
+            (0, 1),
+            (0.5, 0.5),
+            (0.6, -0.3),
+            (0.35, -0.9),
+            (-0.2, -1),
+            (-0.55, -0.65),
+            (-0.5, -0.15),
+            (0, 0.1),
+        ),
         ((0, 0.1), (0.55, -0.25)),
     ),
 }
@@ -88,9 +118,7 @@ def placed(thing: Thing, look: Look, spot: tuple[float, float, float], scale: fl
     """A shape's corners in pixels, turned."""
     x, y, radius = spot
     turn = turn_of(thing, look)
-    spun = corners(thing.shape, look) @ np.array(
-        [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
-    )
+    spun = corners(thing.shape, look) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     return spun * radius * scale + np.array([x, y])
 
 
@@ -230,7 +258,18 @@ def paint_scikit(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> No
         _blend(canvas, box, cover, ink)
 
 
-LIT = {0: "abcdef", 1: "bc", 2: "abged", 3: "abgcd", 4: "fgbc", 5: "afgcd", 6: "afgedc", 7: "abc", 8: "abcdefg", 9: "abcdfg"}
+LIT = {
+    0: "abcdef",
+    1: "bc",
+    2: "abged",
+    3: "abgcd",
+    4: "fgbc",
+    5: "afgcd",
+    6: "afgedc",
+    7: "abc",
+    8: "abcdefg",
+    9: "abcdfg",
+}
 BARS = {  # of seven segments: both ends
     "a": ((-0.5, -0.9), (0.5, -0.9)),
     "b": ((0.5, -0.9), (0.5, 0.0)),
@@ -251,7 +290,9 @@ def _segments(digit: int, look: Look, scale: float) -> list[Points]:
         lines = [
             pair
             for stroke in STROKES[digit]
-            for pair in zip((np.array(stroke) * 0.85)[:-1].tolist(), (np.array(stroke) * 0.85)[1:].tolist(), strict=True)
+            for pair in zip(
+                (np.array(stroke) * 0.85)[:-1].tolist(), (np.array(stroke) * 0.85)[1:].tolist(), strict=True
+            )
         ]
     return [_thick(np.array(start), np.array(stop), pen) for start, stop in lines]
 

@@ -205,7 +205,9 @@ DOING = (
     "[wearing|eating|holding|saying|doing|driving|cooking|reading|singing|running|sleeping|thinking|watching|building|"
     "feeling|playing|drinking|writing|painting|looking at|talking about|fighting|laughing at|waiting for|made of|called]"
 )
-VERB = "[leave|arrive|win|fall|speak|cry|dance|stop|break|open the door|buy the house|lose the game|answer|jump|wake up]"
+VERB = (
+    "[leave|arrive|win|fall|speak|cry|dance|stop|break|open the door|buy the house|lose the game|answer|jump|wake up]"
+)
 HOW = "[happy|old|tall|expensive|dangerous|angry|alive|hungry|famous|cold|real|broken|heavy|fast|french|wooden|asleep]"
 PLACE = "[Paris|Germany|the kitchen|the garden|school|the office|the forest|London|the station|space|the world]"
 OTHER: tuple[str, ...] = (
@@ -307,8 +309,16 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         "who came last: the {name} or the {other}",
         "between the {name} and the {other}, which one was later",
     ),
-    "first": ("what did the clip open with", "the very first object, what was it", "Which item was displayed first of all?"),
-    "last": ("what did the clip close with", "the very last object, what was it", "Which item was displayed last of all?"),
+    "first": (
+        "what did the clip open with",
+        "the very first object, what was it",
+        "Which item was displayed first of all?",
+    ),
+    "last": (
+        "what did the clip close with",
+        "the very last object, what was it",
+        "Which item was displayed last of all?",
+    ),
     "now": ("at this moment, what do you see", "what's on the screen presently", "and what is it showing now"),
     "digit": ("which numeral was displayed", "could you read the number to me", "I saw a digit, which one was it?"),
     "digit_at": ("which numeral was visible at {second} seconds", "at {second} seconds a number is shown, which one"),
@@ -399,6 +409,7 @@ def _tidy(text: str) -> str:
 
 def as_regex(pattern: str) -> re.Pattern[str]:
     """What a pattern may compose, spaces and case aside, for telling whether it may have composed a text."""
+
     def of(parts: tuple[Part, ...]) -> str:
         made = ""
         for part in parts:

@@ -27,7 +27,8 @@ HINT_PIXELS = 4  # up to which it shows nothing
 
 def paint_frame(scene: Scene, seconds: float, look: Look) -> Array:
     """The scene at a moment, before any damage: float32 [height, width, 3]."""
-    picture = backdrop(look).copy()
+    picture = backdrop(look)
+    picture = np.roll(picture, round(look.pan * seconds * picture.shape[1]), axis=1) if look.pan else picture.copy()
     canvas = make_canvas(look, picture)
     event = scene.event_at(seconds)
     if event is not None:

@@ -184,7 +184,9 @@ def draw_recalled(
         left, tried = maker.thinned(rng, chunks, pruned), 2 * tried
     parts = [part for chunk in left for part in zip(chunk.groups, chunk.truth, chunk.kept, chunk.grids, strict=True)]
     cuts = [parts[-needed:][k : k + GROUPS_PER_CHUNK] for k in range(0, needed, GROUPS_PER_CHUNK)]
-    return [StoredChunk(g, t, kept=kept, grids=grids) for g, t, kept, grids in (zip(*c, strict=True) for c in cuts)], name
+    return [
+        StoredChunk(g, t, kept=kept, grids=grids) for g, t, kept, grids in (zip(*c, strict=True) for c in cuts)
+    ], name
 
 
 def choose(video: Video, asked: Asked, rng: np.random.Generator) -> list[int]:
@@ -214,7 +216,9 @@ def alikeness(video: Video, names: Sequence[str]) -> NDArray[np.float64]:
     for k, chunk in enumerate(video.chunks):
         shown = {thing for moment in chunk.truth for event in moment.events for thing in event.things}
         for thing in shown:
-            scores[k] = max(scores[k], 2.0 * (thing.name in names), 0.8 * (thing.shape in words), 0.8 * (thing.colour in words))
+            scores[k] = max(
+                scores[k], 2.0 * (thing.name in names), 0.8 * (thing.shape in words), 0.8 * (thing.colour in words)
+            )
     return scores
 
 
@@ -349,9 +353,7 @@ def surroundings(chunks: Sequence[StoredChunk], reach: int) -> list[tuple[int, i
     return around
 
 
-def _before(
-    moment: Moment, chunk: int, reach: int, shown: dict[int, tuple[WorldEvent, int, float]]
-) -> tuple[int, int]:
+def _before(moment: Moment, chunk: int, reach: int, shown: dict[int, tuple[WorldEvent, int, float]]) -> tuple[int, int]:
     unknown = NOT_ASKED, NOT_ASKED
     if not moment.clean or not moment.events or id(moment.events[0]) in shown:
         return unknown
@@ -421,7 +423,11 @@ class Looks:
         events = video.everything.by_name.get(name, ())
         if len(events) == 1 and (named & shown).any():
             views = sorted(named.nonzero()[0].tolist(), key=lambda k: not video.moments[k].clean)
-            later = sorted(following.nonzero()[0].tolist(), key=lambda k: not video.moments[k].clean) if following is not None else []
+            later = (
+                sorted(following.nonzero()[0].tolist(), key=lambda k: not video.moments[k].clean)
+                if following is not None
+                else []
+            )
             self.told.append(
                 (
                     number,

@@ -24,10 +24,33 @@ MOTION_WORDS = ("it stays still", "standing still", "moving")
 NOT_SHOWN = "it was not shown"
 THEN = ". Then "  # between the sentences of a caption
 DISTURBED = 0.08  # share of questions with a word that nobody knows
-SAY_LITTLE = ("the", "a", "is", "was", "there", "do", "did", "does", "can", "you", "i", "we", "me", "it", "shown", "please")
+SAY_LITTLE = (
+    "the",
+    "a",
+    "is",
+    "was",
+    "there",
+    "do",
+    "did",
+    "does",
+    "can",
+    "you",
+    "i",
+    "we",
+    "me",
+    "it",
+    "shown",
+    "please",
+)
 CAPTION_EVENTS, CAPTION_THINGS = 8, 12  # that a caption tells, at most
 MORE = " and more"
-UNSEEN = {"when": 0.2, "colour": 0.12, "direction": 0.12, "after": 0.06, "before": 0.06}  # share about what was not shown
+UNSEEN = {
+    "when": 0.2,
+    "colour": 0.12,
+    "direction": 0.12,
+    "after": 0.06,
+    "before": 0.06,
+}  # share about what was not shown
 NEXT_SECONDS = 10.0  # "right after" reaches no further than this
 
 # How often each family is asked while training: binding to times, order and counting are slow, so they get more.

@@ -75,9 +75,7 @@ def _busy_events(rng: np.random.Generator, duration: float, make: EventMaker) ->
     return [make(rng, float(start), GROUP_SECONDS) for start in starts]
 
 
-def _calm_events(
-    rng: np.random.Generator, duration: float, make: EventMaker, gap_chance: float
-) -> list[WorldEvent]:
+def _calm_events(rng: np.random.Generator, duration: float, make: EventMaker, gap_chance: float) -> list[WorldEvent]:
     events = []
     start = float(rng.uniform(0, 2)) if rng.random() < gap_chance else 0.0
     while start < duration - 0.6:

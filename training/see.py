@@ -174,9 +174,7 @@ def features(
 
     generator: of augmented pictures; None: as they are.
     """
-    out = [
-        torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)
-    ]
+    out = [torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)]
     for grid in range(len(GRIDS)):
         for mine in (grids == grid).nonzero()[:, 0].split(batch):
             read = patches[mine, : num_patches(grid)]

@@ -237,9 +237,7 @@ class PlanSource(Dataset[Packed]):
             self._maker.mistaken = json.loads(self._told.read_text())
         rng = np.random.default_rng([self._seed, 53, number])
         stage = pick_stage(rng, stages_at(self._curriculum, self._done.value))
-        plan = make_plan(
-            self._maker, self._words, stage, rng, self._plans.step_chunks, self._plans.step_questions
-        )
+        plan = make_plan(self._maker, self._words, stage, rng, self._plans.step_chunks, self._plans.step_questions)
         return pack(plan)
 
 
