@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.demo.world import COLOURS, Scene, Thing, background
+from models.demo.world import COLOURS, OUTLINE, Scene, Thing, background
 
 Colour = tuple[float, float, float]
 Array = NDArray[np.float32]
 
+CLASSIC = "classic"
+AS_THE_WORLD = 0.2  # share of scenes that look as the world itself paints them
 PAINTERS = ("classic", "pillow", "fields", "scikit")  # what training sees
 LEFT_OUT = "opencv"  # what tells whether it has learnt shapes rather than painters
 # What a person would call by the colour's name, as (least, most) of red, green and blue.
@@ -79,12 +81,11 @@ class Look:
         return dict(self.palette)[name]
 
 
-CLASSIC = "classic"
-
-
 def look_of(seed: int, painters: Sequence[str] = PAINTERS) -> Look:
     """The look that belongs to a scene's seed."""
     rng = np.random.default_rng([seed, 41])
+    if CLASSIC in painters and rng.random() < AS_THE_WORLD:
+        return Look(seed, CLASSIC, outline=OUTLINE, video=int(rng.integers(18, 33)) if rng.random() < 0.5 else 0)
     painter = str(rng.choice(list(painters)))
     grid = [SQUARE, WIDE, TALL, FOUR_THIRDS, THREE_QUARTERS][int(rng.choice(5, p=[0.68, 0.15, 0.06, 0.07, 0.04]))]
     damage = rng.random()

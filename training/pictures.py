@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ COLOUR_NAMES, MOTION_NAMES = tuple(COLOURS), tuple(MOTIONS)
 # What a token shows, as class numbers (0 is "nothing", -1 is "not asked"): one column each.
 LABELS = {"shape": 10, "colour": 9, "motion": 6, "digit": 11, "centre": 2, "frames": 4}
 SEEN_PIXELS = 24  # of a token's 256, in both frames, from which it shows a thing
+INK = 60  # brightness from which a pixel of a picture on black counts
 HINT_PIXELS = 4  # up to which it shows nothing
 
 
@@ -68,7 +70,7 @@ def _as_seen(
     picture: Array, look: Look, share: float, shift: NDArray[np.float64], phase: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Uneven light, drift, blur, sensor noise and JPEG, in the order in which a camera meets them."""
-    height, width = picture.shape[:2]
+    width = picture.shape[1]
     if look.light:
         picture *= 1 + look.light * np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     if look.drift:
@@ -163,13 +165,21 @@ def _thing_numbers(
         number = next(n for n, other in enumerate(things, 1) if other is thing)
         x, y, radius = canvas.spot(thing, seconds, look.pace)
         if thing.digit is not None:
-            draw.rectangle((x - 0.5 * radius, y - 0.85 * radius, x + 0.5 * radius, y + 0.85 * radius), number)
+            inked = _inked(canvas, thing, seconds, look)
+            image.paste(number, (0, 0, image.width, image.height), Image.fromarray(inked))
         else:
             draw.polygon([tuple(corner) for corner in placed(thing, look, (x, y, radius)).tolist()], number)
             if thing.shape == "ring":
                 inner = radius * hole(look)
                 draw.ellipse((x - inner, y - inner, x + inner, y + inner), 0)
     return np.asarray(image)
+
+
+def _inked(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> NDArray[np.uint8]:
+    """Where a digit is, uint8 [height, width], 255 for yes: every painter writes its own."""
+    alone = replace(canvas, pixels=np.zeros((*canvas.pixels.shape[:2], 3), dtype=np.float32))
+    BY_NAME[look.painter](alone, thing, seconds, look)
+    return np.where(alone.pixels.max(-1) > INK, 255, 0).astype(np.uint8)
 
 
 def _token_label(covered: NDArray[np.int64], things: list[Thing], centre: bool, steady: bool) -> NDArray[np.int8]:
