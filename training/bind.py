@@ -24,6 +24,7 @@ LOOK_ALIKES = 0.7  # share of recalled scenes that show a thing of the same shap
 DECEPTIVE = 0.6  # share of recalled videos whose look-alikes are what the model takes most for one thing
 TOLD_APART = 0.5  # share of these that show this thing as well
 KEPT_TOKENS = (4, 6, 8, 10)  # of a group, in a pruned clip
+STRANGE = 0.08  # share of questions with a word that nobody knows
 SQUARE_CLIPS = 0.7  # share of clips with square frames; the others are of one other shape each
 
 
@@ -170,7 +171,7 @@ def draw_questions(rng: np.random.Generator, facts: Facts, count: int, leave: Co
     for family in rng.choice(len(names), 3 * count, p=weights / weights.sum()).tolist():
         if len(questions) == count:
             break
-        made = ask(rng, facts, names[family])
+        made = ask(rng, facts, names[family], strange=STRANGE)
         if made is not None:
             questions.append(made)
     return questions

@@ -40,9 +40,20 @@ PHOTOS = (
     *("ihc.png", "motorcycle_left.png", "motorcycle_right.png", "camera.png", "page.png", "text.png"),
     *("hubble_deep_field.jpg", "clock_motion.png"),
 )
-# (rows, columns) of 16-pixel tokens that frames are resized to, by the shape of the video.
-SQUARE, WIDE, TALL, FOUR_THIRDS, THREE_QUARTERS = (4, 4), (3, 5), (5, 3), (3, 4), (4, 3)
-ASPECTS = {SQUARE: 1.0, WIDE: 16 / 9, TALL: 9 / 16, FOUR_THIRDS: 4 / 3, THREE_QUARTERS: 3 / 4}
+# (rows, columns) of 16-pixel tokens that frames are resized to, with the shape of the video (width / height) that comes
+# to it and how often it is painted. Sides are rounded down: 640 x 360 and 854 x 480 differ.
+SQUARE = (4, 4)
+ASPECTS = {
+    SQUARE: 1.0,
+    (3, 5): 640 / 360,
+    (2, 5): 854 / 480,
+    (2, 6): 854 / 364,
+    (3, 4): 640 / 480,
+    (4, 3): 480 / 640,
+    (5, 3): 360 / 640,
+    (5, 2): 480 / 854,
+}
+GRID_SHARES = (0.68, 0.1, 0.05, 0.03, 0.05, 0.03, 0.04, 0.02)
 TURNS = {"square": 0.22, "diamond": 0.2, "cross": 0.35, "heart": 0.5, "triangle": 0.6, "star": 0.6}  # radians, most
 
 
@@ -87,7 +98,7 @@ def look_of(seed: int, painters: Sequence[str] = PAINTERS) -> Look:
     if CLASSIC in painters and rng.random() < AS_THE_WORLD:
         return Look(seed, CLASSIC, outline=OUTLINE, video=int(rng.integers(18, 33)) if rng.random() < 0.5 else 0)
     painter = str(rng.choice(list(painters)))
-    grid = [SQUARE, WIDE, TALL, FOUR_THIRDS, THREE_QUARTERS][int(rng.choice(5, p=[0.68, 0.15, 0.06, 0.07, 0.04]))]
+    grid = list(ASPECTS)[int(rng.choice(len(ASPECTS), p=GRID_SHARES))]
     damage = rng.random()
     backdrop_kind = str(rng.choice(["world", "flat", "gradient", "photo", "clutter"], p=[0.3, 0.22, 0.2, 0.2, 0.08]))
     pans = backdrop_kind in ("photo", "clutter") and rng.random() < 0.4

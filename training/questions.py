@@ -23,7 +23,6 @@ NOTHING = "nothing"
 MOTION_WORDS = ("it stays still", "standing still", "moving")
 NOT_SHOWN = "it was not shown"
 THEN = ". Then "  # between the sentences of a caption
-DISTURBED = 0.08  # share of questions with a word that nobody knows
 SAY_LITTLE = (
     "the",
     "a",
@@ -182,20 +181,30 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def ask(rng: np.random.Generator, facts: Facts, family: str, held_out: bool = False) -> Question | None:
-    """A question of the family, or None where the moments give no unambiguous one. held_out: in words that training
-    never uses."""
+def ask(
+    rng: np.random.Generator, facts: Facts, family: str, held_out: bool = False, strange: float = 0.0
+) -> Question | None:
+    """A question of the family, or None where the moments give no unambiguous one.
+
+    held_out: in words that training never uses. strange: share of questions with a word that nobody knows.
+    """
     unseen = rng.random() < UNSEEN.get(family, 0.0)
     made = _of_unseen(rng, facts, family) if unseen else ASKERS[family](rng, facts)
     if made is None:
         return None
     words, answer, events = made
     second = words.get("second")
-    text = phrased(rng, family, words, held_out)
+    text = phrased(rng, family, words, held_out, strange)
     return Question(family, text, answer, tuple(events), second if isinstance(second, int) else None)
 
 
-def phrased(rng: np.random.Generator, family: str, words: Mapping[str, object], held_out: bool = False) -> str:
+def phrased(
+    rng: np.random.Generator,
+    family: str,
+    words: Mapping[str, object],
+    held_out: bool = False,
+    strange: float = 0.0,
+) -> str:
     """What a person would say."""
     if held_out:
         text = pick(rng, HELD_OUT[family])
@@ -203,7 +212,7 @@ def phrased(rng: np.random.Generator, family: str, words: Mapping[str, object], 
         text = other_text(rng)
     else:
         text = compose(rng, pick(rng, PATTERNS[family]))
-        text = disturbed(rng, text) if rng.random() < DISTURBED else text
+        text = disturbed(rng, text) if strange and rng.random() < strange else text
     return text.format(**words).replace("a orange", "an orange")
 
 

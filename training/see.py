@@ -177,6 +177,8 @@ def features(
     out = [torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)]
     for grid in range(len(GRIDS)):
         for mine in (grids == grid).nonzero()[:, 0].split(batch):
+            if not len(mine):
+                continue
             read = patches[mine, : num_patches(grid)]
             pixels = as_floats(read) if generator is None else augmented(read, grid, generator)
             made = batched(pixels, grid)
