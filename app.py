@@ -10,11 +10,14 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from threading import Event
@@ -27,11 +30,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from memory.session_names import session_folder, sessions_root
 from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
 from streaming.file_source import EmptyStretchError, FileSource, SourceInfo, probe
 from streaming.frames import Frame, next_tick_seconds
 from streaming.reader import Reader
-from ui.render import clock, evidence_row
+from ui.render import VIDEO_SUFFIXES, clock, evidence_row
 
 if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not wait for it
     from memory.folders import Summary
@@ -43,6 +47,9 @@ Settings = dict[str, dict[str, Any]]
 USER_MISTAKE = 2
 INTERRUPTED = 130
 GIB = 1 << 30
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # categories: control, undecoded bytes, separators of lines
+# Characters without a width that reverse the text after them, and so can disguise a name.
+TURN_TEXT = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 END_SLACK_SECONDS = 1.0  # containers round their durations
 
 app = typer.Typer(
@@ -54,7 +61,7 @@ app = typer.Typer(
 )
 sessions = typer.Typer(help="The sessions kept on this machine.", no_args_is_help=True)
 app.add_typer(sessions, name="sessions")
-said = Console(stderr=True, highlight=False)
+said = Console(stderr=True, highlight=False, emoji=False)
 
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="demo (embedded), a folder, or a hub id such as Qwen/Qwen3-VL-4B-Instruct.")
@@ -82,24 +89,40 @@ KvBits = Annotated[
 Prune = Annotated[
     str | None,
     typer.Option(
-        help="Leave visual tokens out: novelty skips pictures that show nothing new and keeps a share of the others; "
-        "stc, uniform, merge and coverage keep one of all; none keeps everything. \\[default: none; demo novelty]"
+        help="Which visual tokens to keep. novelty: skip static frames and keep a share of the tokens of the others; "
+        "stc, uniform, merge, coverage: keep a share in every frame; none: keep all. \\[default: none; demo novelty]"
     ),
 ]
 Reuse = Annotated[
     str | None,
     typer.Option(
-        help="Use the vision tower's work again for what has not changed: novelty (by what is new in the picture), "
-        "keys (STC: by the keys that moved most), none. \\[default: none]"
+        help="Re-encode only what changed since a reference frame. novelty: the patches that changed; keys: those "
+        "that STC picks, by their keys; none: encode everything. \\[default: none]"
     ),
 ]
 PruneBudget = Annotated[
     float | None,
-    typer.Option(help="Share of a picture's tokens that --prune keeps, up to 1. \\[default: 0.33; demo 0.5]"),
+    typer.Option(help="Fraction of a frame's tokens that --prune keeps, up to 1. \\[default: 0.33; demo 0.5]"),
 ]
-SESSION_HELP = "Where what was seen is kept: a name, or a folder written with a slash (./trip)."
+SESSION_HELP = "Where to keep what was watched: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 SessionName = Annotated[str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longlook {version('longlook')}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    wants_version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass  # its options are answered by their callbacks
 
 
 @app.command()
@@ -109,10 +132,10 @@ def ask(
     questions: Annotated[list[str] | None, typer.Argument(help="One or more questions.", metavar="QUESTION")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help=SESSION_HELP)] = None,
     ask_at: Annotated[
-        float | None, typer.Option(help="Ask as if the stream stood at this second; later is not seen.")
+        float | None, typer.Option(help="Stop watching at this second, then ask.")
     ] = None,
     skim: Annotated[
-        bool, typer.Option("--skim", help="Look at the file's own keyframes only: quick, and rough.")
+        bool, typer.Option("--skim", help="Decode only the file's own keyframes: quick, but rough.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per question, a line each.")] = False,
     model: ModelName = "demo",
@@ -145,14 +168,15 @@ def ask(
 
     \b
     Examples:
-      app.py ask clip.mp4 "When does the red circle appear?"
-      app.py ask clip.mp4 "What is shown at 1:35?" "How many stars?" --json
-      app.py ask clip.mp4 "What is shown now?" --ask-at 90
-      app.py ask film.mkv "Is there a chase?" --skim
-      app.py ask clip.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
-      app.py ask --session trip "When does the red circle appear?"
+      longlook ask clip.mp4 "When does the red circle appear?"
+      longlook ask clip.mp4 "What is shown at 0:50?" "Was there a red circle?" --json
+      longlook ask clip.mp4 "What is shown now?" --ask-at 30
+      longlook ask clip.mp4 "Is there a purple triangle?" --skim
+      longlook ask holiday.mp4 "Who comes in?" --model Qwen/Qwen3-VL-4B-Instruct
+      longlook ask --session trip "When does the red circle appear?"
     """
     with told_plainly():
+        folder = None if session is None else session_folder(session)
         path, asked = video_and_questions(video, questions or [], session)
         if not asked:
             raise typer.BadParameter("there is no question", context)
@@ -176,7 +200,7 @@ def ask(
             "answer": {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         }
         engine = open_engine(model, device, dtype, settings)
-        with open_session(engine, session, settings, read_only=path is None) as opened:
+        with open_session(engine, folder, settings, read_only=path is None) as opened:
             if path and watch_on(opened, path, stop_seconds, skim):
                 say("Stopped; answering from what was seen so far.")
             for question in asked:
@@ -210,11 +234,12 @@ def watch(
 
     \b
     Examples:
-      app.py watch holiday.mp4 --session trip
-      app.py watch holiday.mp4 --session /data/trip --disk-budget 20
-      app.py ask --session trip "Where did we park the car?"
+      longlook watch clip.mp4 --session trip
+      longlook watch clip.mp4 --session ./trip --disk-budget 20
+      longlook ask --session trip "When does the red circle appear?"
     """
     with told_plainly():
+        folder = session_folder(session)
         probe(video)
         settings: Settings = {
             "read": {"fps": fps},
@@ -228,15 +253,17 @@ def watch(
             "prune": {"strategy": prune, "budget": prune_budget},
         }
         engine = open_engine(model, device, dtype, settings)
-        with open_session(engine, session, settings) as opened:
+        with open_session(engine, folder, settings) as opened:
             stopped = watch_on(opened, video)
             seen = clock(opened.seen_seconds or 0.0)
             if as_json:
                 typer.echo(json.dumps({"seen_seconds": opened.seen_seconds, "stats": asdict(opened.stats)}))
         if stopped:
-            said.print(f"Stopped at {seen}. To go on: app.py watch {escape(str(video))} --session {escape(session)}")
+            words = shlex.join(["watch", str(video), "--session", session])
+            said.print(f"Stopped at {seen}. To go on: {program()} {as_markup(words)}", soft_wrap=True)
             raise typer.Exit(INTERRUPTED)
-        said.print(f'Watched up to {seen}. To ask: app.py ask --session {escape(session)} "..."')
+        words = shlex.join(["ask", "--session", session])
+        said.print(f'Watched up to {seen}. To ask: {program()} {as_markup(words)} "..."', soft_wrap=True)
 
 
 @app.command()
@@ -258,9 +285,9 @@ def serve(
 
     \b
     Examples:
-      app.py serve
-      app.py serve holiday.mp4 --port 8000
-      app.py serve --model Qwen/Qwen3-VL-4B-Instruct --device cuda
+      longlook serve
+      longlook serve clip.mp4 --port 8000
+      longlook serve --model Qwen/Qwen3-VL-4B-Instruct --device cuda
     """
     with told_plainly():
         samples = [video] if video else sorted(SAMPLES.glob("*.mp4"))
@@ -273,10 +300,12 @@ def serve(
         }
         engine = open_engine(model, device, dtype, settings)
         from ui import demo as page  # Gradio takes seconds to import
+        from ui.render import ModelInfo
 
         page.serve(
             engine,
             samples,
+            model=ModelInfo(model, is_demo=model == "demo"),
             config=engine.config.read,
             preload=True,
             host=host,
@@ -300,15 +329,15 @@ def calibrate(
 
     \b
     Examples:
-      app.py calibrate --model Qwen/Qwen3-VL-4B-Instruct --device cuda
-      app.py calibrate --model ./my-checkpoint --needles 64
+      longlook calibrate --model Qwen/Qwen3-VL-4B-Instruct --device cuda
+      longlook calibrate --model ./my-checkpoint --needles 64
     """
     with told_plainly():
         from models.calibration import calibrate as run
         from models.calibration import profile_path
         from streaming.engine import load_model
 
-        with said.status(f"loading {escape(model)}"):
+        with said.status(f"loading {as_markup(model)}"):
             loaded, config = load_model(model, device, dtype)
         with progress_bar("calibrating") as bar:
             task = bar.add_task("", total=2 * needles)
@@ -331,8 +360,9 @@ def calibrate(
             asked = f"last {head.last_tokens}" if head.last_tokens else "all tokens"
             table.add_row(str(head.layer), str(head.head), asked, f"{head.hit1:.2f}", f"{head.hit4:.2f}")
         table.add_row("all", "", "", f"{profile.hit1:.2f}", f"{profile.hit4:.2f}")
-        Console().print(table)
-        said.print(f"{profile.num_needles} fresh questions over {needles} chunks; profile kept in {escape(str(path))}")
+        Console(emoji=False).print(table)
+        checked = f"{profile.num_needles} fresh questions over {needles} chunks"
+        said.print(f"{checked}; profile kept in {as_markup(str(path))}")
 
 
 @sessions.command("list")
@@ -344,12 +374,13 @@ def list_sessions(
 
     \b
     Examples:
-      app.py sessions list
-      app.py sessions list /data/trips --json
+      longlook sessions list
+      longlook sessions list . --json
     """
-    from memory.folders import sessions_in, sessions_root, summary
+    from memory.folders import sessions_in, summary
 
-    root = root or sessions_root()
+    with told_plainly():
+        root = root or sessions_root()
     found = []
     for folder in sessions_in(root):
         try:
@@ -359,12 +390,12 @@ def list_sessions(
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in found]))
     elif not found:
-        said.print(f"No sessions in {escape(str(root))}.")
+        said.print(f"No sessions in {as_markup(str(root))}.", soft_wrap=True)
     else:
         table = Table("session", "source", "seen", "chunks", "on disk", "questions", "")
         for item in found:
-            table.add_row(*map(escape, session_row(item)))
-        Console().print(table)
+            table.add_row(*map(as_markup, session_row(item)))
+        Console(emoji=False).print(table)
 
 
 @sessions.command("info")
@@ -373,41 +404,48 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
 
     \b
     Examples:
-      app.py sessions info trip
-      app.py sessions info /data/trip --json
+      longlook sessions info trip
+      longlook sessions info ./trip --json
     """
-    from memory.folders import session_folder, summary
-
     with told_plainly():
-        found = asdict(summary(session_folder(session)))
+        folder = session_folder(session)
+        from memory.folders import summary
+
+        found = asdict(summary(folder))
     if as_json:
         typer.echo(json.dumps(found))
     else:
         for name, value in found.items():
-            typer.echo(f"{name.replace('_', ' '):<17} {value}")
+            typer.echo(f"{name.replace('_', ' '):<17} {printable(str(value))}")
 
 
 @sessions.command("delete")
 def delete_session(
-    session: SessionName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Without asking back.")] = False
+    session: SessionName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
 ) -> None:
     """Delete a session for good.
 
     \b
     Examples:
-      app.py sessions delete trip
-      app.py sessions delete /data/trip --yes
+      longlook sessions delete trip
+      longlook sessions delete ./trip --yes
     """
-    from memory.folders import delete, session_folder, summary
-
     with told_plainly():
         folder = session_folder(session)
-        found = summary(folder)
-        told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        from memory.folders import delete, summary
+        from memory.store import SessionError, check_is_session
+
+        check_is_session(folder)
+        try:
+            found = summary(folder)
+            told = f"{folder}, {clock(found.seen_seconds)} of {found.source or 'nothing yet'}"
+        except SessionError as error:  # it may be damaged, and can be thrown away all the same
+            say(str(error))
+            told = str(folder)
         if not yes:
-            typer.confirm(f"Delete {told}?", abort=True, err=True)
+            typer.confirm(f"Delete {printable(told)}?", abort=True, err=True)
         delete(folder)
-        said.print(f"Deleted {escape(told)}.")
+        said.print(f"Deleted {as_markup(told)}.", soft_wrap=True)
 
 
 def session_row(item: Summary) -> list[str]:
@@ -430,11 +468,11 @@ def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engi
     from streaming.engine import load_engine
 
     given = {section: {k: v for k, v in knobs.items() if v is not None} for section, knobs in settings.items()}
-    with said.status(f"loading {escape(model)}"):
+    with said.status(f"loading {as_markup(model)}"):
         engine = load_engine(model, device, dtype, given)
     if engine.profile is None:
         say(f"No retrieval heads are known for {model}: all heads together look things up, which finds less.")
-        say(f"To find them, once: app.py calibrate --model {model}")
+        say(f"To find them, once: {program()} calibrate --model {model}")
     return engine
 
 
@@ -460,22 +498,34 @@ def in_bytes(option: str, gib: float | None) -> int | None:
 
 def video_and_questions(first: str, others: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
     """What the words of `ask` mean: with a session, the first one may be a question already."""
-    is_video = session is None or (Path(first).is_file() and bool(others))
+    if session is not None and not is_file(first) and Path(first).suffix.lower() in VIDEO_SUFFIXES.split(","):
+        raise ValueError(f"There is no file {first}.")
+    is_video = session is None or (bool(others) and is_file(first))
     video, questions = (Path(first), list(others)) if is_video else (None, [first, *others])
     if not all(question.strip() for question in questions):
         raise ValueError("A question is empty.")
+    if any("\ud800" <= character <= "\udfff" for question in questions for character in question):
+        raise ValueError("A question is not valid UTF-8.")
     return video, questions
 
 
+def is_file(word: str) -> bool:
+    """Whether a word is the path of a file; a question too long for one is none."""
+    try:
+        return Path(word).is_file()
+    except OSError:
+        return False
+
+
 @contextmanager
-def open_session(engine: Engine, name: str | None, settings: Settings, read_only: bool = False) -> Iterator[Session]:
-    """A session of this run, or the one that is kept under a name; closed at the end.
+def open_session(
+    engine: Engine, folder: Path | None, settings: Settings, read_only: bool = False
+) -> Iterator[Session]:
+    """A session of this run, or the one that is kept in a folder; closed at the end.
 
     Raises ValueError where a kept one has other settings than those asked for.
     """
-    from memory.folders import session_folder
-
-    session = engine.open(session_folder(name) if name else None, read_only)
+    session = engine.open(folder, read_only)
     try:
         for section, knobs in settings.items():
             for knob, value in knobs.items():
@@ -513,7 +563,7 @@ def watch_on(session: Session, video: Path, stop_seconds: float | None = None, s
     except EmptyStretchError:
         if seen_seconds is None:
             raise
-        said.print(f"{escape(video.name)} has been watched to its end.")
+        said.print(f"{as_markup(video.name)} has been watched to its end.")
         return False
 
 
@@ -574,9 +624,35 @@ def first_interrupt(do: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def program() -> str:
+    """How this program was started, for hints that can be pasted."""
+    words = [sys.argv[0]]
+    if words[0].endswith(".py"):
+        words.insert(0, sys.executable)
+    here = f"{Path.cwd()}{os.sep}"
+    return " ".join(word.removeprefix(here) for word in words)
+
+
+def printable(text: str, also: str = "") -> str:
+    r"""`text` with control characters as escapes (\x1b): no name or answer commands the terminal.
+
+    also: control characters that stay.
+    """
+    pieces = []
+    for character in text:
+        is_command = unicodedata.category(character) in CONTROL or character in TURN_TEXT
+        pieces.append(ascii(character)[1:-1] if is_command and character not in also else character)
+    return "".join(pieces)
+
+
+def as_markup(text: str, also: str = "") -> str:
+    """`text` for the console, which shows it as it is: no markup, no commands (`printable`)."""
+    return escape(printable(text, also))
+
+
 def say(text: str) -> None:
     """A line of advice on standard error."""
-    said.print(escape(text), style="yellow", soft_wrap=True)
+    said.print(as_markup(text, also="\n"), style="yellow", soft_wrap=True)
 
 
 def say_new(warnings: Sequence[str], told: int) -> int:
@@ -588,10 +664,10 @@ def say_new(warnings: Sequence[str], told: int) -> int:
 
 def show_answer(session: Session, question: str) -> None:
     """The answer as it is generated, then its evidence."""
-    said.print(f"\n[bold]{escape(question)}[/]")
+    said.print(f"\n[bold]{as_markup(question)}[/]")
     for event in session.ask(question):
         if isinstance(event, AnswerPiece):
-            typer.echo(event.text, nl=False)
+            typer.echo(printable(event.text, also="\n\t"), nl=False)
         elif isinstance(event, Answer):
             typer.echo("")
             for item in event.evidence:
@@ -635,7 +711,7 @@ def told_plainly() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        said.print(escape(str(error)), style="red", soft_wrap=True)
+        said.print(as_markup(str(error), also="\n"), style="red", soft_wrap=True)
         raise typer.Exit(USER_MISTAKE) from error
     except KeyboardInterrupt as stop:
         said.print("Stopped.")
@@ -648,7 +724,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     handler = RichHandler(console=said, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    app(prog_name="longlook" if not sys.argv[0].endswith("app.py") else "app.py")
+    app(prog_name="longlook")
 
 
 if __name__ == "__main__":

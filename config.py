@@ -117,6 +117,7 @@ class AnswerConfig:
     top_p: float = 1.0
     seed: int = 0  # of the sampler, when temperature > 0
     dialogue_turns: int = 4  # earlier turns shown to the model with a new question
+    context_bytes: int = 8 << 30  # device memory for the contexts of answers under way; beyond it questions wait
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -125,6 +126,8 @@ class AnswerConfig:
             raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if self.context_bytes < 0:
+            raise ValueError(f"context_bytes must be 0 or more, not {self.context_bytes}")
         if not 0 <= self.seed < 1 << 63 or self.dialogue_turns < 0:
             raise ValueError(f"neither seed nor dialogue_turns can be negative or huge: {self}")
 
@@ -146,6 +149,8 @@ class Config:
         for name, knobs in changes.items():
             if name not in sections:
                 raise ValueError(f"{name!r} is not a section of the configuration: {', '.join(sections)}")
+            if not isinstance(knobs, Mapping):
+                raise ValueError(f"{name} needs knobs by name, not {knobs!r}")
             known = {knob.name for knob in fields(sections[name])}
             if unknown := set(knobs) - known:
                 raise ValueError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")

@@ -9,7 +9,7 @@ Weights are random: costs do not depend on them. Writes JSON and Markdown into `
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ import typer
 from rich.progress import Progress
 from torch import Tensor
 
+from bench.clips import FPS, static_camera
 from bench.machine import describe, now, save
 from bench.report import table
 from config import AnswerConfig, MemoryConfig
@@ -31,11 +32,9 @@ from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
 from streaming.frames import Frame
 from streaming.session import in_parts
-from training.streams import make_stream
 
 RESULTS = Path(__file__).parent / "results"
-FPS = 2.0
-PAINTED_SECONDS = 32.0  # of the world, shown again and again: what frames show makes no difference to the cost
+CLIP_FRAMES = 64  # shown again and again: what frames show makes no difference to the cost of a plain ingest
 QUESTION = "What colour is the star?"
 MIB = 1 << 20
 
@@ -152,11 +151,11 @@ def two_heads(model: Qwen3VL) -> Profile:
     return Profile(model.model_id, str(model.dtype), model.num_heads // model.num_kv_heads, heads, 0, 0.0, 0.0)
 
 
-def painted_frames(side: int, count: int) -> Iterator[Frame]:
-    """`count` frames of the world at `FPS`."""
-    images = [frame.image for frame in make_stream(0, PAINTED_SECONDS).frames(side, FPS)]
+def repeated_frames(side: int, count: int) -> Iterator[Frame]:
+    """`count` frames at `FPS`: a made clip again and again."""
+    clip = static_camera(side, min(count, CLIP_FRAMES))
     for k in range(count):
-        yield Frame(images[k % len(images)], k / FPS, k)
+        yield Frame(clip[k % len(clip)].image, k / FPS, k)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -177,7 +176,7 @@ def measure(model: Qwen3VL, config: MemoryConfig, side: int, frames: int, points
     peak_bytes(model.device)
     with Progress() as bar:
         task = bar.add_task("watching", total=frames)
-        for part in in_parts(painted_frames(side, frames), config.chunk_frames):
+        for part in in_parts(repeated_frames(side, frames), config.chunk_frames):
             ingest.watch(part)
             seen += len(part)
             bar.update(task, completed=seen)
@@ -205,7 +204,7 @@ def stock_costs(model: Qwen3VL, network: Any, side: int, most_frames: int, most_
 
 
 def stock_cost(model: Qwen3VL, network: Any, side: int, frames: int) -> StockCost:
-    inputs = stock_inputs(model, list(painted_frames(side, frames)))
+    inputs = stock_inputs(model, list(repeated_frames(side, frames)))
     peak_bytes(model.device)
     started = now(model.device)
     network.model.rope_deltas = None
@@ -216,7 +215,7 @@ def stock_cost(model: Qwen3VL, network: Any, side: int, frames: int) -> StockCos
     return StockCost(frames, seconds, cached, peak_bytes(model.device))
 
 
-def stock_inputs(model: Qwen3VL, frames: list[Frame]) -> dict[str, Tensor]:
+def stock_inputs(model: Qwen3VL, frames: Sequence[Frame]) -> dict[str, Tensor]:
     """A whole clip with a question as the stock forward takes it."""
     size, prompt = model.frames_per_group, model._prompt
     cut = [model._patches(frames[k : k + size]) for k in range(0, len(frames), size)]
@@ -224,7 +223,7 @@ def stock_inputs(model: Qwen3VL, frames: list[Frame]) -> dict[str, Tensor]:
         model._group(frames[k : k + size], grid, torch.empty(patches.shape[0] // model._pixels.merge_size**2, 0), ())
         for k, (patches, grid) in zip(range(0, len(frames), size), cut, strict=True)
     ]
-    script = prompt.write(groups)
+    script = prompt.build_inputs(groups)
     before, after = prompt.prefix(), prompt.question(QUESTION, ())
     marks = torch.cat([torch.zeros(len(before)), 2 * script.visual, torch.zeros(len(after))]).long()
     return {

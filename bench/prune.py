@@ -28,15 +28,15 @@ from bench.machine import describe
 from bench.prune_report import BUSY, CALM, CLIPS, NONE, REUSE, Asking, Seeing, Setting, write
 from bench.recall import knobs, plain, progress
 from config import Config, PruneConfig
-from keyframes.pruner import make_pruner
 from keyframes.reuse import FeatureReuse
 from memory.address import in_seconds, stamp_of
 from memory.chunk import KVChunk
-from models.base import VideoLLM, VisualGroup, news
+from models.base import VideoLLM, VisualGroup
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine
 from streaming.events import Answer, Notice
 from streaming.frames import Frame
+from streaming.ingest import Ingest, PrefillWork, encode_groups
 from streaming.session import Session, in_parts
 from training.evaluate import Clip, make_clip
 from training.scenes import FPS, GROUP_SECONDS
@@ -94,8 +94,9 @@ def prune_clip(clip: Clip, model: VideoLLM, setting: Setting) -> list[list[Visua
     parts: list[list[VisualGroup]] = []
     for number, frames in enumerate(clip.frames):
         if not number or not follows(clip, number):
-            pruner, reuse = make_pruner(setting.prune), model.reuse(setting.reuse)
-        parts += news(model, [frames], pruner, reuse)
+            ingest = Ingest(model, Config(reuse=setting.reuse, prune=setting.prune))
+        work = PrefillWork(ingest, ingest.prepare([frames]), [], [], 0, 0)
+        parts += encode_groups(model, [work])[0]
     return parts
 
 

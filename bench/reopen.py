@@ -22,7 +22,8 @@ import torch
 import typer
 from rich.progress import track
 
-from bench.ingest import FPS, QUESTION, painted_frames, two_heads
+from bench.clips import FPS
+from bench.ingest import QUESTION, repeated_frames, two_heads
 from bench.machine import describe, save
 from bench.report import table
 from config import AnswerConfig, Config, MemoryConfig
@@ -64,7 +65,7 @@ class Bench:
         memory = MemoryConfig(chunk_frames=CHUNK_FRAMES, kv_bits=kv_bits)
         model, _, side = random_model("demo", torch.device("cpu"), torch.bfloat16)
         self.engine = Engine(model, two_heads(model), Config(memory=memory, answer=AnswerConfig(max_new_tokens=1)))
-        self.frames = list(painted_frames(side, CHUNK_FRAMES * WATCHED_CHUNKS))
+        self.frames = list(repeated_frames(side, CHUNK_FRAMES * WATCHED_CHUNKS))
         self.chunk_seconds = self._watched_seconds(self.frames)
 
     def _watched_seconds(self, frames: list[Frame]) -> float:

@@ -1,6 +1,7 @@
 """What reuse in the vision tower and pruning of its tokens save together on a real clip, beside the stock model.
 
-    python -m bench.savings --video ../shared/videos/intel_car_detection.mp4
+    python -m bench.savings
+    python -m bench.savings --video FILE
     python -m bench.savings --shape 4b-tower-0.6b --frames 32
 
 All rows see the same frames in one run: the stock model in one forward over the whole clip, then longlook chunk by
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,22 +22,20 @@ import torch
 import typer
 from rich.progress import track
 
-from bench.ingest import FPS, stock_inputs
+from bench.clips import FPS, read_clip, static_camera
+from bench.ingest import stock_inputs
 from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
-from keyframes.pruner import make_pruner
 from memory.chunk import KVChunk
 from memory.packing import AS_COMPUTED, KVFormat
-from models.base import news
+from models.base import num_visual_tokens
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
-from streaming.ahead import AHEAD_FRAMES, together
-from streaming.file_source import FileSource
+from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.frames import Frame
-from streaming.reader import Reader
-from streaming.session import passes
+from streaming.ingest import Ingest, PrefillWork, run_prefills
 
 T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
@@ -81,11 +80,12 @@ def own_settings(shape: str) -> Config:
 
 def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig) -> list[KVChunk]:
     """The chunks of a clip, as a session makes those of a file."""
-    tower, pruner = model.reuse(reuse), make_pruner(prune)
+    ingest = Ingest(model, Config(reuse=reuse, prune=prune))
     chunks: list[KVChunk] = []
-    for batch in together(iter(parts), max(1, AHEAD_FRAMES // len(parts[0]))):
-        for few in passes([groups for groups in news(model, batch, pruner, tower) if groups]):
-            chunks += model.prefill_together(few, [model.prefix()], chunks[-REACH:], REACH, len(chunks))
+    max_chunks, max_tokens = max(1, BATCH_FRAMES // len(parts[0])), max_pass_tokens(model.device.type)
+    for batch in batch_chunks(iter(parts), max_chunks, partial(num_visual_tokens, model), max_tokens):
+        work = PrefillWork(ingest, ingest.prepare(batch), [model.prefix()], chunks[-REACH:], REACH, len(chunks))
+        chunks += [made.chunk for made in run_prefills(model, [work])[0] if made.chunk is not None]
     return chunks
 
 
@@ -175,9 +175,9 @@ def report(rows: Sequence[Row], own_bits: int) -> list[str]:
 
 
 def main(
-    video: Annotated[Path, typer.Option(help="A clip of a static camera.")] = Path(
-        "../shared/videos/intel_car_detection.mp4"
-    ),
+    video: Annotated[
+        Path | None, typer.Option(help="A clip of a static camera. [default: one that the bench makes]")
+    ] = None,
     shape: Annotated[str, typer.Option(help=" | ".join(SHAPES))] = "demo",
     frames: Annotated[int, typer.Option(help="Most frames of the clip.", min=2)] = 60,
     chunk_frames: Annotated[int, typer.Option(help="Frames of a chunk.")] = 8,
@@ -192,16 +192,16 @@ def main(
     """Compare four ways of watching one clip with the stock model."""
     torch.set_grad_enabled(False)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    model, network, _ = random_model(shape, place, torch.float32 if place.type == "cpu" else torch.bfloat16)
-    with Reader(FileSource(video, FPS)) as reader:
-        clip = looped(list(islice(reader, frames // 2 * 2)), loops)
+    model, network, side = random_model(shape, place, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    count = frames // 2 * 2
+    clip = looped(read_clip(video, count) if video else static_camera(side, count), loops)
     rows = [stock(model, network, clip, repeats)]
     own = own_settings(shape)
     share = own.prune.budget if budget is None else budget
     rows += [ours(model, clip, chunk_frames, way, share, repeats) for way in track(WAYS, shape)]
     about = {
         **describe(),
-        "clip": video.name,
+        "clip": video.name if video else "made by the bench",
         "shape": shape,
         "loops": loops,
         "frames": len(clip),

@@ -8,6 +8,7 @@ has the grammar. Knows nothing of models, scores or tiers.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,13 @@ from dataclasses import dataclass
 from memory.phrases import Reading
 
 BEGUN_SHARE = 0.25  # of a group's length: frame rates such as 29.97 let groups start a little after full seconds
+
+# "now" as a moment of its own, at the end of a clause: not in "until now", "to now" or "just now".
+NOW = re.compile(
+    r"(?<!until )(?<!till )(?<!by )(?<!up to )(?<!from )(?<!before )(?<!than )(?<!just )(?<!and )(?<!to )"
+    r"\b(?:right now|now|currently|at present|at (?:the|this) moment)(?=\s*(?:[?!.,;:]|$))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -31,10 +39,13 @@ def named_spans(question: str, now_seconds: float) -> list[Span]:
     return sorted({Span(start, stop) for start, stop in spans if start <= stop})
 
 
-def in_seconds(question: str, shown_at: Callable[[float], float] = float) -> str:
+def in_seconds(
+    question: str, shown_at: Callable[[float], float] = float, now_seconds: float | None = None
+) -> str:
     """The question with its moments in seconds, as a video LLM's timestamps are: "at 1:35" -> "at 95 seconds".
 
     shown_at: the moment whose timestamp stands for another one's, see `stamp_of`; each its own where it is left out.
+    now_seconds: the moment that "now" means; without it "now" stays as it is.
     Amounts that are no moments ("in the last five minutes") and all other text stay as they are, byte for byte.
     """
     reading = Reading(question, now_seconds=math.inf)
@@ -46,7 +57,10 @@ def in_seconds(question: str, shown_at: Callable[[float], float] = float) -> str
         if seconds != time.seconds or not time.in_seconds:
             pieces += [question[done : time.start], f"{seconds:.10g} seconds"]
             done = time.stop
-    return "".join([*pieces, question[done:]])
+    text = "".join([*pieces, question[done:]])
+    if now_seconds is None:
+        return text
+    return NOW.sub(f"at {shown_at(math.floor(now_seconds)):.10g} seconds", text)
 
 
 def chunk_ranges(spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float]]) -> list[range]:

@@ -6,11 +6,21 @@ Knows nothing of models or of how a session is shown.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memory.store import DATABASE, LOCK, THUMBS, SessionError, SessionStore, is_locked, lock
+from memory.plain_files import (
+    DATABASE,
+    DATABASE_FILES,
+    JOURNAL,
+    LOCK,
+    THUMBS,
+    check_folder,
+    delete_files,
+    kv_names,
+    thumb_names,
+)
+from memory.store import SessionStore, check_is_session, is_locked, lock, wrap_os_errors
 
 
 @dataclass(frozen=True)
@@ -33,20 +43,6 @@ class Summary:
     disk_bytes: int
     questions: int
     being_watched: bool
-
-
-def sessions_root() -> Path:
-    """Where sessions are kept that are called by a name."""
-    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return home / "longlook" / "sessions"
-
-
-def session_folder(name: str) -> Path:
-    """A name stands for a folder below `sessions_root`, anything with a slash (./trip, /data/trip) for itself."""
-    path = Path(name).expanduser()
-    if os.sep in name or name in ("", ".", "..", "~"):
-        return path.absolute()
-    return sessions_root() / path
 
 
 def sessions_in(root: Path) -> list[Path]:
@@ -77,20 +73,22 @@ def summary(folder: Path) -> Summary:
 
 
 def delete(folder: Path) -> None:
-    """Deletes a session, and of its folder nothing that is not ours.
+    """Deletes a session, and of its folder nothing that is not ours; never goes through a link.
 
-    Raises SessionError where there is none or it is being watched.
+    It may be damaged. Raises SessionError where there is none, where it is being watched and where
+    it has links.
     """
-    if not (folder / DATABASE).is_file():
-        raise SessionError(f"There is no session in {folder}.")
-    with lock(folder):
-        for path in _files(folder):
-            path.unlink()
-    for place in (folder / THUMBS, folder):
-        if place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
+    check_is_session(folder)
+    with wrap_os_errors(folder), lock(folder):
+        check_folder(folder)
+        thumbs = folder / THUMBS
+        if os.path.lexists(thumbs):
+            delete_files(thumbs, thumb_names(thumbs))
+            _remove_if_empty(thumbs)
+        delete_files(folder, [*kv_names(folder), *DATABASE_FILES, JOURNAL, LOCK])
+        _remove_if_empty(folder)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for pattern in (f"{THUMBS}/*.jpg", "kv-*.bin", f"{DATABASE}*", LOCK):
-        yield from list(folder.glob(pattern))
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -5,8 +5,10 @@ Knows nothing of files, databases or models.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,9 +16,11 @@ import torch
 from torch import Tensor
 
 from memory.chunk import PositionLayout
+from memory.database import DamagedDatabaseError
 
 Kept = Literal["dense", "sparse", "exact"]
 KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")  # the last for a window of chunks that are rounded otherwise
+MAX_TOKENS = 1 << 20  # of a chunk; so much is computed for one at most, whatever its record says
 TOKEN_BYTES = 13  # of a record: four for each of a token's three positions and one for its mark
 
 
@@ -88,10 +92,22 @@ class StoredChunk:
 
     @classmethod
     def of_row(cls, row: tuple[Any, ...]) -> StoredChunk:
-        """Raises ValueError for a row that is not as it was written."""
+        """Raises DamagedDatabaseError for a row that is not as it was written, or cannot be."""
         *plain, starts, places, positions, visual, checksum = row
-        if row_checksum(tuple(plain), (starts, places, positions, visual)) != checksum:
-            raise ValueError(f"the record of chunk {plain[0]} is damaged")
+        blobs = (starts, places, positions, visual)
+        is_whole = all(isinstance(blob, bytes) for blob in blobs)
+        if not is_whole or row_checksum(tuple(plain), blobs) != checksum:
+            raise DamagedDatabaseError(f"the record of chunk {plain[0]} has changed")
+        try:
+            chunk = cls._parse(tuple(plain), blobs)
+            chunk._check()
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            raise DamagedDatabaseError(f"the record of chunk {plain[0]} cannot be") from error
+        return chunk
+
+    @classmethod
+    def _parse(cls, plain: tuple[Any, ...], blobs: tuple[bytes, ...]) -> StoredChunk:
+        starts, places, positions, visual = blobs
         index, start, stop, num_frames, seconds, extent, thumb_bytes = plain
         where = np.frombuffer(places, np.int64).reshape(len(KEPT), -1).tolist()
         stands = torch.from_numpy(np.frombuffer(positions, np.int32).reshape(3, -1).astype(np.int64))
@@ -100,6 +116,27 @@ class StoredChunk:
         by_kept = {kept: Place(*numbers) for kept, numbers in zip(KEPT, where, strict=True)}
         group_starts = tuple(np.frombuffer(starts).tolist())
         return cls(index, start, stop, group_starts, num_frames, seconds, layout, marks, thumb_bytes, by_kept)
+
+    def is_after(self, earlier: StoredChunk) -> bool:
+        """Whether this chunk may follow `earlier` in a stream."""
+        starts_later = self.start_seconds >= earlier.start_seconds
+        return starts_later and self.stop_seconds >= earlier.stop_seconds
+
+    def _check(self) -> None:
+        """Raises ValueError or TypeError where no chunk could have such a record."""
+        layout = self.layout
+        counts = (self.num_frames, layout.extent, self.thumb_bytes, *chain(*self.places.values()))
+        if not all(type(count) is int and 0 <= count < 1 << 62 for count in counts):
+            raise ValueError(f"not counts: {counts}")
+        times = (self.start_seconds, self.stop_seconds, self.watch_seconds, *self.group_starts)
+        if not all(math.isfinite(seconds) for seconds in times) or self.watch_seconds < 0:
+            raise ValueError(f"not times: {times}")
+        if self.stop_seconds < self.start_seconds:
+            raise ValueError(f"a chunk cannot stop at {self.stop_seconds} s before it starts")
+        if tuple(self.visual.shape) != (layout.num_tokens,):
+            raise ValueError(f"{layout.num_tokens} tokens need as many marks")
+        if max(layout.num_tokens, layout.extent) > MAX_TOKENS or int(layout.positions.min()) < 0:
+            raise ValueError(f"not a layout: {layout}")
 
 
 def row_checksum(plain: tuple[Any, ...], blobs: tuple[bytes, ...]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from memory.plain_files import kv_names, open_descriptor, open_file
 from memory.records import Place
 
 
@@ -45,10 +46,10 @@ class Segments:
 
     def cut(self, used: Iterable[int], last: Place | None) -> None:
         """Takes away all bytes but those of the files `used`, of which the newest ends behind `last`."""
-        kept = {self._path(segment) for segment in used}
-        for path in self._folder.glob(f"{self._name}-*.bin"):
-            if path not in kept:
-                path.unlink()
+        kept = {self._path(segment).name for segment in used}
+        for name in kv_names(self._folder):
+            if name.startswith(f"{self._name}-") and name not in kept:
+                (self._folder / name).unlink()
         if last is not None:
             cut(self._path(last.segment), last.offset + last.num_bytes)
 
@@ -61,9 +62,9 @@ class Segments:
 
 def write_bytes(path: Path, data: Tensor) -> int:
     """Appends a tensor's bytes and returns their CRC-32 once they are safe on the disk."""
-    is_new = not path.exists()
+    is_new = not os.path.lexists(path)
     written = as_bytes(data)
-    with path.open("ab") as file:
+    with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
         file.write(written)
         file.flush()
         os.fsync(file.fileno())
@@ -74,11 +75,13 @@ def write_bytes(path: Path, data: Tensor) -> int:
 
 def read_bytes(path: Path, offset: int, num_bytes: int, checksum: int) -> Tensor:
     """uint8 [num_bytes] on the CPU. Raises DamagedBytesError where they are missing or their checksum is another."""
-    data = torch.empty(num_bytes, dtype=torch.uint8)
     try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            num_read = _fill(file.fileno(), as_bytes(data))
+        with open_file(path, os.O_RDONLY) as handle:
+            if os.fstat(handle).st_size < offset + num_bytes:  # before memory is taken for them
+                raise DamagedBytesError(f"{path.name} is too short")
+            data = torch.empty(num_bytes, dtype=torch.uint8)
+            os.lseek(handle, offset, os.SEEK_SET)
+            num_read = _fill(handle, as_bytes(data))
     except OSError as error:
         raise DamagedBytesError(f"{path.name} cannot be read: {error.strerror}") from error
     if num_read < num_bytes:
@@ -96,12 +99,14 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 def cut(path: Path, num_bytes: int) -> None:
     """Takes away what lies beyond `num_bytes`; a file without any goes altogether."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     if num_bytes == 0:
         path.unlink()
-    elif path.stat().st_size > num_bytes:
-        os.truncate(path, num_bytes)
+        return
+    with open_file(path, os.O_WRONLY) as handle:
+        if os.fstat(handle).st_size > num_bytes:
+            os.ftruncate(handle, num_bytes)
 
 
 def sync_folder(folder: Path) -> None:

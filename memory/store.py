@@ -12,7 +12,9 @@ Records, index keys and thumbnails stay.
 
 A chunk counts once its record is committed, and that comes after its bytes are flushed. So a kill at any instant loses
 the chunk under way and nothing else: bytes without a record are cut when the folder is opened to be written again.
-Checksums cover records and bytes. Any number of readers may look on, each at what was there when it opened the folder.
+Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may
+look on, each at what was there when it opened the folder. A folder may come from a stranger: see
+`plain_files.py` and `database.py`.
 
 Knows nothing of models, windows or questions.
 """
@@ -21,15 +23,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -37,27 +39,39 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from memory.chunk import KVChunk
+from memory.chunk import KVChunk, pooled_layout
+from memory.database import (
+    FORMAT,
+    DamagedDatabaseError,
+    ForeignDatabaseError,
+    OtherFormatError,
+    add_turn,
+    connect,
+    create_tables,
+    has_session,
+    read_facts,
+    read_turns,
+    set_fact,
+)
 from memory.packing import AS_COMPUTED, KVFormat
+from memory.plain_files import (
+    DATABASE,
+    LOCK,
+    THUMBS,
+    check_folder,
+    delete_files,
+    open_descriptor,
+    open_file,
+    refuse_journal,
+    remove_journal,
+    replace_file,
+)
 from memory.records import KEPT, TOKEN_BYTES, Kept, Kind, Place, StoredChunk
 from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
 
-FORMAT = "3"
-DATABASE = "session.sqlite"
-LOCK = "lock"
-THUMBS = "thumbs"
 SEGMENTS_PER_BUDGET = 16  # so much of the budget is freed at a time
 MAKE_ROOM: tuple[Kept, ...] = ("dense", "sparse")  # in this order
 INSTEAD = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
-BUSY_SECONDS = 30.0  # for which a reader's turn of dialogue and the writer's chunk wait for each other
-SCHEMA = (
-    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL, num_frames INTEGER,"
-    " watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER, group_starts BLOB, places BLOB, positions BLOB,"
-    " visual BLOB, checksum INTEGER)",
-    "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
-    "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT)",
-)
 
 
 class SessionError(ValueError):
@@ -97,8 +111,8 @@ class SessionStore:
         with ExitStack() as undo, self._told():
             if not read_only:
                 undo.enter_context(lock(folder))
-            self._db = undo.enter_context(closing(self._connect()))
-            if kind is not None and not read_only and not _has_tables(self._db):
+            self._db = undo.enter_context(closing(open_database(folder, read_only)))
+            if kind is not None and not read_only and not has_session(self._db):
                 self._create(kind, settings or {}, kv_bits)
             self._facts = self._checked_facts(kind)
             self.chunks = self._read_chunks()
@@ -106,6 +120,7 @@ class SessionStore:
             self._files = {kept: Segments(folder, f"kv-{kept}", self._full_bytes(kept)) for kept in KEPT}
             self._kv_bytes = {kept: self._count_kv_bytes(kept) for kept in KEPT}
             if not read_only:
+                (folder / THUMBS).mkdir(exist_ok=True)
                 self._cut_tail()
             self._closing = undo.pop_all()
 
@@ -188,6 +203,8 @@ class SessionStore:
         when = f"{chunk.start_seconds:.0f} s to {chunk.stop_seconds:.0f} s"
         if index >= self.first(kept):
             try:
+                if kept == "sparse":
+                    self._check_sparse_size(chunk)
                 return self._files[kept].read(chunk.places[kept])
             except DamagedBytesError as error:
                 if not self._has_gone(index, kept):
@@ -204,13 +221,21 @@ class SessionStore:
         """The index keys of every chunk in order, in the type of the keys: [num_heads, n, head_dim]."""
         kind = self.kind
         with self._told():
-            rows = self._db.execute("SELECT data, checksum FROM index_keys WHERE number < ? ORDER BY number",
+            rows = self._db.execute("SELECT number, data, checksum FROM index_keys WHERE number < ? ORDER BY number",
                                     (self.num_chunks,))  # fmt: skip
-            for index, (data, checksum) in enumerate(rows):
-                if zlib.crc32(data) != checksum:
-                    raise SessionError(f"{self.folder} is damaged: the index keys of chunk {index} have changed.")
+            num_rows = 0
+            key_bytes = num_heads * kind.head_dim * kind.torch_dtype.itemsize
+            for index, (number, data, checksum) in enumerate(rows):
+                if number != index:
+                    break
+                is_whole = isinstance(data, bytes) and zlib.crc32(data) == checksum
+                if not is_whole or len(data) % key_bytes:
+                    raise DamagedDatabaseError(f"the index keys of chunk {index} have changed")
                 keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(kind.torch_dtype)
                 yield keys.view(num_heads, keys.numel() // (num_heads * kind.head_dim), kind.head_dim)
+                num_rows += 1
+            if num_rows < self.num_chunks:
+                raise DamagedDatabaseError(f"the index keys of chunk {num_rows} are missing")
 
     def replace_index(self, heads: str, keys: Iterable[Tensor]) -> None:
         """Other index keys for every chunk, and what `heads` will say about them."""
@@ -233,6 +258,11 @@ class SessionStore:
         return self._facts.get("source")
 
     def set_source(self, source: str) -> None:
+        """Raises SessionError for a name that is not UTF-8, which the database cannot hold."""
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            raise SessionError(f"A session cannot keep {source!a}, which is not UTF-8.") from error
         with self._told():
             self._set("source", source)
 
@@ -260,12 +290,12 @@ class SessionStore:
     def turns(self) -> list[tuple[str, str]]:
         """All questions and answers, in order."""
         with self._told():
-            return list(self._db.execute("SELECT question, answer FROM turns ORDER BY number"))
+            return read_turns(self._db)
 
     def add_turn(self, question: str, answer: str) -> None:
         """Readers may add turns as well."""
         with self._told(), self._db:
-            self._db.execute("INSERT INTO turns (question, answer) VALUES (?, ?)", (question, answer))
+            add_turn(self._db, question, answer)
 
     def thumbnail(self, index: int) -> Path:
         return self.folder / THUMBS / f"{index:08d}.jpg"
@@ -289,35 +319,18 @@ class SessionStore:
             num_bytes += sum(ends.values())
         assert self.disk_bytes == self._count_record_bytes() + num_bytes, "disk bytes are not the sum"
 
-    def _connect(self) -> sqlite3.Connection:
-        path = self.folder / DATABASE
-        if self.read_only and not path.is_file():
-            raise SessionError(f"There is no session in {self.folder}.")
-        uri = f"file:{quote(str(path.resolve()))}?mode={'rw' if self.read_only else 'rwc'}"
-        db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
-        db.execute("PRAGMA synchronous = FULL")
-        return db
-
     def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
-        """Tables and facts in one transaction, so that a folder is a session or is none."""
-        self._db.execute("PRAGMA journal_mode = WAL")
         (self.folder / THUMBS).mkdir(exist_ok=True)
         sync_folder(self.folder)
         facts = {"format": FORMAT, "settings": json.dumps(settings), "kv_bits": kv_bits} | asdict(kind)
-        with self._db:
-            self._db.execute("BEGIN")
-            for command in SCHEMA:
-                self._db.execute(command)
-            self._db.executemany("INSERT INTO facts VALUES (?, ?)", [(k, str(v)) for k, v in facts.items()])
+        create_tables(self._db, {name: str(value) for name, value in facts.items()})
 
     def _checked_facts(self, kind: Kind | None) -> dict[str, str]:
-        if not _has_tables(self._db):
+        if not has_session(self._db):
             raise SessionError(f"There is no session in {self.folder}.")
-        facts = dict(self._db.execute("SELECT name, value FROM facts"))
-        if facts.get("format") != FORMAT:
-            raise SessionError(
-                f"{self.folder} is of format {facts.get('format')}, and this longlook reads format {FORMAT}."
-            )
+        facts = read_facts(self._db)
+        if facts["format"] != FORMAT:
+            raise OtherFormatError(facts["format"])
         for name, wanted in asdict(kind).items() if kind else ():
             if facts[name] != str(wanted):
                 what = {"model_id": "model", "dtype": "dtype"}.get(name, name)
@@ -325,14 +338,34 @@ class SessionStore:
         return facts
 
     def _read_chunks(self) -> list[StoredChunk]:
-        try:
-            rows = self._db.execute("SELECT * FROM chunks ORDER BY number")
-            chunks = [StoredChunk.of_row(row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise SessionError(f"{self.folder} is damaged: {error}.") from error
-        if [chunk.index for chunk in chunks] != list(range(len(chunks))):
-            raise SessionError(f"{self.folder} is damaged: records of chunks are missing.")
+        chunks: list[StoredChunk] = []
+        for row in self._db.execute("SELECT * FROM chunks ORDER BY number"):
+            chunk = StoredChunk.of_row(row)
+            self._check_sizes(chunk)
+            if chunk.index != len(chunks):
+                raise DamagedDatabaseError("records of chunks are missing")
+            if chunks and not chunk.is_after(chunks[-1]):
+                raise DamagedDatabaseError(f"chunk {chunk.index} lies before the one it follows")
+            chunks.append(chunk)
         return chunks
+
+    def _check_sizes(self, chunk: StoredChunk) -> None:
+        """Raises DamagedDatabaseError where a record names another number of bytes than it has.
+
+        How many the sparse level has takes longer to find out: see `_check_sparse_size`.
+        """
+        form, num_tokens, places = self.format, chunk.layout.num_tokens, chunk.places
+        is_right = places["dense"].num_bytes == form.num_bytes(num_tokens)
+        is_right &= places["sparse"].num_bytes <= form.num_bytes(num_tokens)
+        is_right &= places["exact"].num_bytes in (0, form.as_computed.num_bytes(num_tokens))
+        if not is_right:
+            what = f"the record of chunk {chunk.index} names a wrong number of bytes"
+            raise DamagedDatabaseError(what)
+
+    def _check_sparse_size(self, chunk: StoredChunk) -> None:
+        layout, _ = pooled_layout(chunk.layout, chunk.visual)
+        if chunk.places["sparse"].num_bytes != self.format.num_bytes(layout.num_tokens):
+            raise DamagedBytesError("its record names a wrong number of bytes")
 
     def _packed(self, chunk: KVChunk) -> dict[Kept, Tensor]:
         """A chunk's keys and values as they are kept."""
@@ -352,7 +385,7 @@ class SessionStore:
         places = dict.fromkeys(KEPT, Place(chunk.index))
         for kept, data in packed.items():
             places[kept] = self._files[kept].append(chunk.index, data, self._last(kept))
-        self.thumbnail(chunk.index).write_bytes(thumb)
+        replace_file(self.thumbnail(chunk.index), thumb)
         layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
         return StoredChunk(
             chunk.index, chunk.start_seconds, chunk.stop_seconds, chunk.group_starts, num_frames, seconds, layout,
@@ -397,12 +430,15 @@ class SessionStore:
         """Takes away bytes of which there is no record: of a chunk under way, or let go just before a kill."""
         for kept, files in self._files.items():
             files.cut({chunk.places[kept].segment for chunk in self.chunks[self.first(kept) :]}, self._last(kept))
-        self.thumbnail(self.num_chunks).unlink(missing_ok=True)
+        thumb = self.thumbnail(self.num_chunks)
+        if os.path.lexists(thumb.parent):
+            delete_files(thumb.parent, [thumb.name])
 
     def _has_gone(self, index: int, kept: Kept) -> bool:
         """What the folder says now; another process may be writing it."""
         with self._told():
-            self._facts |= dict(self._db.execute("SELECT name, value FROM facts WHERE name LIKE 'first %'"))
+            newest = read_facts(self._db)
+        self._facts |= {name: value for name, value in newest.items() if name.startswith("first ")}
         self._kv_bytes[kept] = self._count_kv_bytes(kept)
         return index < self.first(kept)
 
@@ -424,18 +460,61 @@ class SessionStore:
     def _set(self, name: str, value: str) -> None:
         """Together with what is not committed yet."""
         with self._db:
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            set_fact(self._db, name, value)
         self._facts[name] = value
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the disk and SQLite raise, as a sentence."""
+    def _told(self) -> AbstractContextManager[None]:
+        return wrap_errors(self.folder)
+
+
+def open_database(folder: Path, read_only: bool) -> sqlite3.Connection:
+    """SQLite sees the folder only after it was checked: see `memory/plain_files.py`.
+
+    Raises SessionError where there is no session to be read, and OSError for what is refused.
+    """
+    if read_only and not os.path.lexists(folder / DATABASE):
+        raise SessionError(f"There is no session in {folder}.")
+    check_folder(folder)
+    if read_only:
+        refuse_journal(folder)
+    else:
+        remove_journal(folder)
+    return connect(folder.resolve() / DATABASE, may_create=not read_only)
+
+
+def check_is_session(folder: Path) -> None:
+    """Raises SessionError where a folder is not that of a session; it may be damaged, or older."""
+    with wrap_errors(folder), closing(open_database(folder, read_only=True)) as db:
         try:
+            is_session = has_session(db)
+        except OtherFormatError:
+            return
+        if not is_session:
+            raise SessionError(f"There is no session in {folder}.")
+
+
+@contextmanager
+def wrap_errors(folder: Path) -> Iterator[None]:
+    """Raises what the system and SQLite say about a session's folder as a SessionError."""
+    try:
+        with wrap_os_errors(folder):
             yield
-        except OSError as error:
-            raise SessionError(f"{self.folder} cannot be used: {(error.strerror or str(error)).lower()}.") from error
-        except sqlite3.Error as error:
-            raise SessionError(f"{self.folder / DATABASE} cannot be used: {error}.") from error
+    except sqlite3.Error as error:
+        raise SessionError(f"{folder / DATABASE} cannot be used: {error}.") from error
+    except DamagedDatabaseError as error:
+        raise SessionError(f"{folder} is damaged: {error}.") from error
+    except ForeignDatabaseError as error:
+        raise SessionError(f"{folder} {error}.") from error
+
+
+@contextmanager
+def wrap_os_errors(folder: Path) -> Iterator[None]:
+    """Raises what the system says about a session's folder as a SessionError."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise SessionError(f"{folder} cannot be used: {what[:1].lower()}{what[1:]}.") from error
 
 
 def lock(folder: Path) -> FileIO:
@@ -443,13 +522,13 @@ def lock(folder: Path) -> FileIO:
 
     Raises SessionError where another one has it, or the folder is something else.
     """
-    try:
+    with wrap_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if not any((folder / name).exists() for name in (LOCK, DATABASE)) and any(folder.iterdir()):
+        is_session = any(os.path.lexists(folder / name) for name in (LOCK, DATABASE))
+        if not is_session and any(folder.iterdir()):
             raise SessionError(f"{folder} is not a session, and it is not empty.")
-        file = FileIO(folder / LOCK, "a")
-    except OSError as error:
-        raise SessionError(f"{folder} cannot be used: {(error.strerror or str(error)).lower()}.") from error
+        check_folder(folder)
+        file = FileIO(open_descriptor(folder / LOCK, os.O_WRONLY | os.O_CREAT), "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -467,14 +546,10 @@ def as_jpeg(picture: NDArray[np.uint8]) -> bytes:
 def is_locked(folder: Path) -> bool:
     """Whether a process is watching into this folder now."""
     try:
-        with FileIO(folder / LOCK) as file:
+        with open_file(folder / LOCK, os.O_RDONLY) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:  # no lock, so nobody holds it
         return False
     return False
-
-
-def _has_tables(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone() is not None

@@ -1,21 +1,20 @@
 """What longlook asks of a video LLM, and the small records that pass between the two.
 
 A model is shared and immutable; everything that belongs to one stream lives in its session. Knows nothing of
-transformers: `models/hf.py` does.
+transformers: `models/decoder.py` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
-from keyframes.pruner import Kept, TokenPruner, means_of
+from keyframes.pruner import Kept, means_of
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from streaming.frames import Frame
@@ -85,29 +84,6 @@ def _ascend(places: Tensor, stop: int) -> bool:
     return bool((borders.diff() > 0).all())
 
 
-def news(
-    model: VideoLLM,
-    parts: Sequence[Sequence[Frame]],
-    pruner: TokenPruner | None,
-    reuse: FeatureReuse | None = None,
-) -> list[list[VisualGroup]]:
-    """Of each of consecutive parts of a stream the groups that go on to the LLM, without the tokens that the pruner
-    leaves out. All parts are encoded in one batch; groups don't reach from part to part.
-
-    Those that show nothing new are not encoded at all. Everything goes on where there is no pruner.
-    """
-    in_groups = [(number, group) for number, part in enumerate(parts) for group in groups_of(part, model)]
-    if pruner is not None:
-        images = [[frame.image for frame in group] for _, group in in_groups]
-        are_new = pruner.news(images, [group[0].pts_seconds for _, group in in_groups])
-        in_groups = list(compress(in_groups, are_new))
-    encoded = model.encode([frame for _, group in in_groups for frame in group], reuse)
-    found: list[list[VisualGroup]] = [[] for _ in parts]
-    for (number, _), group in zip(in_groups, encoded, strict=True):
-        found[number].append(group if pruner is None else group.pruned(pruner.keep(group.embeddings)))
-    return found
-
-
 def groups_of(frames: Sequence[Frame], model: VideoLLM) -> list[list[Frame]]:
     """Frames as the model takes them together; the last one is repeated where the last group lacks some."""
     size = model.frames_per_group
@@ -117,12 +93,35 @@ def groups_of(frames: Sequence[Frame], model: VideoLLM) -> list[list[Frame]]:
     return groups
 
 
+def num_visual_tokens(model: VideoLLM, frames: Sequence[Frame]) -> int:
+    """Of consecutive frames before pruning, all as large as the first."""
+    height, width = frames[0].image.shape[:2]
+    num_groups = -(-len(frames) // model.frames_per_group)
+    return num_groups * model.num_group_tokens(height, width)
+
+
 @dataclass(frozen=True)
 class Turn:
     """One finished question and its answer."""
 
     question: str
     answer: str
+
+
+@dataclass(frozen=True, eq=False)
+class PrefillRequest:
+    """Consecutive chunks of one stream that are to be prefilled.
+
+    runs: the groups of each chunk. prefix: chunks that each of them sees.
+    recent: the newest chunks so far, oldest first. num_recent: how many chunks before it, of `recent` and of the
+    request itself, each one sees. index: number of the first chunk.
+    """
+
+    runs: Sequence[Sequence[VisualGroup]]
+    prefix: Sequence[KVChunk]
+    recent: Sequence[KVChunk]
+    num_recent: int
+    index: int
 
 
 class VideoLLM(Protocol):
@@ -145,6 +144,10 @@ class VideoLLM(Protocol):
         """What `encode` needs to use the vision tower's work again along one stream; None where nothing is reused."""
         ...
 
+    def num_group_tokens(self, height: int, width: int) -> int:
+        """Visual tokens of one group of frames of this size in pixels. Raises ValueError as `encode` does."""
+        ...
+
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         """Frames through the vision tower, one batch for all groups; an odd last frame is repeated."""
         ...
@@ -153,18 +156,10 @@ class VideoLLM(Protocol):
         """Groups, each behind its timestamp, through the LLM. They see `context`, renumbered, and each other."""
         ...
 
-    def prefill_together(
-        self,
-        runs: Sequence[Sequence[VisualGroup]],
-        head: Sequence[KVChunk],
-        near: Sequence[KVChunk],
-        reach: int,
-        index: int,
-    ) -> list[KVChunk]:
-        """Consecutive chunks, one of each run of groups, numbered from `index`, in one pass.
+    def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
+        """The chunks of several requests, of one stream or of many, in one pass.
 
-        They become what `prefill` makes of them one by one, with `head` and the last `reach` of the chunks so far as
-        the context of each; `near` are the newest from before, oldest first.
+        They are what `prefill` makes of each run alone. Raises ValueError for a run without groups.
         """
         ...
 
@@ -186,5 +181,48 @@ class VideoLLM(Protocol):
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[str]:
-        """The answer as it is generated, piece by piece of text; `context` begins with the prefix."""
+        """One answer by itself, piece by piece of text; `context` begins with the prefix."""
+        ...
+
+    def answer_batch(self) -> AnswerBatch:
+        """An empty batch of answers."""
+        ...
+
+
+class PendingAnswer(Protocol):
+    """One answer of a batch, as far as it has come."""
+
+    is_done: bool
+
+    def take_text(self) -> str:
+        """The text that came since this was last called."""
+        ...
+
+
+class AnswerBatch(Protocol):
+    """Answers that one model is giving at the same time; what one says never depends on the others."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device bytes of their contexts."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def memory_bytes_with(self, context: Sequence[KVChunk], options: AnswerConfig) -> int:
+        """The same if an answer over `context` joined."""
+        ...
+
+    def add(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> PendingAnswer:
+        """An answer joins; it has its first token then, or is done. `context` begins with the prefix."""
+        ...
+
+    def step(self) -> None:
+        """One more token of every answer; those that end leave."""
+        ...
+
+    def remove(self, answer: PendingAnswer) -> None:
+        """Drop an answer that is not wanted any more; nothing happens if it is done."""
         ...

@@ -142,7 +142,7 @@ def _load_qwen3_vl(source: str, device: torch.device, dtype: torch.dtype, model_
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from models.hf import ATTENTION, register_attention
+    from models.decoder import ATTENTION, register_attention
     from models.pixels import read_spec
     from models.qwen3_vl import VIDEO_PAD, Qwen3VL
 

@@ -1,4 +1,4 @@
-"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by `models.hf`.
+"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by `models.decoder`.
 
 A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the family was trained: the
 processor the checkpoints were released with writes just this, while later ones leave one more start and end token
@@ -20,10 +20,12 @@ from torch import Tensor
 from config import AnswerConfig, ReuseConfig
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
-from models.base import Head, Turn, VisualGroup, groups_of
-from models.decoding import Chooser, TextStream
-from models.hf import Decoder, in_line, lay_out
-from models.pixels import PixelSpec, group_patches
+from models.answer_batch import AnswerBatch, BatchedAnswer
+from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
+from models.cache_layout import concat_positions, packed_context
+from models.decode_cache import CacheRow, DecodeCache
+from models.decoder import Decoder
+from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
 from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
 
@@ -50,6 +52,7 @@ class Qwen3VL:
         self.num_kv_heads = int(text.num_key_value_heads)
         self.head_dim = int(text.head_dim)
         self._visual = model.model.visual
+        self._tower = qwen3_vl_tower(self._visual)
         self._decoder = Decoder(model.model.language_model, model.lm_head)
         self._pixels = pixels
         self._prompt = Prompt(tokenizer, template)
@@ -62,7 +65,7 @@ class Qwen3VL:
     def _prefix(self) -> KVChunk:
         tokens = self._prompt.prefix()
         layout = text_layout(len(tokens))
-        raw = self._decoder.read(self._decoder.embed(tokens), layout, [])
+        raw = self._decoder.prefill(self._decoder.embed(tokens), layout, [])
         return KVChunk(
             keys=torch.stack(raw.keys),
             values=torch.stack(raw.values),
@@ -76,67 +79,85 @@ class Qwen3VL:
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
         if config.strategy == "none":
             return None
-        return FeatureReuse(qwen3_vl_tower(self._visual), config, self._pixels.mean, self._pixels.std)
+        return FeatureReuse(self._tower, config, self._pixels.mean, self._pixels.std)
+
+    def num_group_tokens(self, height: int, width: int) -> int:
+        rows, columns = fit_size(height, width, self._pixels)
+        return rows * columns // self._pixels.factor**2
 
     @torch.no_grad()
     def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
         groups = groups_of(frames, self)
         if not groups:
             return []
+        if len({frame.image.shape for group in groups for frame in group}) > 1:
+            return self._encode_mixed_sizes(groups)
+        patches, grid = self._clip_patches([frame for group in groups for frame in group])
+        features = self._tower.encode(patches, grid) if reuse is None else reuse.encode(patches, grid).features
+        levels = [level.unbind() for level in features.deepstack]
+        return [
+            self._group(group, grid, embeddings, tuple(level[i] for level in levels))
+            for i, (group, embeddings) in enumerate(zip(groups, features.embeddings.unbind(), strict=True))
+        ]
+
+    def _encode_mixed_sizes(self, groups: Sequence[Sequence[Frame]]) -> list[VisualGroup]:
+        """Groups whose frames differ in size, through the stock tower."""
         cut = [self._patches(group) for group in groups]
-        if reuse is not None and len({grid for _, grid in cut}) == 1:
-            made = reuse.encode(torch.stack([patches for patches, _ in cut]), cut[0][1]).features
-            embeddings, levels = made.embeddings.unbind(), [level.unbind() for level in made.deepstack]
-        else:
-            embeddings, levels = self._encoded_whole(cut)
+        embeddings, levels = self._encode_stock(cut)
         return [
             self._group(group, grid, embeddings[i], tuple(level[i] for level in levels))
             for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
         ]
 
-    def _encoded_whole(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[PerGroup, list[PerGroup]]:
-        """Embeddings and DeepStack levels of groups of any sizes, through the stock tower."""
+    def _encode_stock(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[PerGroup, list[PerGroup]]:
+        """Embeddings and DeepStack levels of groups of any sizes."""
         grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
         output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)
         sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
         return output.pooler_output.split(sizes), [level.split(sizes) for level in output.deepstack_features]
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        return self.prefill_together([groups], context, [], 0, index)[0]
+        return self.prefill_batch([PrefillRequest([groups], context, [], 0, index)])[0][0]
 
-    def prefill_together(
-        self,
-        runs: Sequence[Sequence[VisualGroup]],
-        head: Sequence[KVChunk],
-        near: Sequence[KVChunk],
-        reach: int,
-        index: int,
-    ) -> list[KVChunk]:
-        if not runs or not all(runs):
+    def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
+        if not requests or not all(request.runs and all(request.runs) for request in requests):
             raise ValueError("a chunk needs at least one group of frames")
-        scripts = [self._prompt.write(groups) for groups in runs]
-        groups = [group for run in runs for group in run]
-        embeddings = self._decoder.embed([token for script in scripts for token in script.tokens])
-        visual = torch.cat([script.visual for script in scripts]).to(self.device)
+        inputs = [[self._prompt.build_inputs(groups) for groups in request.runs] for request in requests]
+        flat = [chunk_inputs for of_request in inputs for chunk_inputs in of_request]
+        groups = [group for request in requests for run in request.runs for group in run]
+        embeddings = self._decoder.embed([token for chunk_inputs in flat for token in chunk_inputs.tokens])
+        visual = torch.cat([chunk_inputs.visual for chunk_inputs in flat]).to(self.device)
         embeddings[visual] = torch.cat([group.embeddings for group in groups]).to(embeddings)
         levels = [torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)]
-        view = in_line(head, near, [script.layout for script in scripts], reach, self.device)
-        raw = self._decoder.read_in(view, embeddings, visual, levels)
-        lengths = [len(script.tokens) for script in scripts]
-        keys, values = (torch.split(torch.stack(layers), lengths, dim=2) for layers in (raw.keys, raw.values))
-        return [
-            KVChunk(
-                keys=keys[number].contiguous(),
-                values=values[number].contiguous(),
-                layout=script.layout,
-                visual=script.visual,
-                start_seconds=run[0].start_seconds,
-                stop_seconds=run[-1].stop_seconds,
-                index=index + number,
-                group_starts=tuple(group.start_seconds for group in run),
-            )
-            for number, (run, script) in enumerate(zip(runs, scripts, strict=True))
+        contexts = [
+            packed_context(request.prefix, request.recent, [one.layout for one in of_request], request.num_recent)
+            for request, of_request in zip(requests, inputs, strict=True)
         ]
+        raw = self._decoder.prefill_packed(contexts, embeddings, visual, levels)
+        lengths = [len(chunk_inputs.tokens) for chunk_inputs in flat]
+        keys = iter(torch.split(torch.stack(raw.keys), lengths, dim=2))
+        values = iter(torch.split(torch.stack(raw.values), lengths, dim=2))
+        return [
+            [
+                self._chunk(next(keys), next(values), chunk_inputs, run, request.index + number)
+                for number, (run, chunk_inputs) in enumerate(zip(request.runs, of_request, strict=True))
+            ]
+            for request, of_request in zip(requests, inputs, strict=True)
+        ]
+
+    @staticmethod
+    def _chunk(keys: Tensor, values: Tensor, inputs: ChunkInputs, groups: Sequence[VisualGroup], index: int) -> KVChunk:
+        """keys, values: [layers, kv_heads, n, head_dim], views of a pass, from which they are copied."""
+        return KVChunk(
+            keys=keys.contiguous(),
+            values=values.contiguous(),
+            layout=inputs.layout,
+            visual=inputs.visual,
+            start_seconds=groups[0].start_seconds,
+            stop_seconds=groups[-1].stop_seconds,
+            index=index,
+            group_starts=tuple(group.start_seconds for group in groups),
+        )
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
         layers = torch.tensor([head.layer for head in heads], dtype=torch.long)
@@ -146,47 +167,71 @@ class Qwen3VL:
         """Raw queries of every head, float32 [layers, heads, n, head_dim]; see `question_queries`."""
         tokens = self._prompt.question(question, ())
         embeddings = self._decoder.embed(tokens)
-        raw = self._decoder.read(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
+        raw = self._decoder.prefill(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
         return torch.stack(raw.queries).float()
+
+    def answer_batch(self) -> AnswerBatch:
+        return AnswerBatch(self._decoder, self._prompt.tokenizer, self._prompt.question, self._stops)
 
     def answer(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[str]:
-        text = TextStream(self._prompt.tokenizer)
-        for token in self.answer_tokens(question, context, dialogue, options):
-            if piece := text.push(token):
-                yield piece
-        if piece := text.finish():
-            yield piece
+        for answer in self._answer_alone(question, context, dialogue, options):
+            if text := answer.take_text():
+                yield text
 
     def answer_tokens(
         self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
     ) -> Iterator[int]:
         """The token ids of an answer as they are chosen, without the one that ends it."""
-        choose = Chooser(options)
-        cache, position = self._decoder.open(context)
-        tokens = self._prompt.question(question, dialogue)
-        for _ in range(options.max_new_tokens):
-            logits = self._decoder.step(tokens, position, cache)
-            position += len(tokens)
-            tokens = [choose(logits)]
-            if tokens[0] in self._stops:
-                return
-            yield tokens[0]
+        for answer in self._answer_alone(question, context, dialogue, options):
+            yield from answer.take_tokens()
+
+    def _answer_alone(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> Iterator[BatchedAnswer]:
+        """One answer in a batch of its own, after each of its tokens and at its end."""
+        batch = self.answer_batch()
+        answer = batch.add(question, context, dialogue, options)
+        yield answer
+        while not answer.is_done:
+            batch.step()
+            yield answer
 
     def doubt(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn]) -> float:
-        cache, position = self._decoder.open(context)
-        return self._decoder.doubt(self._prompt.question(question, dialogue), position, cache)
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue)
+        return self._decoder.uncertainty(cache, row, tokens)
 
     def first_logits(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
         """Float32 logits [vocabulary] of an answer's first token: how sure the model is before it says anything."""
-        cache, position = self._decoder.open(context)
-        return self._decoder.step(self._prompt.question(question, dialogue), position, cache)
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue)
+        return self._decoder.next_logits(cache, [row], tokens)[0]
 
     def last_state(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
         """Float32 [hidden], the LLM's last hidden state where an answer begins."""
-        cache, position = self._decoder.open(context)
-        return self._decoder.state(self._prompt.question(question, dialogue), position, cache).float()
+        cache = DecodeCache()
+        row, tokens = self._begin_answer(cache, question, context, dialogue)
+        return self._decoder.last_state(cache, [row], tokens)[0].float()
+
+    def _begin_answer(
+        self,
+        cache: DecodeCache,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        max_new_tokens: int = 0,
+    ) -> tuple[CacheRow, Tensor]:
+        """A row of the cache that holds the context, and the question's tokens [1, n], which come next."""
+        tokens = self._prompt.question(question, dialogue)
+        row = self._decoder.add_row(cache, context, len(tokens) + max_new_tokens)
+        return row, torch.tensor([tokens], device=self.device)
+
+    def _clip_patches(self, frames: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
+        """Patches [groups, n, values] of whole groups of frames of one size, and their grid."""
+        images = torch.from_numpy(np.stack([frame.image for frame in frames]))
+        return clip_patches(images.to(self.device), self._pixels)
 
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
         # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
@@ -209,7 +254,7 @@ class Qwen3VL:
 
 
 @dataclass(frozen=True, eq=False)
-class Script:
+class ChunkInputs:
     """What the LLM reads for some groups: n token ids (placeholders at visual places), positions, visual marks [n]."""
 
     tokens: list[int]
@@ -239,7 +284,7 @@ class Prompt:
         turns = [part for turn in dialogue for part in (("user", turn.question), ("assistant", turn.answer))]
         return self._encode(self._chat([*turns, ("user", question)])[1])
 
-    def write(self, groups: Sequence[VisualGroup]) -> Script:
+    def build_inputs(self, groups: Sequence[VisualGroup]) -> ChunkInputs:
         """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
         tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side. Tokens that
         were not kept leave their places empty."""
@@ -252,7 +297,7 @@ class Prompt:
             tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
             runs += [text_layout(len(stamp)), grid, text_layout(1)]
             marks += [False] * len(stamp) + [True] * grid.num_tokens + [False]
-        return Script(tokens, PositionLayout(*lay_out(runs)), torch.tensor(marks))
+        return ChunkInputs(tokens, PositionLayout(*concat_positions(runs)), torch.tensor(marks))
 
     def stops(self, generation: Any) -> frozenset[int]:
         """Token ids that end an answer."""

@@ -17,9 +17,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from models.decoder import ATTENTION, register_attention
 from models.demo.architecture import MERGE, PATCH, SIDE, demo_config
 from models.demo.tokenizer import build_tokenizer, special_ids
-from models.hf import ATTENTION, register_attention
 from models.pixels import BUDGET_FRAMES, PixelSpec
 from models.qwen3_vl import Qwen3VL
 

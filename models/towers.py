@@ -24,7 +24,7 @@ from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_at
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from keyframes.vit_cacher import Features, Reference
-from models.hf import rotate
+from models.cache_layout import rotate
 
 QUERY, KEY, VALUE, ALL = slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)
 CALL_WORK = 2**18  # over the width: padded pairs of patches that take as long as one more call, timed on two CPU cores
@@ -73,6 +73,14 @@ class Tower:
         self.merge_size = parts.merge_size
         self._parts = parts
         self._places = lru_cache(maxsize=1)(parts.places)
+
+    @torch.no_grad()
+    def encode(self, patches: Tensor, grid: tuple[int, int]) -> Features:
+        """All of every group, patches [g, T, values]: what the stock tower gives. Groups of one grid attend in one call
+        a layer, where the stock tower calls once for each."""
+        everything = torch.ones(len(patches), patches.shape[1] // self.merge_size**2, dtype=torch.bool)
+        features, _ = self.walk(patches, grid, everything.to(patches.device), range(len(patches)))
+        return features
 
     @torch.no_grad()
     def walk(

@@ -1,19 +1,19 @@
-"""The one owner of model and device: serves many sessions, a waiting question before the next chunk.
+"""The one owner of model and device: serves many sessions from one thread.
 
-Knows nothing of files, pages or what is asked.
+Knows nothing of files, pages or what is asked. Whose turn it is says `streaming/scheduler.py`.
 """
 
 from __future__ import annotations
 
-import math
+import queue
+import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from threading import Condition
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,77 +21,65 @@ from config import Config
 from memory.bank import MemoryFullError
 from memory.records import Kind
 from memory.store import SessionStore
-from models.base import VideoLLM
+from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
 from models.loading import ModelError, load, recommended_settings
-from streaming.session import Session
+from streaming.batching import max_pass_tokens
+from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
+from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
+from streaming.session import AnswerRequest, Session
 
-PATIENCE_SECONDS = 0.25  # longer than a page takes to show a piece of text and ask for the next
+T = TypeVar("T")
+IDLE_SECONDS = 5.0  # after which the worker thread ends; the next job starts another
+MAX_WAITING_QUESTIONS = 64
 
 
-class Turns:
-    """Whose turn it is on the device: one at a time, urgent ones first, each kind in the order of asking.
+class AnswerStream:
+    """One answer on its way from the device's thread to who asked: pieces of text, then None or an error."""
 
-    A question is urgent, a chunk is not, so a question waits for the chunk under way and for other questions only. An
-    answer is many turns, one for each piece of text; after each, chunks hold back for `patience_seconds`, in which the
-    next piece is usually asked for. An answer that nobody reads on delays the others no longer than that.
-    """
+    def __init__(self) -> None:
+        self.request: AnswerRequest | None = None  # None before the context is retrieved
+        self.pending: PendingAnswer | None = None  # None while there is no room for it
+        self.is_dropped = False
+        self._pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
-    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._changed = Condition()
-        self._waiting: dict[bool, deque[object]] = {True: deque(), False: deque()}  # tickets, by urgency
-        self._busy = False
-        self._patience_seconds = patience_seconds
-        self._chunks_from_seconds = -math.inf
+    def deliver(self) -> bool:
+        """Hands over what is new; whether the answer is done."""
+        assert self.pending is not None
+        is_done = self.pending.is_done
+        if text := self.pending.take_text():
+            self._pieces.put(text)
+        if is_done:
+            self._pieces.put(None)
+        return is_done
 
-    @contextmanager
-    def take(self, urgent: bool) -> Iterator[None]:
-        """The device is ours while the block runs. Raises MemoryFullError where the block wants more than it has."""
-        self._wait(urgent)
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise MemoryFullError(
-                "The device has no memory left; a smaller --chunk-frames or --recall-chunks, a smaller model or "
-                "--device cpu needs less."
-            ) from error
-        finally:
-            with self._changed:
-                self._busy = False
-                if urgent:
-                    self._chunks_from_seconds = time.monotonic() + self._patience_seconds
-                self._changed.notify_all()
+    def fail(self, error: BaseException) -> None:
+        """Ends the answer with an error."""
+        self._pieces.put(error)
 
-    def _wait(self, urgent: bool) -> None:
-        ticket = object()
-        with self._changed:
-            self._waiting[urgent].append(ticket)
-            try:
-                while (wait_seconds := self._wait_seconds(ticket, urgent)) != 0:
-                    self._changed.wait(wait_seconds)
-                self._busy = True
-            finally:
-                self._waiting[urgent].remove(ticket)
-                self._changed.notify_all()  # of use to others where we were interrupted
-
-    def _wait_seconds(self, ticket: object, urgent: bool) -> float | None:
-        """0 when it is this ticket's turn, None until something changes."""
-        if self._busy or self._waiting[urgent][0] is not ticket:
-            return None
-        if urgent:
-            return 0
-        return None if self._waiting[True] else max(0.0, self._chunks_from_seconds - time.monotonic())
+    def next_piece(self) -> str | None:
+        """Waits for the next piece; None at the end. Raises what the answer ended with."""
+        piece = self._pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        return piece
 
 
 class Engine:
-    """A loaded model with its retrieval profile, shared by the sessions it opens."""
+    """A loaded model with its retrieval profile, shared by the sessions it opens.
+
+    All device work is done by one worker thread. It starts with a job and ends when nothing came for a while.
+    """
 
     def __init__(self, model: VideoLLM, profile: Profile | None, config: Config | None = None) -> None:
         """profile: which heads retrieve, from `models.calibration`; without one, attention over all heads chooses."""
         self.model = model
         self.profile = profile
         self.config = config or Config()
-        self._turns = Turns()
+        self.scheduler = Scheduler(max_pass_tokens(model.device.type))
+        self._batch = model.answer_batch()
+        self._answers: list[AnswerStream] = []  # under way
+        self._waiting: list[AnswerStream] = []  # for room on the device, in the order of coming
 
     def open(self, folder: Path | None = None, read_only: bool = False) -> Session:
         """A session: one stream's memory and dialogue, new or as it was left in `folder`, and kept there.
@@ -99,8 +87,9 @@ class Engine:
         read_only: for questions about a folder that another process may be watching; nothing can be watched.
         Raises SessionError (a ValueError) for a folder that cannot be used so.
         """
+        self.run(self.model.prefix)
         if folder is None:
-            return Session(self.model, self.profile, self.config, self._turns.take)
+            return Session(self, self.config)
         memory = self.config.memory
         with ExitStack() as undo:
             store = SessionStore(
@@ -113,9 +102,152 @@ class Engine:
                 memory.kv_bits,
             )
             undo.callback(store.close)
-            session = Session(self.model, self.profile, self.config.overridden(store.settings), self._turns.take, store)
+            session = Session(self, self.config.overridden(store.settings), store)
             undo.pop_all()
         return session
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Runs something short on the device's thread, before the next pass; gives its result or raises its error."""
+        if self._is_worker():
+            return work()
+        job = QueryJob(work)
+        self._add(job)
+        result: T = job.done.result()
+        return result
+
+    def prefill(self, work: PrefillWork, num_tokens: int, is_live: bool) -> Future[list[PrefilledChunk]]:
+        """Chunks go through tower and LLM when it is their turn, maybe in a pass with other streams'."""
+        job = PrefillJob(work, num_tokens, is_live)
+        self._add(job)
+        return job.done
+
+    def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
+        """An answer piece by piece, generated in one batch with all others that are under way.
+
+        retrieve: gives the question with its context; called on the device's thread, as it needs the model.
+        A caller that closes the iterator frees the answer's place at the next step. Raises ValueError if too many
+        questions are waiting already.
+        """
+        if self.scheduler.num_queries + len(self._waiting) >= MAX_WAITING_QUESTIONS:
+            raise ValueError(f"{MAX_WAITING_QUESTIONS} questions are waiting already; ask again in a moment")
+        stream = AnswerStream()
+        try:
+            self.run(lambda: self._begin_answer(stream, retrieve))
+            while (piece := stream.next_piece()) is not None:
+                yield piece
+        finally:
+            stream.is_dropped = True
+
+    def step(self) -> None:
+        """One step of the worker: the next batch, run and accounted for."""
+        batch = self.scheduler.next_batch()
+        if batch is None:
+            return
+        step, jobs = batch
+        started = time.perf_counter()
+        for job in jobs:
+            if isinstance(job, QueryJob):
+                _complete(job.done, job.run)
+        if step is Step.DECODE:
+            self._decode()
+        elif step is Step.PREFILL:
+            self._prefill([job for job in jobs if isinstance(job, PrefillJob)])
+        self._drop_abandoned()
+        self._admit()
+        self.scheduler.complete(step, time.perf_counter() - started, len(self._answers))
+
+    def _begin_answer(self, stream: AnswerStream, retrieve: Callable[[], AnswerRequest]) -> None:
+        """The answer joins the batch at once if there is room for it, else when others have ended."""
+        stream.request = retrieve()
+        self._waiting.append(stream)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Lets waiting answers join in the order of their coming, as far as their contexts fit on the device."""
+        while self._waiting:
+            stream = self._waiting[0]
+            request = stream.request
+            assert request is not None
+            needed_bytes = self._batch.memory_bytes_with(request.context, request.options)
+            if self._answers and needed_bytes > self.config.answer.context_bytes:
+                return
+            self._waiting.pop(0)
+            if stream.is_dropped:
+                continue
+            try:
+                stream.pending = self._batch.add(
+                    request.question, request.context, request.dialogue, request.options
+                )
+            except Exception as error:  # noqa: BLE001  told to who asked, where it is raised again
+                stream.fail(_told(error))
+                continue
+            if not stream.deliver():
+                self._answers.append(stream)
+
+    def _decode(self) -> None:
+        try:
+            self._batch.step()
+        except Exception as error:  # noqa: BLE001  told to all who asked, where it is raised again
+            for stream in self._answers:
+                stream.fail(_told(error))
+                stream.is_dropped = True
+            return
+        self._answers = [stream for stream in self._answers if not stream.deliver()]
+
+    def _drop_abandoned(self) -> None:
+        for stream in self._answers:
+            if stream.is_dropped and stream.pending is not None:
+                self._batch.remove(stream.pending)
+        self._answers = [stream for stream in self._answers if not stream.is_dropped]
+        self._waiting = [stream for stream in self._waiting if not stream.is_dropped]
+
+    def _prefill(self, jobs: Sequence[PrefillJob]) -> None:
+        """Several streams in one pass; if that fails, each by itself, so that one cannot fail the others."""
+        try:
+            results = run_prefills(self.model, [job.work for job in jobs])
+        except Exception as error:  # noqa: BLE001  told to who watches, where it is raised again
+            if len(jobs) == 1:
+                jobs[0].done.set_exception(_told(error))
+                return
+            for job in jobs:
+                self._prefill([job])
+            return
+        for job, result in zip(jobs, results, strict=True):
+            job.done.set_result(result)
+
+    def _add(self, job: QueryJob | PrefillJob) -> None:
+        if self.scheduler.add(job):
+            threads = torch.get_num_threads()
+            self._worker = threading.Thread(target=self._work, args=(threads,), name="device", daemon=True)
+            self._worker.start()
+
+    def _is_worker(self) -> bool:
+        return threading.current_thread() is getattr(self, "_worker", None)
+
+    def _work(self, num_threads: int) -> None:
+        """The worker thread; num_threads: of torch's operators, which torch keeps for each thread that calls them."""
+        torch.set_num_threads(num_threads)
+        with torch.no_grad():
+            while self.scheduler.wait(IDLE_SECONDS):
+                self.step()
+
+
+def _complete(done: Future[T], run: Callable[[], T]) -> None:
+    try:
+        done.set_result(run())
+    except Exception as error:  # noqa: BLE001  raised again where the result is waited for
+        done.set_exception(_told(error))
+
+
+def _told(error: Exception) -> Exception:
+    """The error as its caller should see it: a device without memory is something that a person can mend."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return error
+    full = MemoryFullError(
+        "The device has no memory left; smaller chunks, fewer recalled chunks, a smaller model or the CPU need less."
+    )
+    full.__cause__ = error
+    return full
 
 
 def kept_settings(config: Config) -> dict[str, dict[str, Any]]:

@@ -5,11 +5,15 @@ Knows nothing of where frames come from or how events are shown.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from config import Config
+from config import AnswerConfig, Config
 from keyframes.borders import parts_at_cuts
-from keyframes.pruner import TokenPruner, make_pruner
-from keyframes.reuse import FeatureReuse
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 from memory.bank import KVMemory, MemoryFullError
 from memory.carriers import Carriers
@@ -29,38 +31,70 @@ from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
 from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
 from memory.store import ChunkLostError, SessionError, SessionStore
-from models.base import Turn, VideoLLM, VisualGroup, news
+from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
-from streaming.ahead import AHEAD_FRAMES, together
+from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
+from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 
+T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
-PASS_TOKENS = 256  # visual ones: with more, one pass saves nothing, and its mask costs
-TakeTurn = Callable[[bool], AbstractContextManager[None]]
+
+
+class SessionClosedError(ValueError):
+    """The session was closed by another thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRequest:
+    """One question with the context that was retrieved for it; `context` begins with the prefix."""
+
+    question: str
+    context: Sequence[KVChunk]
+    dialogue: Sequence[Turn]
+    options: AnswerConfig
+
+
+class DeviceOwner(Protocol):
+    """What a session needs of the engine, which alone uses the device."""
+
+    model: VideoLLM
+    profile: Profile | None
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Runs something short on the device's thread."""
+        ...
+
+    def prefill(self, work: PrefillWork, num_tokens: int, is_live: bool) -> Future[list[PrefilledChunk]]:
+        """Chunks go through tower and LLM when it is their turn."""
+        ...
+
+    def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
+        """An answer piece by piece; `retrieve` is called on the device's thread."""
+        ...
 
 
 class Session:
-    """Made by `Engine.open`. `watch` and `ask` may run in different threads; each takes the device in turn."""
+    """Made by `Engine.open`. `watch` and `ask` may run in different threads.
 
-    def __init__(
-        self,
-        model: VideoLLM,
-        profile: Profile | None,
-        config: Config,
-        take_turn: TakeTurn,
-        store: SessionStore | None = None,
-    ) -> None:
+    Memory, index and counters change under a lock, which nobody holds while waiting for the device.
+    """
+
+    def __init__(self, engine: DeviceOwner, config: Config, store: SessionStore | None = None) -> None:
         """store: what has been seen and said before, and where it is kept from now on; closed with the session."""
-        self._model, self._profile, self._config, self._take_turn = model, profile, config, take_turn
+        model, profile = engine.model, engine.profile
+        self._engine, self._model, self._profile, self._config = engine, model, profile, config
+        self._lock = threading.RLock()
+        self._committed = threading.Condition(self._lock)
+        self._under_way: Future[list[PrefilledChunk]] | None = None  # chunks that are not in memory yet
         self._store = store
         self._memory = KVMemory(config.memory, model.device, store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
-        self._pruner: TokenPruner | None = None  # None as well where it begins anew
-        self._reuse: FeatureReuse | None = None  # the same
+        self._ingest: Ingest | None = None  # None if it must begin anew
         self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._dialogue: list[Turn] = []
-        self._stats = Stats()  # replaced while it is our turn, and only then
+        self._stats = Stats()
         self._closed = False
         self._num_told = 0  # of the memory's losses
         self._num_pruned = 0
@@ -73,8 +107,8 @@ class Session:
     def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
         """Remembers the frames chunk by chunk, telling of each; may be called again for what comes later.
 
-        ahead: the frames need not be waited for, as those of a file; then several chunks may go through the model in
-        one batch, where that is quick, and become what they would be one by one.
+        ahead: frames are available without waiting (a file), so several chunks of a small model may
+        share a pass (`streaming/batching.py`). They become what they would be one by one.
         Ends where the frames end, host memory or disk are full (told in a Notice) or the session is closed. An error
         leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the disk.
         """
@@ -82,29 +116,29 @@ class Session:
         memory = self._config.memory
         parts = in_parts(frames, memory.chunk_frames, memory.borders)
         alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
+        max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
         started = time.perf_counter()
-        for batch in together(parts, 1 if alone else max(1, AHEAD_FRAMES // memory.chunk_frames)):
-            told: list[WatchEvent] = []
+        max_tokens = max_pass_tokens(self._model.device.type)
+        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens):
+            events: list[WatchEvent] = []
             try:
-                with self._take_turn(False):
-                    if self._closed:
-                        return
-                    for event in self._remember(batch, started):
-                        told.append(event)
+                self._watch_batch(batch, started, not ahead, events)
+            except SessionClosedError:
+                return
             except (MemoryFullError, SessionError) as error:
-                yield from told
+                yield from events
                 yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
                 return
             except Exception:
-                yield from told
+                yield from events
                 raise
-            yield from told
+            yield from events
             started = time.perf_counter()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the whole with its evidence.
 
-        Waits for what is under way (a chunk, or a few quick ones), no longer. An answer that is abandoned leaves no
+        Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
         Raises ValueError for an empty question, where nothing has been watched, and when closed.
         """
@@ -112,18 +146,17 @@ class Session:
         if not question:
             raise ValueError("the question is empty")
         started = time.perf_counter()
-        with self._take_turn(True):
-            self._check_askable()
-            plan, context = self._bring(question)
-            shown = evidence_of(plan, self._memory.spans(), self._now() + 1 / self._config.read.fps)
-            words = self._words(question)
-        yield from self._losses()
+        evidence: list[Evidence] = []
         text = ""
-        for piece in self._answer(words, context, started):
+        for piece in self._engine.answer(partial(self._retrieve, question, evidence)):
+            if not text:
+                self._count_first_token(time.perf_counter() - started)
+                yield from self._losses()
             text += piece
             yield AnswerPiece(piece)
+        yield from self._losses()
         yield from self._keep(Turn(question, text))
-        yield Answer(question, text, shown, self._stats)
+        yield Answer(question, text, tuple(evidence), self._stats)
 
     @property
     def stats(self) -> Stats:
@@ -156,7 +189,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the memory back, after the chunk under way; may be called twice, and while another thread watches."""
-        with self._take_turn(True):
+        with self._lock:
             self._closed = True
             self._index = None
             self._carriers.close()
@@ -186,46 +219,62 @@ class Session:
         return self.seen_seconds
 
     def _check_askable(self) -> None:
-        if self._closed:
-            raise ValueError("this session is closed")
+        self._check_open()
         if not self._memory.num_chunks:
             raise ValueError("nothing has been watched yet")
 
-    def _remember(self, parts: Sequence[Sequence[Frame]], started: float) -> Iterator[WatchEvent]:
-        """What is new of each part becomes a chunk; where nothing is, the newest one goes on.
+    def _watch_batch(
+        self, parts: Sequence[Sequence[Frame]], started: float, is_live: bool, events: list[WatchEvent]
+    ) -> None:
+        """Prefills one chunk per part. A part in which nothing changed only extends the span of the newest chunk.
 
-        started: when the parts were first waited for, by `time.perf_counter`.
+        started: when the parts were first waited for, by `time.perf_counter`. events: what happened is appended.
         """
-        pruner, self._pruner = self._pruner or make_pruner(self._config.prune), None  # begins anew after an error
-        reuse, self._reuse = self._reuse or self._model.reuse(self._config.reuse), None
-        found = news(self._model, parts, pruner, reuse)
-        chunks = self._prefilled([groups for groups in found if groups])
-        for frames, groups in zip(parts, found, strict=True):
-            before, shown = self._stats, thumbnail(frames)
-            chunk = next(chunks) if groups else None
-            since = self._still_since[0] + len(frames), self._still_since[1] + time.perf_counter() - started
-            if chunk is not None:
-                self._append(chunk, shown, *since)
-            self._still_since = since if chunk is None else (0, 0.0)
-            self._count_pruned(groups, len(frames))
-            self._seen_seconds = frames[-1].pts_seconds
-            self._count(len(frames), time.perf_counter() - started)
-            started = time.perf_counter()
-            yield from self._made_room(before)
-            yield shown
-            yield Watched(self._seen_seconds, self._stats)
-        self._pruner, self._reuse = pruner, reuse
+        with self._lock:
+            self._check_open()
+            ingest, self._ingest = self._ingest or Ingest(self._model, self._config), None  # begins anew after an error
+        prepared = ingest.prepare(parts)
+        with self._lock:
+            self._check_open()
+            work = self._prefill_work(ingest, prepared)
+        num_tokens = num_visual_tokens(self._model, [frame for part in parts for frame in part])
+        self._under_way = self._engine.prefill(work, num_tokens, is_live)
+        try:
+            for chunk in self._under_way.result():
+                with self._lock:
+                    self._check_open()
+                    events += self._remember(chunk, started)
+                started = time.perf_counter()
+        finally:
+            with self._committed:
+                self._under_way = None
+                self._committed.notify_all()
+        self._ingest = ingest
 
-    def _prefilled(self, runs: Sequence[Sequence[VisualGroup]]) -> Iterator[KVChunk]:
-        """The chunk of each run, through the LLM in view of its predecessors: small ones in one pass."""
-        memory, number = self._config.memory, self._memory.num_chunks
-        reach = min(memory.prefill_chunks, memory.window_chunks)
-        near = self._memory.window()[-reach:] if reach else []
-        head = [self._model.prefix(), *self._carriers.before(number - len(near))]
-        for few in passes(runs):
-            made = self._model.prefill_together(few, head, near, reach, number)
-            yield from made
-            near, number = [*near, *made][-reach:] if reach else [], number + len(made)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosedError("this session is closed")
+
+    def _prefill_work(self, ingest: Ingest, prepared: Sequence[PreparedChunk]) -> PrefillWork:
+        """The chunks with what they see: the prefix, carriers and the newest chunks."""
+        memory, index = self._config.memory, self._memory.num_chunks
+        num_recent = min(memory.prefill_chunks, memory.window_chunks)
+        recent = self._memory.window()[-num_recent:] if num_recent else []
+        prefix = [self._model.prefix(), *self._carriers.before(index - len(recent))]
+        return PrefillWork(ingest, prepared, prefix, recent, num_recent, index)
+
+    def _remember(self, result: PrefilledChunk, started: float) -> list[WatchEvent]:
+        """Keeps a chunk, or extends the newest one; says what that changed."""
+        frames = result.prepared.frames
+        before, shown = self._stats, thumbnail(frames)
+        since = self._still_since[0] + len(frames), self._still_since[1] + time.perf_counter() - started
+        if result.chunk is not None:
+            self._append(result.chunk, shown, *since)
+        self._still_since = since if result.chunk is None else (0, 0.0)
+        self._count_pruned(result)
+        self._seen_seconds = frames[-1].pts_seconds
+        self._count(len(frames), time.perf_counter() - started)
+        return [*self._made_room(before), shown, Watched(self._seen_seconds, self._stats)]
 
     def _append(self, chunk: KVChunk, shown: Thumbnail, num_frames: int, seconds: float) -> None:
         """One chunk to disk and into memory."""
@@ -236,13 +285,13 @@ class Session:
         if self._index is not None and keys is not None:
             self._index.add(chunk.index, keys)
 
-    def _count_pruned(self, groups: Sequence[VisualGroup], num_frames: int) -> None:
-        """What did not go on: tokens of `groups`, and groups of the frames, each as large as the newest that did."""
-        if groups:
-            rows, columns = groups[-1].grid
-            self._group_tokens = rows * columns
-        still = -(-num_frames // self._model.frames_per_group) - len(groups)
-        self._num_pruned += sum(group.num_pruned for group in groups) + still * self._group_tokens
+    def _count_pruned(self, result: PrefilledChunk) -> None:
+        """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the size of the last
+        kept one."""
+        self._group_tokens = result.group_tokens or self._group_tokens
+        prepared = result.prepared
+        skipped = -(-len(prepared.frames) // self._model.frames_per_group) - len(prepared.groups)
+        self._num_pruned += result.num_pruned + skipped * self._group_tokens
 
     def _still_there(self, index: int) -> KVChunk | None:
         """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
@@ -250,7 +299,22 @@ class Session:
             return None if index in self._memory.gone else self._memory.get([index])[0]
         return self._still_there(index)
 
-    def _bring(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
+    def _retrieve(self, question: str, evidence: list[Evidence]) -> AnswerRequest:
+        """The question as the model gets it, with its context; evidence: what the answer will rest on is appended.
+
+        Called on the device's thread.
+        """
+        with self._committed:
+            while self._under_way is not None and self._under_way.done():
+                self._committed.wait()  # what the model has seen is part of what is asked about
+            self._check_askable()
+            plan, context = self._retrieve_context(question)
+            evidence += evidence_of(plan, self._memory.spans(), self._now() + 1 / self._config.read.fps)
+            num_tokens = sum(chunk.num_tokens for chunk in context)
+            self._stats = replace(self._stats, context_tokens=num_tokens)
+            return AnswerRequest(self._words(question), context, self._earlier(), self._config.answer)
+
+    def _retrieve_context(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
         """The plan and its context; a chunk that turns out to be lost on the disk is planned without."""
         while True:
             try:
@@ -296,7 +360,7 @@ class Session:
 
     def _words(self, question: str) -> str:
         """The question as the model gets it: times in seconds, each one that of the group that shows what was then."""
-        return in_seconds(question, self._shown_at)
+        return in_seconds(question, self._shown_at, self._now())
 
     def _shown_at(self, seconds: float) -> float:
         if seconds > self._now():
@@ -324,20 +388,9 @@ class Session:
         turns = self._config.answer.dialogue_turns
         return self._dialogue[-turns:] if turns else []
 
-    def _answer(self, words: str, context: Sequence[KVChunk], started: float) -> Iterator[str]:
-        pieces = self._model.answer(words, context, self._earlier(), self._config.answer)
-        first = True
-        while True:
-            with self._take_turn(True):
-                piece = next(pieces, None)
-                if first:
-                    tokens = sum(chunk.num_tokens for chunk in context)
-                    seconds = time.perf_counter() - started
-                    self._stats = replace(self._stats, first_token_seconds=seconds, context_tokens=tokens)
-                    first = False
-            if piece is None:
-                return
-            yield piece
+    def _count_first_token(self, seconds: float) -> None:
+        with self._lock:
+            self._stats = replace(self._stats, first_token_seconds=seconds)
 
     def _keep(self, turn: Turn) -> Iterator[Notice]:
         """Puts a turn into the dialogue; says so where it cannot be kept on the disk as well."""
@@ -345,15 +398,16 @@ class Session:
         if self._store is None:
             return
         try:
-            with self._take_turn(True):  # a chunk may be on its way to the same folder
+            with self._lock:  # a chunk may be on its way to the same folder
                 self._store.add_turn(turn.question, turn.answer)
         except SessionError as error:
             yield Notice(f"This answer was not kept: {error}")
 
     def _losses(self) -> Iterator[Notice]:
         """What was found to be lost since this was last said."""
-        losses = self._memory.losses[self._num_told :]
-        self._num_told += len(losses)
+        with self._lock:
+            losses = self._memory.losses[self._num_told :]
+            self._num_told += len(losses)
         yield from map(Notice, losses)
 
     def _made_room(self, before: Stats) -> Iterator[Notice]:
@@ -428,21 +482,6 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
         return parts_at_cuts(frames, -(-count // 2), count)
     frames = iter(frames)
     return iter(lambda: list(islice(frames, count)), [])
-
-
-def passes(runs: Sequence[Sequence[VisualGroup]]) -> Iterator[list[Sequence[VisualGroup]]]:
-    """Runs that go through the LLM together: as many as have PASS_TOKENS visual tokens, or one that has more."""
-    few: list[Sequence[VisualGroup]] = []
-    num_tokens = 0
-    for run in runs:
-        size = sum(len(group.embeddings) for group in run)
-        if few and num_tokens + size > PASS_TOKENS:
-            yield few
-            few, num_tokens = [], 0
-        few.append(run)
-        num_tokens += size
-    if few:
-        yield few
 
 
 def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float) -> tuple[Evidence, ...]:

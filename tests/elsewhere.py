@@ -51,7 +51,7 @@ def answers(device: str, way: str) -> list[str]:
     found = []
     with TemporaryDirectory() as folder:
         for read_only in (False, True):
-            with open_session(engine, f"{folder}/s", {}, read_only) as session:
+            with open_session(engine, Path(folder) / "s", {}, read_only) as session:
                 if not read_only:
                     with Reader(FileSource(SAMPLE, 2.0, stop_seconds=SECONDS)) as reader:
                         list(session.watch(reader))
@@ -68,13 +68,13 @@ def counted(of: type, method: str) -> Any:
 @contextmanager
 def forgotten_patches() -> Iterator[None]:
     """The patches of every group stay on the CPU."""
-    patches = Qwen3VL._patches
+    patches = Qwen3VL._clip_patches
 
-    def forgotten(model: Qwen3VL, group: Any) -> Any:
-        cut, grid = patches(model, group)
+    def forgotten(model: Qwen3VL, frames: Any) -> Any:
+        cut, grid = patches(model, frames)
         return cut.cpu(), grid
 
-    with patch.object(Qwen3VL, "_patches", forgotten):
+    with patch.object(Qwen3VL, "_clip_patches", forgotten):
         yield
 
 

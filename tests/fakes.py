@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Stats, Thumbnail, Watched, WatchEvent
@@ -10,14 +12,19 @@ from streaming.frames import Frame
 
 
 class FakeSession:
-    """Counts frames in chunks of `chunk_frames`; its answers tell the question, and rest on the first two chunks.
+    """Counts frames in chunks of `chunk_frames`; its answers tell the question, and rest on the second it names.
 
     gate: watching waits here after its first chunk, so that a test can act in the middle.
+    word_seconds: how long each word of an answer takes.
     """
 
-    def __init__(self, chunk_frames: int = 8, gate: threading.Event | None = None) -> None:
+    def __init__(
+        self, chunk_frames: int = 8, gate: threading.Event | None = None, word_seconds: float = 0.0
+    ) -> None:
         self.chunk_frames = chunk_frames
         self.gate = gate
+        self.word_seconds = word_seconds
+        self.asked: list[str] = []
         self.closed = False
         self.seen_seconds = 0.0
         self.stats = Stats()
@@ -36,10 +43,14 @@ class FakeSession:
         yield self._watched(count)
 
     def ask(self, question: str) -> Iterator[AskEvent]:
+        self.asked.append(question)
         text = f"You asked: {question} I have seen {self.stats.frames_read} frames."
         for word in text.split(" "):
+            time.sleep(self.word_seconds)
             yield AnswerPiece(word + " ")
-        evidence = (Evidence(2.0, 4.0, 0.91, "recalled"), Evidence(0.0, 2.0, 0.55, "recent"))
+        named = re.search(r"second (\d+)", question)
+        start = float(named[1]) if named else 2.0
+        evidence = (Evidence(start, start + 2, 2.91, "recalled"), Evidence(0.0, 2.0, 0.55, "recent"))
         yield Answer(question, text, evidence, self.stats)
 
     def close(self) -> None:
@@ -52,12 +63,13 @@ class FakeSession:
 
 
 class FakeEngine:
-    """Opens fake sessions and remembers them."""
+    """Opens fake sessions and remembers them; the attributes are those of the next session."""
 
-    def __init__(self, gate: threading.Event | None = None) -> None:
+    def __init__(self, gate: threading.Event | None = None, word_seconds: float = 0.0) -> None:
         self.sessions: list[FakeSession] = []
         self.gate = gate
+        self.word_seconds = word_seconds
 
     def open(self) -> FakeSession:
-        self.sessions.append(FakeSession(gate=self.gate))
+        self.sessions.append(FakeSession(gate=self.gate, word_seconds=self.word_seconds))
         return self.sessions[-1]

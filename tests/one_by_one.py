@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from config import AnswerConfig
 from memory.chunk import KVChunk
-from models.base import VisualGroup
+from models.base import PendingAnswer, PrefillRequest, Turn, VisualGroup
 
 
 class OneByOne:
-    """`prefill_together` for a model that has `prefill`."""
+    """`prefill_batch` and `answer_batch` for a model that has `prefill` and `answer`.
+
+    A group has one token, whatever its size.
+    """
+
+    def num_group_tokens(self, height: int, width: int) -> int:
+        return 1
 
     def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
         raise NotImplementedError
 
-    def prefill_together(
-        self,
-        runs: Sequence[Sequence[VisualGroup]],
-        head: Sequence[KVChunk],
-        near: Sequence[KVChunk],
-        reach: int,
-        index: int,
-    ) -> list[KVChunk]:
-        return [self.prefill(groups, head, number) for number, groups in enumerate(runs, index)]
+    def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
+        return [
+            [self.prefill(groups, request.prefix, number) for number, groups in enumerate(request.runs, request.index)]
+            for request in requests
+        ]
+
+    def answer(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> Iterator[str]:
+        raise NotImplementedError
+
+    def answer_batch(self) -> AnswersByTurns:
+        return AnswersByTurns(self.answer)
+
+
+class GeneratedAnswer:
+    """An answer whose text comes from a generator, a piece at a step."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self.is_done = False
+        self._pieces = pieces
+        self._text = ""
+
+    def step(self) -> None:
+        piece = next(self._pieces, None)
+        if piece is None:
+            self.is_done = True
+        else:
+            self._text += piece
+
+    def take_text(self) -> str:
+        text, self._text = self._text, ""
+        return text
+
+
+class AnswersByTurns:
+    """`models.base.AnswerBatch` for a model that has `answer`: every step takes the next piece of each."""
+
+    def __init__(self, answer: Callable[..., Iterator[str]]) -> None:
+        self._answer = answer
+        self._answers: list[GeneratedAnswer] = []
+
+    memory_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def memory_bytes_with(self, context: Sequence[KVChunk], options: AnswerConfig) -> int:
+        return 0
+
+    def add(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+    ) -> GeneratedAnswer:
+        answer = GeneratedAnswer(self._answer(question, context, dialogue, options))
+        answer.step()
+        if not answer.is_done:
+            self._answers.append(answer)
+        return answer
+
+    def step(self) -> None:
+        for answer in list(self._answers):
+            answer.step()
+            if answer.is_done:
+                self._answers.remove(answer)
+
+    def remove(self, answer: PendingAnswer) -> None:
+        self._answers = [other for other in self._answers if other is not answer]

@@ -6,9 +6,11 @@ What runs here has been brought to where the model is; what was forgotten on the
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -101,9 +103,15 @@ def _done(operation: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
 
 @contextmanager
 def pretended_device() -> Iterator[None]:
-    """`torch.device(NAME)` is there for this thread, as long as the block lasts."""
+    """`torch.device(NAME)` is there for this thread and those that it starts, as long as the block lasts."""
     _register()
-    with _Literals(), _Factories():  # type: ignore[no-untyped-call]
+    run = threading.Thread.run
+
+    def run_with_device(thread: threading.Thread) -> None:
+        with _Literals(), _Factories():  # type: ignore[no-untyped-call]
+            run(thread)
+
+    with _Literals(), _Factories(), patch.object(threading.Thread, "run", run_with_device):  # type: ignore[no-untyped-call]
         yield
 
 

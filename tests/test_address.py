@@ -324,6 +324,36 @@ def test_no_text_breaks_the_reader() -> None:
         in_seconds(question)
 
 
+@pytest.mark.parametrize(
+    ("question", "rewritten"),
+    [
+        ("What is shown now?", "What is shown at 29 seconds?"),
+        ("What is there right now", "What is there at 29 seconds"),
+        ("What do you see at the moment?", "What do you see at 29 seconds?"),
+        ("Now, what is there?", "at 29 seconds, what is there?"),
+        ("What was at 0:10, and what is now?", "What was at 10 seconds, and what is at 29 seconds?"),
+    ],
+)
+def test_now_becomes_the_moment_that_the_stream_has_come_to(question: str, rewritten: str) -> None:
+    assert in_seconds(question, now_seconds=29.5) == rewritten
+    assert "29" not in in_seconds(question), "unless nobody says when now is"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "What has happened until now?",
+        "What has just now happened?",
+        "What happened between five minutes ago and now?",
+        "What changed from the first minute to now?",
+        "Is the now famous dog there?",
+        "Do you know what snow is?",
+    ],
+)
+def test_now_stays_where_it_names_no_moment_of_its_own(question: str) -> None:
+    assert in_seconds(question, now_seconds=29.5) == question
+
+
 def test_written_times_do_not_overlap_and_stand_where_they_say() -> None:
     text = "From 1:20 to 2 min, 3 and 4 seconds; 1h 5m; twenty-five seconds."
     times = written_times(text)

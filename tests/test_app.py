@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from app import app
 from models.calibration import Profile, RetrievalHead
+from streaming.batching import BATCH_FRAMES
 from streaming.frames import Frame
 from streaming.session import Session
 from tests.clips import write_clip
@@ -47,6 +48,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C works even where the tests run in the background, for which shells switch it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run(*arguments: object) -> Result:
@@ -91,7 +100,7 @@ def test_without_json_the_answers_alone_are_on_standard_output(model: str, clip:
     told = ask(model, clip, "What is shown?", "What is shown at 0:05?")
     wanted = answers(ask(model, clip, "What is shown?", "What is shown at 0:05?", "--json"))
     assert told.stdout.splitlines() == [item["answer"] for item in wanted]
-    for words in ("What is shown at 0:05?", "00:04–00:06", "named time", "recent", "calibrate"):
+    for words in ("What is shown at 0:05?", "0:04–0:06", "named time", "recent", "calibrate"):
         assert words in told.stderr
 
 
@@ -273,7 +282,10 @@ def test_a_port_that_is_taken_is_told(model: str, clip: Path) -> None:
         assert str(port) in refusal(run("serve", clip, "--port", port, "--model", model))
 
 
-# Interruptions.
+# Interruptions. A clip of six chunks goes through the model in three batches: 1, 4 and 1 of them.
+
+SIX_CHUNKS = ("--fps", "8", "--chunk-frames", "16")  # of a clip of 12 s
+CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
@@ -291,12 +303,14 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
 def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
     model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    options = ["--model", model, "--max-tokens", 8, *SIX_CHUNKS]
+    (whole,) = answers(run("ask", clip, "What?", "--json", *options))
+    assert whole["stats"]["chunks"] == 6
     interrupting(monkeypatch, chunk=2)
-    result = ask(model, clip, "What?", "--json")
+    result = run("ask", clip, "What?", "--json", *options)
     (found,) = answers(result)
-    chunks = found["stats"]["chunks"]
-    assert 3 <= chunks < 6, "those taken together with it are finished too"
-    assert found["stats"]["frames_read"] == 4 * chunks
+    assert found["stats"]["chunks"] == CHUNKS_OF_TWO_BATCHES, "those of its batch are finished too"
+    assert found["stats"]["frames_read"] == CHUNKS_OF_TWO_BATCHES * 16
     assert "from what was seen" in result.stderr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "and Ctrl-C means what it meant before"
 
@@ -324,6 +338,52 @@ def test_ctrl_c_while_answering_ends_quietly(model: str, clip: Path, monkeypatch
     assert result.exit_code == 130 and "Traceback" not in result.stderr
 
 
+# Sessions by name, and long questions.
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t", "a\nb", "\x1b[2J", "\udce9"])
+def test_what_is_no_name_of_a_session_is_refused(model: str, clip: Path, name: str, tmp_path: Path) -> None:
+    """Before anything is watched, and nothing is kept or thrown away."""
+    for words in (
+        ("watch", clip, "--model", model, "--session", name),
+        ("ask", clip, "What?", "--model", model, "--session", name),
+        ("ask", "What?", "--model", model, "--session", name),
+        ("sessions", "info", name),
+        ("sessions", "delete", name, "--yes"),
+    ):
+        sentence = refusal(run(*words))
+        assert sentence.startswith("A session") and sentence.isprintable()
+
+
+def test_a_home_that_is_not_there_is_told() -> None:
+    assert "no home folder" in refusal(run("sessions", "info", "~nobody-of-that-name"))
+
+
+LONG_QUESTIONS = {"ascii": "What colour was it? " * 40, "multi-byte": "色は何でしたか。" * 40, "one word": "x" * 300}
+
+
+@pytest.mark.parametrize("question", LONG_QUESTIONS.values(), ids=LONG_QUESTIONS)
+def test_a_question_may_be_longer_than_the_name_of_a_file(
+    model: str, clip: Path, tmp_path: Path, question: str
+) -> None:
+    assert len(question.encode()) > 255
+    folder = tmp_path / "kept"
+    (plain,) = answers(ask(model, clip, question, "--json"))
+    (first,) = answers(ask(model, clip, question, "--session", folder, "--json"))
+    assert plain["question"] == first["question"] == question.strip()
+    assert first["answer"] == plain["answer"]
+    kept = ["--session", folder, "--json", "--model", model, "--max-tokens", 8]
+    assert [item["question"] for item in answers(run("ask", question, *kept))] == [question.strip()]
+    both = answers(run("ask", question, question, *kept))
+    assert [item["question"] for item in both] == 2 * [question.strip()]
+    assert json.loads(run("sessions", "info", folder, "--json").stdout)["questions"] == 4
+
+
+def test_a_question_that_is_no_text_is_refused(model: str, clip: Path) -> None:
+    """What the shell hands over undecoded, as in $'caf\\xe9'."""
+    assert "UTF-8" in refusal(ask(model, clip, "caf\udce9?"))
+
+
 # Help and calibration.
 
 
@@ -333,7 +393,7 @@ def test_ctrl_c_while_answering_ends_quietly(model: str, clip: Path, monkeypatch
 def test_the_help_of_every_command_teaches_by_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert "Examples:" in result.stdout and f"app.py {command}" in result.stdout
+    assert "Examples:" in result.stdout and f"longlook {command}" in result.stdout
     assert run(command, "-h").stdout == result.stdout
     assert command in run("--help").stdout
 
@@ -392,7 +452,7 @@ CHILD = """
 def child(model: str, clip: Path) -> Iterator[subprocess.Popen[str]]:
     """`ask` in a process that waits for a line of input before each chunk, and has a first chunk behind it."""
     command = [sys.executable, "-c", textwrap.dedent(CHILD), "ask", str(clip), "What?", "--json"]
-    options = ["--model", model, "--chunk-frames", "4", "--max-tokens", "4"]
+    options = ["--model", model, *SIX_CHUNKS, "--max-tokens", "4"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen([*command, *options], cwd=REPOSITORY, env=environment, text=True, **pipes) as process:
@@ -426,7 +486,8 @@ def test_a_real_ctrl_c_stops_watching_and_answers(child: subprocess.Popen[str]) 
     told, advice = child.communicate("\n", timeout=START_SECONDS)
     assert child.returncode == 0, advice
     (line,) = told.splitlines()
-    assert json.loads(line)["stats"]["chunks"] in (2, 3), "the chunk under way, and the one taken together with it"
+    chunks = json.loads(line)["stats"]["chunks"]
+    assert chunks == CHUNKS_OF_TWO_BATCHES, "the chunk under way, and those of its batch"
     assert "Traceback" not in advice
 
 
@@ -452,6 +513,17 @@ def test_a_reader_that_goes_away_ends_us_without_a_traceback(model: str, clip: P
 
 
 @pytest.mark.timeout(START_SECONDS)
+def test_a_mistyped_file_name_is_not_taken_for_a_question(tmp_path: Path) -> None:
+    told = refusal(run("ask", tmp_path / "clpi.mp4", "What?", "--session", tmp_path / "kept"))
+    assert "clpi.mp4" in told
+
+
+def test_the_version_is_shown() -> None:
+    told = run("--version")
+    assert told.exit_code == 0
+    assert told.stdout.startswith("longlook 0.")
+
+
 def test_a_process_of_its_own_keeps_its_two_channels_apart(model: str, clip: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     command = [

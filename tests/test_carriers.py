@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from config import AnswerConfig, Config, MemoryConfig
 from memory.carriers import Carriers, carrier_indices
 from memory.chunk import KVChunk, PositionLayout
-from models.hf import lay_out, rotate
+from models.cache_layout import concat_positions, rotate
 from models.qwen3_vl import Qwen3VL, text_layout
 from streaming.engine import Engine
 from streaming.events import Answer
@@ -94,9 +94,9 @@ def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(tiny: Qwen3VL) ->
     carrier = chunks[0].select(~chunks[0].visual)
     tokens = tiny._prompt.question("Which?", ())
     context = [prefix, carrier, chunks[1]]
-    ours = torch.stack(tiny._decoder.read(tiny._decoder.embed(tokens), text_layout(len(tokens)), context).keys)
+    ours = torch.stack(tiny._decoder.prefill(tiny._decoder.embed(tokens), text_layout(len(tokens)), context).keys)
 
-    closed, start = lay_out([chunk.layout for chunk in context])
+    closed, start = concat_positions([chunk.layout for chunk in context])
     whole = [prefix, chunks[0], chunks[1]]
     seen = [torch.ones(chunk.num_tokens, dtype=torch.bool) for chunk in whole]
     visible = torch.cat([seen[0], ~chunks[0].visual, seen[2]])
@@ -104,7 +104,7 @@ def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(tiny: Qwen3VL) ->
     positions[:, visible] = closed
     assert gap(ours, stock_keys(whole, visible, positions, start, tokens)) <= TOLERANCE
     assert gap(ours, stock_keys(whole, torch.ones_like(visible), positions, start, tokens)) > NOTICED
-    apart = lay_out([chunk.layout for chunk in whole])[0]
+    apart = concat_positions([chunk.layout for chunk in whole])[0]
     assert gap(ours, stock_keys(whole, visible, apart, start, tokens)) > NOTICED
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from models.decoding import TextStream
 from models.demo.tokenizer import SPECIAL, UNKNOWN, build_tokenizer, vocabulary
 from models.demo.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, WorldEvent
+from models.sampling import TextStream
 from training.bind import ClipMaker, Stage
 from training.questions import (
     FAMILIES,

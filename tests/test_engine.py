@@ -1,19 +1,26 @@
-"""The device goes to one at a time, questions first; settings come by layers, and what makes no sense is said."""
+"""One thread does all device work, questions first; settings come by layers, and what makes no sense is said."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from config import Config
 from memory.bank import MemoryFullError
+from memory.chunk import KVChunk
+from models.base import PrefillRequest
 from models.calibration import Profile, RetrievalHead, profile_path
 from models.loading import load
-from streaming.engine import Engine, Turns, load_engine, load_model
+from models.qwen3_vl import Qwen3VL
+from streaming.engine import Engine, load_engine, load_model
+from streaming.events import Answer
+from streaming.session import Session
 from tests.gated import WORDS, Gate, GatedModel
 from tests.tiny import noise_frames
 from tests.waiting import wait_until
@@ -32,117 +39,6 @@ def recommends(checkpoint: Path, tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-class Queue:
-    """Threads that take turns, each started once the one before it stands in line; `order` tells who came when."""
-
-    def __init__(self, turns: Turns) -> None:
-        self.order: list[str] = []
-        self._turns = turns
-        self._threads: list[threading.Thread] = []
-
-    def join(self, name: str, urgent: bool, then: Callable[[], None] = lambda: None) -> None:
-        def work() -> None:
-            with self._turns.take(urgent):
-                self.order.append(name)
-                then()
-
-        self._threads.append(threading.Thread(target=work, daemon=True))
-        waiting = self._num_waiting()
-        self._threads[-1].start()
-        wait_until(lambda: self._num_waiting() == waiting + 1)
-
-    def finish(self) -> list[str]:
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive(), f"hangs after {self.order}"
-        return self.order
-
-    def _num_waiting(self) -> int:
-        return sum(len(tickets) for tickets in self._turns._waiting.values())
-
-
-def test_urgent_ones_go_first_and_each_kind_in_the_order_of_asking() -> None:
-    turns = Turns(patience_seconds=0)
-    queue = Queue(turns)
-    with turns.take(False):
-        for name, urgent in (
-            ("chunk a", False),
-            ("chunk b", False),
-            ("ask a", True),
-            ("chunk c", False),
-            ("ask b", True),
-        ):
-            queue.join(name, urgent)
-    assert queue.finish() == ["ask a", "ask b", "chunk a", "chunk b", "chunk c"]
-
-
-def test_one_who_comes_back_at_once_stands_behind_those_who_wait() -> None:
-    turns = Turns(patience_seconds=0)
-    queue = Queue(turns)
-    with turns.take(False):
-        queue.join("other", urgent=False)
-    with turns.take(False):
-        queue.order.append("again")
-    assert queue.finish() == ["other", "again"]
-
-
-def test_only_one_has_the_device() -> None:
-    turns, inside, most = Turns(patience_seconds=0), 0, 0
-
-    def work(urgent: bool) -> None:
-        nonlocal inside, most
-        for _ in range(200):
-            with turns.take(urgent):
-                inside += 1
-                most = max(most, inside)
-                inside -= 1
-
-    threads = [threading.Thread(target=work, args=(k % 2 == 0,), daemon=True) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    assert (most, inside) == (1, 0)
-
-
-def test_an_error_in_a_turn_gives_the_device_back() -> None:
-    turns = Turns()
-    with pytest.raises(RuntimeError, match="failed"), turns.take(True):
-        raise RuntimeError("failed")
-    with turns.take(True):
-        pass
-    assert not turns._busy
-
-
-def test_a_device_without_memory_is_told_in_a_sentence_and_given_back() -> None:
-    turns = Turns()
-    with pytest.raises(MemoryFullError, match="no memory left; a smaller --chunk-frames"), turns.take(True):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-    with turns.take(True):
-        pass
-
-
-def test_a_chunk_holds_back_while_an_answer_may_go_on_and_no_longer() -> None:
-    patient = Turns(patience_seconds=1e6)
-    with patient.take(True):
-        pass
-    held = patient._wait_seconds(_stand_in_line(patient), False)
-    assert held is not None and held > 1e5
-    with Turns(patience_seconds=0).take(True):
-        pass
-    hasty = Turns(patience_seconds=0)
-    with hasty.take(True):
-        pass
-    assert hasty._wait_seconds(_stand_in_line(hasty), False) == 0
-
-
-def _stand_in_line(turns: Turns) -> object:
-    ticket = object()
-    turns._waiting[False].append(ticket)
-    return ticket
-
-
 def test_sessions_share_a_model_and_nothing_else() -> None:
     model = GatedModel()
     engine = Engine(model, None)
@@ -157,25 +53,213 @@ def test_sessions_share_a_model_and_nothing_else() -> None:
 def test_a_question_of_one_session_goes_before_the_next_chunk_of_another() -> None:
     model = GatedModel()
     engine = Engine(model, None)
-    engine._turns = Turns(patience_seconds=1e6)
     busy, asking = engine.open(), engine.open()
     list(asking.watch(noise_frames(2, 2, 2)))
     model.log.clear()
     model.gates[0] = under_way = Gate()
-    watcher = threading.Thread(target=lambda: list(busy.watch(noise_frames(64, 2, 2))), daemon=True)
-    watcher.start()
+    watcher = in_thread(lambda: list(busy.watch(noise_frames(64, 2, 2))))
     assert under_way.reached.wait(60)
-    asker = threading.Thread(target=lambda: list(asking.ask("q")), daemon=True)
-    asker.start()
-    wait_until(lambda: bool(engine._turns._waiting[True]))
+    asker = in_thread(lambda: list(asking.ask("q")))
+    wait_until(lambda: engine.scheduler.num_queries == 1)
     under_way.open()
     asker.join(60)
-    assert model.log == ["chunk 0", *(f"q: {word.strip()}" for word in WORDS)]
-    with engine._turns._changed:
-        engine._turns._chunks_from_seconds = 0.0
-        engine._turns._changed.notify_all()
     watcher.join(60)
+    assert model.log[:2] == ["chunk 0", "q: one"]
     assert busy.stats.chunks == 4
+
+
+def test_all_device_work_is_done_by_one_thread() -> None:
+    threads: set[str] = set()
+
+    class Watched(GatedModel):
+        def _do(self, key: int | str, line: str) -> None:
+            threads.add(threading.current_thread().name)
+            super()._do(key, line)
+
+    engine = Engine(Watched(), None)
+    sessions = [engine.open() for _ in range(3)]
+    work = [in_thread(partial(watch_and_ask, session)) for session in sessions]
+    for thread in work:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert threads == {"device"}
+
+
+def test_answers_of_several_sessions_are_under_way_together() -> None:
+    model = GatedModel()
+    engine = Engine(model, None)
+    sessions = [engine.open() for _ in range(3)]
+    for session in sessions:
+        list(session.watch(noise_frames(2, 2, 2)))
+    model.log.clear()
+    model.gates["one "] = first_token = Gate()
+    askers = [in_thread(partial(list, session.ask(f"q{k}"))) for k, session in enumerate(sessions)]
+    assert first_token.reached.wait(60)
+    wait_until(lambda: engine.scheduler.num_queries == 2)
+    first_token.open()
+    for asker in askers:
+        asker.join(60)
+    words = [line.split(": ")[1] for line in model.log]
+    assert words == ["one"] * 3 + ["two"] * 3 + ["three"] * 3
+
+
+def test_an_answer_whose_reader_has_gone_frees_its_place_at_the_next_step() -> None:
+    model = GatedModel()
+    engine = Engine(model, None)
+    session = engine.open()
+    list(session.watch(noise_frames(2, 2, 2)))
+    model.gates["two "] = second_token = Gate()
+    answer = session.ask("q")
+    next(answer)
+    assert second_token.reached.wait(60)
+    del answer  # its generator is closed
+    second_token.open()
+    wait_until(lambda: not engine._answers)
+    assert "q: three" not in model.log and session.dialogue == ()
+
+
+def test_an_error_in_a_step_is_raised_where_it_was_waited_for_and_the_device_goes_on() -> None:
+    model = GatedModel()
+    engine = Engine(model, None)
+    session = engine.open()
+    model.broken.add(0)
+    with pytest.raises(RuntimeError, match="chunk 0"):
+        list(session.watch(noise_frames(2, 2, 2)))
+    model.broken.clear()
+    list(session.watch(noise_frames(2, 2, 2)))
+    model.broken.add("two ")
+    with pytest.raises(RuntimeError, match="two"):
+        list(session.ask("q"))
+    model.broken.clear()
+    assert [event.text for event in session.ask("q") if isinstance(event, Answer)] == ["".join(WORDS)]
+
+
+def test_a_device_without_memory_is_told_in_a_sentence() -> None:
+    engine = Engine(GatedModel(), None)
+
+    def too_large() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with pytest.raises(MemoryFullError, match="no memory left") as error:
+        engine.run(too_large)
+    assert "--" not in str(error.value), "a library knows no command line"
+    assert engine.run(lambda: 7) == 7
+
+
+def test_streams_that_wait_together_share_a_pass(tiny: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(tiny, None, Config().overridden({"memory": {"chunk_frames": 4}}))
+    clips = [noise_frames(12, seed=seed) for seed in range(3)]
+    alone = []
+    for clip in clips:
+        session = Engine(tiny, None, engine.config).open()
+        list(session.watch(clip))
+        alone.append(session.memory.get([0, 1, 2]))
+
+    sizes: list[int] = []
+    stock = tiny.prefill_batch
+
+    def counted(requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
+        sizes.append(len(requests))
+        return stock(requests)
+
+    monkeypatch.setattr(tiny, "prefill_batch", counted)
+    sessions = [engine.open() for _ in clips]
+    release, blocker = hold(engine)
+    watchers = [in_thread(partial(list, session.watch(clip))) for session, clip in zip(sessions, clips, strict=True)]
+    wait_until(lambda: len(engine.scheduler._prefills) == 3)
+    release.set()
+    for thread in (blocker, *watchers):
+        thread.join(60)
+    assert sizes[0] == 3
+    for session, wanted in zip(sessions, alone, strict=True):
+        for one, other in zip(session.memory.get([0, 1, 2]), wanted, strict=True):
+            assert float((one.keys - other.keys).abs().max()) < 1e-5
+
+
+def test_questions_wait_where_their_contexts_have_no_room_and_are_answered_all_the_same(tiny: Qwen3VL) -> None:
+    narrow = Config().overridden({"answer": {"context_bytes": 0, "max_new_tokens": 6}, "memory": {"chunk_frames": 4}})
+    wide = narrow.overridden({"answer": {"context_bytes": 1 << 30}})
+    texts: list[list[str]] = []
+    most: list[int] = []
+    for config in (wide, narrow):
+        engine = Engine(tiny, None, config)
+        session = engine.open()
+        list(session.watch(noise_frames(8)))
+        release, blocker = hold(engine)
+        found: dict[int, str] = {}
+        askers = [in_thread(partial(answer_into, session, k, found)) for k in range(4)]
+        wait_until(lambda engine=engine: engine.scheduler.num_queries == 4)  # type: ignore[misc]
+        peak = 0
+        step = engine.step
+
+        def counted(engine: Engine = engine, step: Callable[[], None] = step) -> None:
+            nonlocal peak
+            step()
+            peak = max(peak, len(engine._batch))
+
+        engine.step = counted  # type: ignore[method-assign]
+        release.set()
+        for thread in (blocker, *askers):
+            thread.join(60)
+        texts.append([found[k] for k in range(4)])
+        most.append(peak)
+    assert texts[0] == texts[1]
+    assert most == [4, 1]
+
+
+def test_too_many_questions_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.engine.MAX_WAITING_QUESTIONS", 2)
+    engine = Engine(GatedModel(), None)
+    session = engine.open()
+    list(session.watch(noise_frames(2, 2, 2)))
+    release, blocker = hold(engine)
+    askers = []
+    for number in range(2):
+        askers.append(in_thread(lambda: list(session.ask("q"))))
+        wait_until(lambda number=number: engine.scheduler.num_queries == 1 + number)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="ask again in a moment"):
+        list(session.ask("one too many"))
+    release.set()
+    for thread in (blocker, *askers):
+        thread.join(60)
+    assert len(session.dialogue) == 2
+
+
+def test_the_worker_ends_when_it_is_idle_and_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.engine.IDLE_SECONDS", 0.01)
+    engine = Engine(GatedModel(), None)
+    first = engine.run(threading.current_thread)
+    first.join(60)
+    assert not first.is_alive()
+    assert engine.run(threading.current_thread) is not first
+
+
+def hold(engine: Engine) -> tuple[threading.Event, threading.Thread]:
+    """Keeps the device busy from now on until the event is set."""
+    began, release = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        assert release.wait(60)
+
+    thread = in_thread(partial(engine.run, work))
+    assert began.wait(60)
+    return release, thread
+
+
+def watch_and_ask(session: Session) -> None:
+    list(session.watch(noise_frames(40, 2, 2)))
+    list(session.ask("q"))
+
+
+def answer_into(session: Session, number: int, found: dict[int, str]) -> None:
+    found[number] = next(e.text for e in session.ask(f"What is {number}?") if isinstance(e, Answer))
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
 
 
 # Settings and profiles.

@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from config import AnswerConfig
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup
-from models.hf import lay_out, rotate, see_context
+from models.cache_layout import causal_mask, concat_positions, rotate
 from models.loading import load
 from models.pixels import fit_size, normalise, resize
 from models.qwen3_vl import VIDEO, VIDEO_PAD, Qwen3VL
@@ -179,7 +179,7 @@ def test_positions_are_those_of_the_stock_rope_index(tiny: Qwen3VL, stock: Qwen3
     ids, marks, grid = (inputs[name] for name in ("input_ids", "mm_token_type_ids", "video_grid_thw"))
     wanted, _ = stock.model.get_rope_index(ids, marks, video_grid_thw=grid)
     chunks = stream(tiny, frames, 1)
-    positions, extent = lay_out([chunk.layout for chunk in chunks])
+    positions, extent = concat_positions([chunk.layout for chunk in chunks])
     assert torch.equal(positions, wanted[:, 0, : positions.shape[1]])
     assert torch.equal(wanted[:, 0, positions.shape[1]], torch.full((3,), extent))
     assert torch.equal(torch.cat([chunk.visual for chunk in chunks]), marks[0, : positions.shape[1]] == 2)
@@ -197,7 +197,7 @@ def test_raw_keys_rotate_to_any_place_as_if_prefilled_there(
         there = [rotation[0] for rotation in text_model.rotary_emb(torch.empty(0), places + far)]
         beside = [rotation[0] for rotation in text_model.rotary_emb(torch.empty(0), places + far + 1)]
     layout = PositionLayout(places[:, 0], len(tokens))
-    raw = tiny._decoder.read(tiny._decoder.embed(tokens), layout, [])
+    raw = tiny._decoder.prefill(tiny._decoder.embed(tokens), layout, [])
     for layer, keys in enumerate(raw.keys):
         assert gap(rotate(keys, *there), cache.layers[layer].keys[0]) <= TOLERANCE
         assert gap(rotate(keys, *beside), cache.layers[layer].keys[0]) > NOTICED
@@ -289,13 +289,13 @@ def test_an_answer_is_its_tokens_as_text_and_sampling_follows_the_seed(tiny: Qwe
 
 
 def test_the_mask_lets_all_see_the_context_and_none_the_future() -> None:
-    mask = see_context(3, 7, torch.device("cpu"))
+    mask = causal_mask(3, 7, torch.device("cpu"))
     assert mask is not None and torch.equal(mask, causal_lower_right(3, 7)._materialize(torch.device("cpu")))
-    assert see_context(3, 3, torch.device("cpu")) is None
+    assert causal_mask(3, 3, torch.device("cpu")) is None
 
 
 def test_transformers_is_the_version_whose_inner_contracts_we_use(stock: Qwen3VLForConditionalGeneration) -> None:
-    assert transformers.__version__.startswith("5.23."), "models/hf.py was checked against 5.23 only"
+    assert transformers.__version__.startswith("5.23."), "models/decoder.py was checked against 5.23 only"
     zero = torch.zeros(3, 1, 4, dtype=torch.long)
     cosines, sines = stock.model.language_model.rotary_emb(torch.empty(0), zero)
     assert torch.equal(cosines, torch.ones(1, 4, 16)) and torch.equal(sines, torch.zeros(1, 4, 16))

@@ -226,18 +226,18 @@ def test_a_session_of_8_bits_stays_one_and_other_bits_are_refused_in_a_sentence(
     checkpoint: Path, engine: Engine, tmp_path: Path
 ) -> None:
     tiny_engine(checkpoint, kv_bits=8).open(tmp_path / "s").close()
-    with open_session(engine, str(tmp_path / "s"), {"memory": {"kv_bits": None}}) as session:
+    with open_session(engine, tmp_path / "s", {"memory": {"kv_bits": None}}) as session:
         assert session.config.memory.kv_bits == 8
     sentence = "This session began with kv_bits 8, which cannot become 16 now."
     with (
         pytest.raises(ValueError, match=sentence),
-        open_session(engine, str(tmp_path / "s"), {"memory": {"kv_bits": 16}}),
+        open_session(engine, tmp_path / "s", {"memory": {"kv_bits": 16}}),
     ):
         pass
     words = "This session began with strategy none, which cannot become novelty now."
     with (
         pytest.raises(ValueError, match=words),
-        open_session(engine, str(tmp_path / "s"), {"prune": {"strategy": "novelty"}}),
+        open_session(engine, tmp_path / "s", {"prune": {"strategy": "novelty"}}),
     ):
         pass
 
@@ -334,7 +334,7 @@ def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(command_line: 
     wait_until(lambda: watching.poll() is not None or (folder / "thumbs" / "00000003.jpg").exists(), 300)
     watching.send_signal(signal.SIGINT)
     _, told = watching.communicate(timeout=300)
-    assert (watching.returncode, "To go on: app.py watch" in told) == (130, True), told
+    assert (watching.returncode, "app.py watch" in told) == (130, True), told
     _, out, _ = command_line.run("sessions", "info", str(folder), "--json", model=False)
     stopped = json.loads(out)
     assert (stopped["being_watched"], stopped["frames"]) == (False, 8 * stopped["chunks"])

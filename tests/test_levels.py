@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memory.chunk import KVChunk, PositionLayout, cells
-from models.hf import lay_out
+from models.cache_layout import concat_positions
 from models.qwen3_vl import grid_layout, text_layout
 
 LAYERS, HEADS, DIM = 2, 2, 4
@@ -18,7 +18,7 @@ LAYERS, HEADS, DIM = 2, 2, 4
 def make_chunk(grids: list[tuple[int, int]], stamp: int = 3, seed: int = 0) -> KVChunk:
     """Groups as the family writes them: `stamp` text tokens, a grid, one text token."""
     runs = [run for grid in grids for run in (text_layout(stamp), whole_grid(*grid), text_layout(1))]
-    positions, extent = lay_out(runs)
+    positions, extent = concat_positions(runs)
     marks = [[False] * stamp + [True] * (rows * columns) + [False] for rows, columns in grids]
     visual = torch.tensor([mark for group in marks for mark in group])
     kv = torch.randn(2, LAYERS, HEADS, len(visual), DIM, generator=torch.Generator().manual_seed(seed))

@@ -14,6 +14,7 @@ from streaming.engine import Engine
 from tests.clips import write_clip
 from tests.tiny import save_tiny
 from ui.demo import running_page
+from ui.render import ModelInfo
 
 gradio_client = pytest.importorskip("gradio_client")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Gradio's, of pandas
@@ -29,7 +30,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("page")
     settings = Config(memory=MemoryConfig(chunk_frames=4), answer=AnswerConfig(max_new_tokens=12))
     engine = Engine(load(save_tiny(folder / "model")), None, settings)
-    with running_page(engine, config=settings.read, port=None) as address:
+    with running_page(engine, model=ModelInfo("tiny", is_demo=False), config=settings.read, port=None) as address:
         client = gradio_client.Client(address, verbose=False, download_files=folder, analytics_enabled=False)
         yield client
         client.close()
@@ -38,17 +39,14 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def test_a_real_session_watches_and_answers_behind_the_page(tab: Any, clip: Path) -> None:
     tab.reset_session()
     tab.predict(gradio_client.handle_file(clip), api_name="/open")
-    following = tab.submit(api_name="/follow")
-    card, _ = following.result()
-    strips = [strip for _, strip in following.outputs() if isinstance(strip, list)]  # those that were not left as shown
-    assert "<b>24</b><span>frames read</span>" in card
-    assert "<b>6</b><span>chunks</span>" in card
-    assert "<b>0 B</b>" not in card, "device and host memory are both in use"
-    assert len(strips[-1]) == 6
-    chat, _ = tab.predict("What is shown at 00:05?", [], api_name="/ask")
-    text = "".join(part.get("text", "") for part in chat[1]["content"])
-    assert "looked at" in text
-    assert "00:04–00:06" in text, "the named time is among the evidence"
+    progress = tab.predict(api_name="/follow")
+    stats = progress["stats"]
+    assert (stats["frames_read"], stats["chunks"]) == (24, 6)
+    assert stats["device_bytes"] > 0 and stats["host_bytes"] > 0, "device and host memory are both in use"
+    assert len(progress["keyframe_seconds"]) == 6
+    turn = tab.predict("What is shown at 00:05?", api_name="/ask")
+    named = [item for item in turn["evidence"] if item["why"] == "named time"]
+    assert [(item["start_seconds"], item["stop_seconds"]) for item in named] == [(4.0, 6.0)]
 
 
 def test_a_second_video_starts_with_an_empty_memory(tab: Any, clip: Path, tmp_path: Path) -> None:
@@ -56,6 +54,5 @@ def test_a_second_video_starts_with_an_empty_memory(tab: Any, clip: Path, tmp_pa
     tab.predict(gradio_client.handle_file(clip), api_name="/open")
     tab.predict(api_name="/follow")
     tab.predict(gradio_client.handle_file(write_clip(tmp_path / "short.mp4", 4)), api_name="/open")
-    card, _ = tab.predict(api_name="/follow")
-    assert "<b>8</b><span>frames read</span>" in card
-    assert "<b>2</b><span>chunks</span>" in card
+    stats = tab.predict(api_name="/follow")["stats"]
+    assert (stats["frames_read"], stats["chunks"]) == (8, 2)

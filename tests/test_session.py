@@ -13,16 +13,18 @@ from transformers import Qwen3VLForConditionalGeneration
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk
 from memory.recall import PlannedChunk, RecallPlan
+from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.base import Turn, VideoLLM
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
-from streaming.engine import Engine, Turns
+from streaming.engine import Engine
 from streaming.events import Answer, AnswerPiece, Evidence, Notice, Thumbnail, Watched
 from streaming.frames import Frame
 from streaming.session import Session, evidence_of, in_parts
 from tests.gated import WORDS, Gate, GatedModel
 from tests.test_fidelity import QUESTION, stock_inputs
 from tests.tiny import noise_frames
+from tests.waiting import wait_until
 
 NEW_TOKENS = 12
 HEAD = RetrievalHead(layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0)
@@ -58,13 +60,13 @@ def asked(session: Session, question: str = QUESTION) -> Answer:
 def given_to_the_model(model: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> list[Given]:
     """What the model will be asked from now on."""
     seen: list[Given] = []
-    stock_answer = model.answer
+    stock_add = AnswerBatch.add
 
-    def answer(*given: object) -> Iterator[str]:
+    def add(batch: AnswerBatch, *given: object) -> BatchedAnswer:
         seen.append(given)  # type: ignore[arg-type]
-        return stock_answer(*given)  # type: ignore[arg-type]
+        return stock_add(batch, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(model, "answer", answer)
+    monkeypatch.setattr(AnswerBatch, "add", add)
     return seen
 
 
@@ -116,7 +118,7 @@ def test_dense_recall_of_everything_is_the_plain_context_and_dropping_chunks_is_
     plain, recalled, dropped = (tiny.first_logits(*given[:3]) for given in seen)
     assert torch.equal(plain, recalled)
     assert float((plain - dropped).abs().max()) > 1e-3
-    plain_tokens, recalled_tokens, dropped_tokens = (tokens_of(tiny, given) for given in seen)
+    plain_tokens, recalled_tokens, dropped_tokens = [tokens_of(tiny, given) for given in seen[:]]
     assert plain_tokens == recalled_tokens != dropped_tokens
 
 
@@ -219,7 +221,7 @@ def test_an_error_in_the_middle_of_a_chunk_leaves_what_was_before_and_watching_c
     tiny: Qwen3VL, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = noise_frames(16)
-    for place, owner in (("encode", tiny), ("prefill_together", tiny), ("keys_of", profile)):
+    for place, owner in (("encode", tiny), ("prefill_batch", tiny), ("keys_of", profile)):
         session = opened(tiny, settings(), profile)
         watched(session, frames[:4])
         with monkeypatch.context() as broken:
@@ -295,58 +297,29 @@ def test_a_question_waits_for_the_chunk_under_way_and_goes_before_the_next() -> 
     model = GatedModel()
     model.gates[2] = under_way = Gate()
     answers: list[Answer] = []
-    turns = PatientTurns()
-    session = Session(model, None, settings(), turns.take)
+    engine = Engine(model, None, settings())
+    session = engine.open()
     watching = in_thread(lambda: watched(session, noise_frames(20, 2, 2)))
     assert under_way.reached.wait(60)
     asking = in_thread(lambda: answers.append(asked(session, "q")))
-    assert turns.urgent_waiting.wait(60)
+    wait_until(lambda: engine.scheduler.num_queries == 1)
     assert not model.asked, "the device is taken"
     under_way.open()
-    joined(asking)
-    said = [f"q: {word.strip()}" for word in WORDS]
-    assert model.log[: 3 + len(WORDS)] == ["chunk 0", "chunk 1", "chunk 2", *said]
+    joined(asking, watching)
+    assert model.log[:4] == ["chunk 0", "chunk 1", "chunk 2", "q: one"]
     assert model.asked[0][1] == [-1, 0, 1, 2], "the chunk under way is part of what is asked about"
-    turns.run_out_of_patience()
-    joined(watching)
-    assert model.log[-2:] == ["chunk 3", "chunk 4"] and answers[0].stats.chunks == 3
+    assert [line for line in model.log if line.startswith("chunk")] == [f"chunk {number}" for number in range(5)]
+    assert answers[0].text == "".join(WORDS) and session.stats.chunks == 5
 
 
-def test_a_piece_of_an_answer_waits_for_the_chunk_under_way() -> None:
+def test_an_answer_goes_on_whether_its_reader_reads_or_not() -> None:
     model = GatedModel()
-    turns = PatientTurns(patience_seconds=0)
-    session = Session(model, None, settings(), turns.take)
+    session = opened(model, settings())
     watched(session, noise_frames(4, 2, 2))
     answer = session.ask("q")
     next(answer)
-    model.gates[1] = under_way = Gate()
-    later = [replace(frame, pts_seconds=frame.pts_seconds + 9) for frame in noise_frames(4, 2, 2)]
-    watching = in_thread(lambda: watched(session, later))
-    assert under_way.reached.wait(60)
-    asking = in_thread(lambda: list(answer))
-    assert turns.urgent_waiting.wait(60), "two are on the device"
-    under_way.open()
-    joined(watching, asking)
-    assert model.log == ["chunk 0", "q: one", "chunk 1", "q: two", "q: three"]
-
-
-class PatientTurns(Turns):
-    """Turns whose patience with an answer ends when the test says so, and which tell when a question is waiting."""
-
-    def __init__(self, patience_seconds: float = 1e6) -> None:
-        super().__init__(patience_seconds)
-        self.urgent_waiting = threading.Event()
-
-    def run_out_of_patience(self) -> None:
-        with self._changed:
-            self._chunks_from_seconds = 0.0
-            self._changed.notify_all()
-
-    def _wait_seconds(self, ticket: object, urgent: bool) -> float | None:
-        seconds = super()._wait_seconds(ticket, urgent)
-        if urgent and seconds is None:
-            self.urgent_waiting.set()
-        return seconds
+    wait_until(lambda: "q: three" in model.log)
+    assert [event.text for event in answer if isinstance(event, AnswerPiece)] == list(WORDS[1:])
 
 
 def test_a_session_closed_while_another_thread_watches_ends_the_watching_quietly() -> None:

@@ -15,7 +15,7 @@ from config import PruneConfig
 from memory.chunk import KVChunk
 from memory.folders import summary
 from memory.store import SessionStore
-from models.base import VisualGroup
+from models.base import PrefillRequest, VisualGroup
 from streaming.engine import Engine
 from streaming.events import Answer, Watched
 from streaming.frames import Frame
@@ -178,7 +178,7 @@ def test_after_an_error_pruning_begins_anew_as_what_it_saw_was_not_remembered(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine.model, "prefill_together", fail)
+        patched.setattr(engine.model, "prefill_batch", fail)
         with pytest.raises(ZeroDivisionError):
             seen(session, frames[8:12])
     seen(session, frames[12:])
@@ -189,14 +189,14 @@ def test_merged_tokens_are_the_means_of_all_that_they_stand_for(checkpoint: Path
     engine = pruning(checkpoint, "merge")
     given: list[VisualGroup] = []
     whole = engine.model.encode(scene(2))[0]
-    stock = engine.model.prefill_together
+    stock = engine.model.prefill_batch
 
-    def prefill(runs: Sequence[Sequence[VisualGroup]], *seen: Any) -> list[KVChunk]:
-        given.extend(group for run in runs for group in run)
-        return stock(runs, *seen)
+    def prefill(requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
+        given.extend(group for request in requests for run in request.runs for group in run)
+        return stock(requests)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine.model, "prefill_together", prefill)
+        patched.setattr(engine.model, "prefill_batch", prefill)
         session = engine.open()
         seen(session, scene(2))
     assert tokens_of(session) == [3] and given[0].num_pruned == 3

@@ -279,10 +279,10 @@ def test_a_window_whose_exact_copy_is_damaged_is_taken_in_8_bits_and_that_is_sai
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("UPDATE chunks SET start_seconds = start_seconds + 1 WHERE number = 2", "record of chunk 2 is damaged"),
-        ("UPDATE chunks SET positions = zeroblob(length(positions)) WHERE number = 3", "record of chunk 3 is damaged"),
+        ("UPDATE chunks SET start_seconds = start_seconds + 1 WHERE number = 2", "record of chunk 2 has changed"),
+        ("UPDATE chunks SET positions = zeroblob(length(positions)) WHERE number = 3", "record of chunk 3 has changed"),
         ("DELETE FROM chunks WHERE number = 1", "records of chunks are missing"),
-        ("UPDATE facts SET value = '99' WHERE name = 'format'", "format 99, and this longlook reads format 3"),
+        ("UPDATE facts SET value = '99' WHERE name = 'format'", "the fact 'format' has changed"),
     ],
 )
 def test_records_that_are_not_as_written_are_refused(folder: Path, command: str, sentence: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memory.chunk import KVChunk
-from models.base import VisualGroup
+from models.base import PrefillRequest, VisualGroup
 from models.qwen3_vl import Qwen3VL
 from tests.tiny import noise_frames
 
@@ -49,7 +49,7 @@ def in_batches(tiny: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int,
     chunks: list[KVChunk] = []
     for size in sizes:
         part, near = runs[len(chunks) : len(chunks) + size], chunks[-reach:] if reach else []
-        chunks += tiny.prefill_together(part, [tiny.prefix()], near, reach, len(chunks))
+        chunks += tiny.prefill_batch([PrefillRequest(part, [tiny.prefix()], near, reach, len(chunks))])[0]
     return chunks
 
 
@@ -78,16 +78,17 @@ def test_another_reach_a_chunk_missing_in_front_and_another_order_are_noticed(
     head, (first, second) = [tiny.prefix()], wanted[:2]
 
     def rest(near: Sequence[KVChunk]) -> list[KVChunk]:
-        return tiny.prefill_together(runs[2:], head, near, 2, 2)
+        return tiny.prefill_batch([PrefillRequest(runs[2:], head, near, 2, 2)])[0]
 
     assert apart(rest([first, second]), wanted[2:]) < TOLERANCE
     assert apart(rest([second]), wanted[2:]) > NOTICED
     assert apart(rest([second, first]), wanted[2:]) > NOTICED
-    assert apart(tiny.prefill_together(runs, [], [], 2, 0), wanted) > NOTICED, "the prefix is seen by every chunk"
+    blind = tiny.prefill_batch([PrefillRequest(runs, [], [], 2, 0)])[0]
+    assert apart(blind, wanted) > NOTICED, "the prefix is seen by every chunk"
 
 
 def test_a_chunk_keeps_no_memory_but_its_own(tiny: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
-    for chunk in tiny.prefill_together(runs, [tiny.prefix()], [], 2, 0):
+    for chunk in tiny.prefill_batch([PrefillRequest(runs, [tiny.prefix()], [], 2, 0)])[0]:
         assert chunk.keys.untyped_storage().nbytes() == chunk.keys.nbytes
         assert chunk.values.untyped_storage().nbytes() == chunk.values.nbytes
 
@@ -95,4 +96,19 @@ def test_a_chunk_keeps_no_memory_but_its_own(tiny: Qwen3VL, runs: list[list[Visu
 def test_a_run_without_groups_is_refused(tiny: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
     for empty in ([], [runs[0], []]):
         with pytest.raises(ValueError, match="at least one group"):
-            tiny.prefill_together(empty, [tiny.prefix()], [], 2, 0)
+            tiny.prefill_batch([PrefillRequest(empty, [tiny.prefix()], [], 2, 0)])
+
+
+def test_several_streams_share_a_pass(tiny: Qwen3VL, runs: list[list[VisualGroup]]) -> None:
+    past = one_by_one(tiny, runs, 2)
+    first = PrefillRequest(runs[2:4], [tiny.prefix()], past[:2], 2, 2)
+    second = PrefillRequest(runs[:3], [tiny.prefix()], [], 1, 0)
+    third = PrefillRequest(runs[5:], [tiny.prefix()], past[4:5], 1, 5)
+    apart_from_others = [tiny.prefill_batch([request])[0] for request in (first, second, third)]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        together = tiny.prefill_batch([(first, second, third)[k] for k in order])
+        for k, chunks in zip(order, together, strict=True):
+            assert apart(chunks, apart_from_others[k]) < TOLERANCE
+    assert apart(apart_from_others[0], past[2:4]) < TOLERANCE
+    swapped = tiny.prefill_batch([second, replace(first, recent=past[1:2])])[1]
+    assert apart(swapped, past[2:4]) > NOTICED, "what a stream has seen is its own"

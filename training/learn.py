@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
+from models.decoder import filled_cache
 from models.demo.architecture import HIDDEN
 from models.demo.world import COLOURS, SHAPES
-from models.hf import filled_cache
 from training.optimiser import mixed_precision
 from training.plan import NOT_ASKED, SUMMARY
 

@@ -1,17 +1,19 @@
-"""The page: a player, what is being seen, and a chat whose answers show where they come from.
+"""The page: a player, what is being seen, and a chat in which every answer shows its evidence.
 
-The only file that imports Gradio. It wires components to a `Viewing` per browser tab and renders its records with
-`ui.render`; it never sees a frame of the stream, a tensor or the engine's insides.
+The only file that imports Gradio. Gradio carries events to the server and HTML to the browser. What
+a tab shows is rendered from its `TabSession` by `ui.render`; `page.js` is the browser's part. No
+handler returns what a person types, so an update never overwrites it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,243 +21,294 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from config import ReadConfig
-from ui.render import Progress, answer_markdown, evidence_label, gallery, paced, progress_html
-from ui.viewing import Engine, Viewing, Viewings
+from ui import render
+from ui.pictures import url_of
+from ui.render import ModelInfo
+from ui.suggestions import suggestions_for
+from ui.viewing import Engine, TabRegistry, TabSession
 
 CSS_PATH = Path(__file__).with_name("page.css")
-QUESTIONS = (
-    "What happens in this video?",
-    "When does the star appear?",
-    "What colour is the circle?",
-    "How many shapes are there at 00:20?",
-)
-MAX_TIMES = 8  # evidence buttons; an answer rests on a window and a few recalled chunks
-REFRESH_SECONDS = 0.5  # of the progress card
-CHAT_SECONDS = 0.1  # between updates of a growing answer
-HEAD = """# longlook
-Watches a video of any length, remembers it, and answers questions about any moment, with the times it looked at."""
-CHAT_PLACEHOLDER = "Ask when something happened, what was shown at a time, how many, in which order."
-IDLE_HTML = '<div class="look-card"><p>Drop a video on the player, or pick a sample. Watching starts at once.</p></div>'
-NOTHING_YET = "Pick a video first: drop one on the player, or choose a sample below it."
+SCRIPT_PATH = Path(__file__).with_name("page.js")
+ICON_PATH = Path(__file__).with_name("favicon.svg")
+SHOW_SECONDS = 0.1  # between updates of the page while something happens
+IDLE_SECONDS = 0.5  # between them while a video is watched and nothing is asked
+NO_VIDEO = "Open a video first, or pick a sample."
+PICTURES = "pictures"  # subfolder for what the page shows
 
-PICTURES: dict[str, Any] = {  # of a gallery that is clicked, not opened
-    "show_label": False, "allow_preview": False, "object_fit": "contain", "interactive": False, "buttons": [],
-}  # fmt: skip
-
-Update = Any  # what gradio calls an update of a component
-Messages = list[dict[str, Any]]
+Html = Any  # a string, or gradio's "leave it as it is"
 
 
 class Handlers:
-    """What happens when something on the page is touched. One object for all tabs; a tab is its session hash."""
+    """What the page does when it is touched, for all tabs; a tab is known by its session hash."""
 
-    def __init__(self, viewings: Viewings, samples: Sequence[Path]) -> None:
-        self.viewings = viewings
+    def __init__(self, tabs: TabRegistry, samples: Sequence[Path], model: ModelInfo) -> None:
+        self.tabs = tabs
         self.samples = tuple(samples)
+        self.model = model
 
-    def open_upload(self, video: str | None, request: gr.Request) -> None:
-        """Begin watching what was uploaded; the path is one that gradio made for an upload of its own."""
-        if not video:
-            raise gr.Error(NOTHING_YET, print_exception=False)
-        path = Path(video)
-        self.viewings.begin(tab_of(request), path, path.name)
-
-    def open_sample(self, number: int, request: gr.Request) -> str:
-        """Begin watching a bundled sample; gives its path for the player."""
+    def open_sample(self, number: int, request: gr.Request) -> None:
+        """Begin watching a bundled sample."""
         path = self.samples[int(number)]
-        self.viewings.begin(tab_of(request), path, path.name)
-        return str(path)
+        self.tabs.begin(tab_of(request), path, path.name)
 
-    def follow(self, request: gr.Request) -> Iterator[tuple[Update, Update]]:
-        """(progress card, keyframe strip) until the video has been watched or the tab looks at another one."""
-        viewing = self.viewings.of(tab_of(request))
-        shown: Progress | None = None
-        while viewing and not viewing.closed:
-            finished = viewing.finished.is_set()  # read before the progress: the last one must be shown too
-            progress = viewing.progress
-            if progress is not shown:
-                new_strip = shown is None or progress.strip is not shown.strip
-                viewing.shown_strip = progress.strip
-                yield progress_html(progress), gallery(progress.strip) if new_strip else gr.skip()
-                shown = progress
-            if finished:
+    def open_clicked_sample(self, event: gr.EventData, request: gr.Request) -> None:
+        self.open_sample(event.sample, request)
+
+    def open_upload(self, event: gr.EventData, request: gr.Request) -> None:
+        """Begin watching a file that the page has just uploaded."""
+        path = uploaded_file(str(event.path))
+        self.tabs.begin(tab_of(request), path, str(event.name), is_upload=True)
+
+    def open_file(self, video: str | None, request: gr.Request) -> None:
+        """The same for programs; gradio has checked that the file is an upload of its own."""
+        if not video:
+            raise gr.Error(NO_VIDEO, print_exception=False)
+        path = Path(video)
+        self.tabs.begin(tab_of(request), path, path.name, is_upload=True)
+
+    async def ask(self, event: gr.EventData, request: gr.Request) -> str | Html:
+        """Queue a question of a tab. Runs on the event loop, so the order of arrival stays."""
+        question = str(event.question).strip()
+        tab = self.tabs.of(tab_of(request))
+        if tab and question:
+            tab.conversation.add(question, int(event.number))
+        elif question:
+            return render.unanswered_html(int(event.number), question, NO_VIDEO)
+        return gr.skip()
+
+    def stop_answer(self, event: gr.EventData, request: gr.Request) -> None:
+        tab = self.tabs.of(tab_of(request))
+        if tab:
+            tab.conversation.stop(int(event.number))
+
+    def stop_watching(self, request: gr.Request) -> None:
+        tab = self.tabs.of(tab_of(request))
+        if tab:
+            tab.stop_watching()
+
+    def follow(self, request: gr.Request) -> Iterator[list[Html]]:
+        """The parts of the page, in the order of `Parts.shown`, as long as something changes."""
+        shown: list[str] = []
+        while True:
+            tab = self.tabs.of(tab_of(request))
+            if tab is None:
                 return
-            viewing.finished.wait(REFRESH_SECONDS)
+            is_idle = tab.is_idle  # read before the rest: the last state must be shown too
+            parts = self.rendered(tab)
+            if parts != shown:
+                yield changed_only(parts, shown)
+                shown = parts
+            if is_idle:
+                return
+            if not tab.conversation.is_busy:
+                tab.conversation.wait_for_change(IDLE_SECONDS)
+            time.sleep(SHOW_SECONDS)
 
-    def ask(self, question: str, history: Messages, request: gr.Request) -> Iterator[tuple[Messages, str]]:
-        """(chat with the growing answer, emptied question box)."""
-        question = question.strip()
-        if not question:
-            yield history, ""
-            return
-        asked = [*history, {"role": "user", "content": question}]
-        viewing = self.viewings.of(tab_of(request))
-        refusal = viewing.why_not_ask if viewing else NOTHING_YET
-        if viewing is None or refusal:
-            yield [*asked, {"role": "assistant", "content": refusal}], ""
-            return
-        yield [*asked, {"role": "assistant", "content": "…"}], ""
-        for text, answer in paced(viewing.ask(question), CHAT_SECONDS, time.monotonic):
-            content = answer_markdown(answer) if answer else text
-            yield [*asked, {"role": "assistant", "content": content}], ""
+    def rendered(self, tab: TabSession | None) -> list[str]:
+        """All parts of the page that the server owns, as HTML."""
+        if tab is None:
+            return [
+                render.player_html(""),
+                render.progress_html(None, self.model),
+                render.strip_html(()),
+                render.suggestions_html(()),
+                render.chat_html((), None),
+            ]
+        progress, turns = tab.progress, tab.conversation.turns
+        marks = next((turn.evidence for turn in reversed(turns) if turn.evidence), ())
+        has_failed = progress.state == "failed" and not progress.stats.chunks
+        seen_seconds = 0.0 if has_failed else progress.pts_seconds
+        suggested = suggestions_for(tab.path, self.model.is_demo, seen_seconds)
+        return [
+            render.player_html("" if has_failed else url_of(tab.path)),
+            render.progress_html(progress, self.model, render.strongest(marks)),
+            render.strip_html(progress.strip),
+            render.suggestions_html(suggested),
+            render.chat_html(turns, progress),
+        ]
 
-    def evidence(self, request: gr.Request) -> tuple[Update, ...]:
-        """(label, time buttons ..., pictures, progress card) for the last answer."""
-        viewing = self.viewings.of(tab_of(request))
-        items = viewing.evidence[:MAX_TIMES] if viewing else ()
-        buttons = [gr.Button(value=evidence_label(item), visible=True) for item in items]
-        hidden = [gr.Button(visible=False)] * (MAX_TIMES - len(items))
-        pictures = viewing.evidence_pictures() if viewing and items else []
-        card = progress_html(viewing.progress) if viewing else IDLE_HTML
-        return (
-            gr.Markdown(visible=bool(items)),
-            *buttons,
-            *hidden,
-            gr.Gallery(value=pictures, visible=bool(pictures)),
-            card,
-        )
+    def answer(self, question: str, request: gr.Request) -> Iterator[dict[str, Any]]:
+        """For programs: the answer to one question as it grows, at last with its evidence."""
+        tab = self.tabs.of(tab_of(request))
+        if tab is None:
+            raise gr.Error(NO_VIDEO, print_exception=False)
+        if not question.strip():
+            raise gr.Error("The question is empty.", print_exception=False)
+        number = tab.conversation.add(question.strip()).number
+        shown = None
+        while not tab.closed:
+            turn = tab.conversation.turn(number)
+            assert turn is not None
+            if turn is not shown:
+                evidence = [asdict(item) for item in turn.evidence]
+                yield {
+                    "question": turn.question,
+                    "state": turn.state,
+                    "answer": turn.text,
+                    "evidence": evidence,
+                }
+                shown = turn
+            if not turn.is_open:
+                return
+            tab.conversation.wait_for_change(IDLE_SECONDS)
 
-    def seek_evidence(self, number: int, request: gr.Request) -> Update:
-        """Move the player to an evidence of the last answer."""
-        evidence = self._viewing(request).evidence
-        return gr.Video(playback_position=evidence[int(number)].start_seconds)
-
-    def seek_clicked_evidence(self, event: gr.SelectData, request: gr.Request) -> Update:
-        return self.seek_evidence(event.index, request)
-
-    def seek_clicked_keyframe(self, event: gr.SelectData, request: gr.Request) -> Update:
-        """Move the player to a picture of the strip, as it was last shown."""
-        strip = self._viewing(request).shown_strip
-        return gr.Video(playback_position=strip[event.index].pts_seconds)
+    def progress(self, request: gr.Request) -> Iterator[dict[str, Any]]:
+        """For programs: how far watching has come, until it ends."""
+        tab = self.tabs.of(tab_of(request))
+        while tab and not tab.closed:
+            is_finished = tab.finished.is_set()
+            now = tab.progress
+            yield {
+                "title": now.title,
+                "state": now.state,
+                "problem": now.problem,
+                "seen_seconds": now.pts_seconds,
+                "keyframe_seconds": [item.pts_seconds for item in now.strip],
+                "stats": asdict(now.stats),
+            }
+            if is_finished:
+                return
+            tab.finished.wait(IDLE_SECONDS)
 
     def leave(self, request: gr.Request) -> None:
-        """The tab was closed, or its video taken away."""
-        self.viewings.close(tab_of(request))
-
-    def _viewing(self, request: gr.Request) -> Viewing:
-        viewing = self.viewings.of(tab_of(request))
-        if viewing is None:
-            raise gr.Error(NOTHING_YET, print_exception=False)
-        return viewing
+        """The tab was closed."""
+        self.tabs.close(tab_of(request))
 
 
 def tab_of(request: gr.Request) -> str:
-    """The browser tab a request comes from: a random string that its page drew when it was loaded."""
+    """The browser tab that a request comes from: a random string, drawn when the page loads."""
     if not request.session_hash:
         raise gr.Error("This request belongs to no page.", print_exception=False)
     return str(request.session_hash)
 
 
+def uploaded_file(text: str) -> Path:
+    """The file at this path, if gradio stored it there for an upload; any other path is refused."""
+    path = Path(text).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or PICTURES in path.parts:
+        raise gr.Error("This is not an uploaded file.", print_exception=False)
+    return path
+
+
+def changed_only(parts: list[str], before: list[str]) -> list[Html]:
+    """The parts that differ from those shown before; the others are left as they are."""
+    if not before:
+        return list(parts)
+    return [new if new != old else gr.skip() for new, old in zip(parts, before, strict=True)]
+
+
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The components of the page that handlers read or change."""
+    """The components of the page that handlers react to or change."""
 
-    video: gr.Video
-    samples: list[gr.Button]
+    sources: gr.HTML
+    player: gr.HTML
     card: gr.HTML
-    strip: gr.Gallery
-    chat: gr.Chatbot
-    question: gr.Textbox
-    examples: list[gr.Button]
-    label: gr.Markdown
-    times: list[gr.Button]
-    pictures: gr.Gallery
+    strip: gr.HTML
+    chat: gr.HTML
+    suggestions: gr.HTML
+    question: gr.HTML
+    file: gr.File
+
+    @property
+    def shown(self) -> list[gr.HTML]:
+        """What `Handlers.rendered` fills."""
+        return [self.player, self.card, self.strip, self.suggestions, self.chat]
 
 
-def lay_out(samples: Sequence[Path], questions: Sequence[str]) -> Parts:
+def part(html: str, name: str, script: str = "") -> gr.HTML:
+    """A piece of the page with an id; script: what binds it to `page.js`."""
+    return gr.HTML(
+        html, elem_id=name, js_on_load=script or None, apply_default_css=False, padding=False
+    )
+
+
+def lay_out(samples: Sequence[Path], handlers: Handlers) -> Parts:
     """Create the components inside the open `gr.Blocks`."""
-    gr.Markdown(HEAD, elem_id="head")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=6, min_width=320):
-            video = gr.Video(show_label=False, sources=["upload"], height=380, elem_id="player", buttons=[])
-            with gr.Row(elem_id="samples", visible=bool(samples)):
-                picks = [gr.Button(f"Sample: {sample_label(path)}", size="sm") for path in samples]
-            card = gr.HTML(IDLE_HTML, elem_id="progress", padding=False)
-            gr.Markdown("Keyframes: click one to go there", elem_classes="look-label")
-            strip = gr.Gallery(elem_id="strip", columns=6, height=104, **PICTURES)
-        with gr.Column(scale=5, min_width=320):
-            chat = gr.Chatbot(
-                show_label=False, height=430, placeholder=CHAT_PLACEHOLDER, elem_id="chat", allow_tags=False,
-                sanitize_html=True, feedback_options=None, buttons=[],
-            )  # fmt: skip
-            question = gr.Textbox(
-                placeholder="Ask about any moment, also while watching goes on",
-                show_label=False, submit_btn=True, max_lines=4, elem_id="question", autofocus=True,
-            )  # fmt: skip
-            with gr.Row(elem_id="questions"):
-                examples = [gr.Button(text, size="sm") for text in questions]
-            label = gr.Markdown("Evidence, best first: click to go there", elem_classes="look-label", visible=False)
-            with gr.Row(elem_id="times"):
-                times = [gr.Button("", size="sm", visible=False) for _ in range(MAX_TIMES)]
-            pictures = gr.Gallery(elem_id="evidence", columns=4, height=104, visible=False, **PICTURES)
-    return Parts(video, picks, card, strip, chat, question, examples, label, times, pictures)
+    player, card, strip, suggestions, chat = handlers.rendered(None)
+    part(render.head_html(handlers.model), "head")
+    with gr.Row(equal_height=False, elem_id="columns"):
+        with gr.Column(scale=6, min_width=320, elem_id="watching"):
+            sources = part(
+                render.sources_html([sample_label(path) for path in samples]),
+                "sources",
+                "longlook.sources(element, trigger)",
+            )
+            shown_player = part(player, "player")
+            shown_card = part(card, "progress", "longlook.card(element, trigger)")
+            shown_strip = part(strip, "strip")
+        with gr.Column(scale=5, min_width=320, elem_id="asking"):
+            shown_chat = part(chat, "chat", "longlook.chat(element, trigger, watch)")
+            shown_suggestions = part(suggestions, "suggestions", "longlook.suggestions(element)")
+            question = part(
+                render.question_box_html(), "question", "longlook.questionBox(element, trigger)"
+            )
+    file = gr.File(visible=False)
+    return Parts(
+        sources,
+        shown_player,
+        shown_card,
+        shown_strip,
+        shown_chat,
+        shown_suggestions,
+        question,
+        file,
+    )
 
 
 def wire(parts: Parts, handlers: Handlers, preload: bool, page: gr.Blocks) -> None:
-    """Connect the components of `parts` to `handlers`; with `preload`, a fresh page opens the first sample."""
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    cleared = [parts.chat, parts.card, parts.strip, parts.label, *parts.times, parts.pictures]
-
-    def then_watch(opened: gr.events.Dependency, **api: Any) -> None:
-        opened.success(cleared_page, None, cleared, **quiet).success(
-            handlers.follow, None, [parts.card, parts.strip], trigger_mode="multiple", concurrency_limit=None, **api
-        )
-
-    public = {"show_progress": "hidden"}
-    uploaded = parts.video.upload(handlers.open_upload, parts.video, None, api_name="open", **public)
-    then_watch(uploaded, api_name="follow", **public)
-    for number, button in enumerate(parts.samples):
-        then_watch(button.click(handlers.open_sample, gr.State(number), parts.video, **quiet), **quiet)
-    if preload and parts.samples:
-        then_watch(page.load(handlers.open_sample, gr.State(0), parts.video, **quiet), **quiet)
-    parts.video.clear(handlers.leave, None, None, **quiet).then(cleared_page, None, cleared, **quiet)
+    """Connect the components to their handlers; with `preload` a fresh page opens a sample."""
+    # For programs, and before the others, which would take these names for their own.
+    parts.file.upload(handlers.open_file, parts.file, None, api_name="open", show_progress="hidden")
+    gr.api(handlers.progress, api_name="follow", concurrency_limit=None)
+    gr.api(handlers.answer, api_name="ask", concurrency_limit=None)
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    at_once: dict[str, Any] = {**hidden, "queue": False, "trigger_mode": "multiple"}
+    changes = [
+        parts.sources.click(handlers.open_clicked_sample, None, None, **hidden),
+        parts.sources.upload(handlers.open_upload, None, None, **hidden),
+        parts.question.submit(handlers.ask, None, parts.chat, **at_once),
+        parts.chat.stop(handlers.stop_answer, None, None, **at_once),
+        parts.card.stop(handlers.stop_watching, None, None, **at_once),
+    ]
+    if preload and handlers.samples:
+        changes.append(page.load(handlers.open_sample, gr.State(0), None, **hidden))
+    for change in changes:
+        change.then(None, None, None, js="() => longlook.follow()", **hidden)
+    # One follower per tab. If a change comes while it runs, it starts once more when it ends, so
+    # none is missed, and no older follower can show an older state.
+    parts.chat.tick(
+        handlers.follow,
+        None,
+        parts.shown,
+        trigger_mode="always_last",
+        concurrency_limit=None,
+        **hidden,
+    )
     page.unload(handlers.leave)
-    wire_questions(parts, handlers, quiet)
-    for number, button in enumerate(parts.times):
-        button.click(handlers.seek_evidence, gr.State(number), parts.video, **quiet)
-    parts.pictures.select(handlers.seek_clicked_evidence, None, parts.video, **quiet)
-    parts.strip.select(handlers.seek_clicked_keyframe, None, parts.video, **quiet)
-
-
-def wire_questions(parts: Parts, handlers: Handlers, quiet: dict[str, Any]) -> None:
-    """The question box and the example questions ask; an answer brings its evidence."""
-    found = [parts.label, *parts.times, parts.pictures, parts.card]
-
-    def answers(ask: Callable[..., gr.events.Dependency], text: gr.Textbox | gr.Button, **options: Any) -> None:
-        asked = ask(
-            handlers.ask, [text, parts.chat], [parts.chat, parts.question],
-            concurrency_id="device", show_progress="hidden", **options,
-        )  # fmt: skip
-        asked.success(handlers.evidence, None, found, **quiet)
-
-    answers(parts.question.submit, parts.question, api_name="ask")
-    for button in parts.examples:
-        answers(button.click, button, api_visibility="private")
-
-
-def cleared_page() -> tuple[Update, ...]:
-    """(chat, card, strip, label, time buttons ..., pictures), as they are before anything was seen."""
-    buttons = [gr.Button(visible=False)] * MAX_TIMES
-    return [], IDLE_HTML, [], gr.Markdown(visible=False), *buttons, gr.Gallery(value=[], visible=False)
 
 
 def build_page(
     engine: Engine,
     samples: Sequence[Path],
     *,
+    model: ModelInfo,
     config: ReadConfig | None = None,
-    questions: Sequence[str] = QUESTIONS,
     preload: bool = False,
-) -> tuple[gr.Blocks, Viewings]:
-    """The page, and the viewings behind it, which the caller closes."""
-    viewings = Viewings(engine, config or ReadConfig())
-    with gr.Blocks(title="longlook", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        parts = lay_out(samples, questions)
-        wire(parts, Handlers(viewings, samples), preload, page)
+    folder: Path,
+) -> tuple[gr.Blocks, TabRegistry]:
+    """The page, and the sessions of its tabs, which the caller closes. folder: for pictures."""
+    tabs = TabRegistry(engine, config or ReadConfig(), folder)
+    with gr.Blocks(
+        title="longlook", analytics_enabled=False, delete_cache=(3600, 24 * 3600), fill_width=True
+    ) as page:
+        handlers = Handlers(tabs, samples, model)
+        wire(lay_out(samples, handlers), handlers, preload, page)
     page.queue(default_concurrency_limit=8, max_size=64)
-    return page, viewings
+    return page, tabs
 
 
 @contextmanager
@@ -263,37 +316,51 @@ def running_page(
     engine: Engine,
     samples: Sequence[Path] = (),
     *,
+    model: ModelInfo,
     config: ReadConfig | None = None,
-    questions: Sequence[str] = QUESTIONS,
     preload: bool = False,
     host: str = "127.0.0.1",
     port: int | None = 7860,
     max_upload: str = "8gb",
 ) -> Iterator[str]:
-    """Serve the page while the block runs and give its address. Uploads live in a folder that goes with it.
+    """Serve the page while the block runs and give its address. Uploads are deleted at its end.
 
-    port: None takes a free one. Raises ValueError where nothing can listen at `host` and `port`.
+    port: None takes a free one. Raises ValueError if nothing can listen at `host` and `port`.
     """
-    with TemporaryDirectory(prefix="longlook-page-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # the one way to tell gradio; read when components are made
-        page, viewings = build_page(engine, samples, config=config, questions=questions, preload=preload)
+    with TemporaryDirectory(prefix="longlook-page-") as name:
+        folder_before = os.environ.get("GRADIO_TEMP_DIR")
+        os.environ["GRADIO_TEMP_DIR"] = name  # the one way to tell gradio
+        pictures = Path(name) / PICTURES
+        samples = [path.resolve() for path in samples]
+        page, tabs = build_page(
+            engine, samples, model=model, config=config, preload=preload, folder=pictures
+        )
+        allowed = [*map(str, samples), str(pictures)]
         try:
-            yield launched(page, host, port, max_file_size=max_upload, allowed_paths=[str(path) for path in samples])
+            yield launched(page, host, port, max_file_size=max_upload, allowed_paths=allowed)
         finally:
             page.close(verbose=False)
-            viewings.close_all()
+            tabs.close_all()
+            if folder_before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = folder_before
 
 
 def launched(page: gr.Blocks, host: str, port: int | None, **options: Any) -> str:
     """Start the server of `page` on a thread and give its address."""
+    script = f"<script>{SCRIPT_PATH.read_text(encoding='utf-8')}</script>"
     try:
         _, address, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
-            theme=theme(), css_paths=CSS_PATH, footer_links=[], run_history=False, enable_monitoring=False,
+            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True,
+            inbrowser=False, share=False, theme=theme(), css_paths=CSS_PATH, head=script,
+            favicon_path=ICON_PATH, footer_links=[], run_history=False, enable_monitoring=False,
             ssr_mode=False, mcp_server=False, pwa=False, **options,
         )  # fmt: skip
     except OSError as error:
-        raise ValueError(f"Nothing can listen on {host} port {port}: is a page open there already?") from error
+        raise ValueError(
+            f"Nothing can listen on {host} port {port}: is a page open there already?"
+        ) from error
     return str(address)
 
 
@@ -304,8 +371,15 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=fonts, font_mono=mono)
 
 
-def serve(engine: Engine, samples: Sequence[Path] = (), *, on_ready: Callable[[str], None], **options: Any) -> None:
-    """Serve the page until interrupted. `on_ready` gets its address; the options are those of `running_page`."""
+def serve(
+    engine: Engine, samples: Sequence[Path] = (), *, on_ready: Callable[[str], None], **options: Any
+) -> None:
+    """Serve the page until interrupted or terminated; the options are those of `running_page`.
+
+    on_ready: gets the address of the page.
+    """
+    with suppress(ValueError):  # not the main thread, where no signal can be handled
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then, too
     with running_page(engine, samples, **options) as address:
         on_ready(address)
         with suppress(KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""One browser tab looking at one video: a session, the thread that feeds it, and what has been seen so far.
+"""One browser tab and its video: a session, the thread that feeds it, and the tab's conversation.
 
-`Viewings` owns them all, one per tab, bounded. Knows nothing of Gradio: the page asks for `progress` as often as it
-likes and gets a small record that never changes under its hands.
+`TabRegistry` owns them all, one per tab, bounded. Knows nothing of Gradio: the page asks for
+`progress` and `turns` as often as it likes and gets small records that never change.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol
 
 from config import ReadConfig
-from streaming.events import Answer, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
+from streaming.events import AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.file_source import FileSource
 from streaming.frames import Frame
 from streaming.moments import Moments
 from streaming.opening import SourceError
 from streaming.reader import Reader
-from ui.render import GalleryItem, Progress, extended, problem_sentence, span
+from ui.conversation import Conversation
+from ui.pictures import PictureFolder
+from ui.render import Keyframe, Progress, problem_sentence, strongest, thinned
 
 STRIP_LIMIT = 24  # thumbnails kept per video; more do not fit a strip
 NOTICE_LIMIT = 8
+POLL_SECONDS = 0.05  # of a question that waits for the first chunk
 UNEXPECTED = "Something went wrong on the server while watching; its log says what."
+NOTHING_SEEN = "Nothing of this video was seen, so there is nothing to ask about."
 
 
 class Session(Protocol):
@@ -46,65 +48,95 @@ class Engine(Protocol):
     def open(self) -> Session: ...
 
 
-class Viewing:
+class TabSession:
     """Watches one video on a thread of its own, from `start` to the end of the video or `close`."""
 
-    def __init__(self, session: Session, path: Path, title: str, config: ReadConfig) -> None:
+    def __init__(
+        self,
+        session: Session,
+        path: Path,
+        title: str,
+        config: ReadConfig,
+        pictures: PictureFolder,
+        *,
+        is_upload: bool = False,
+    ) -> None:
         self.path = path
-        self.evidence: tuple[Evidence, ...] = ()  # of the last answer, best first
-        self.shown_strip: tuple[Thumbnail, ...] = ()  # as the page shows it now: what a click's index means
         self.finished = threading.Event()
+        self.conversation = Conversation(self)
         self._session = session
         self._config = config
-        self._progress = Progress(title=title)
+        self._pictures = pictures
+        self._progress = Progress(title=title, is_upload=is_upload)
+        self._lock = threading.Lock()  # of the progress, which watching and answering replace
         self._reader: Reader | None = None
+        self._stopping = threading.Event()  # no more frames; what was seen stays
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="viewing", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="tab-session", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self.conversation.start()
 
     @property
     def progress(self) -> Progress:
         return self._progress
 
     @property
-    def why_not_ask(self) -> str:
-        """A sentence where a question cannot be answered now, else nothing."""
-        if self._session.stats.chunks:
-            return ""
-        return self._progress.problem or "The first seconds are still being watched. Ask again in a moment."
+    def is_idle(self) -> bool:
+        """Whether nothing will change until somebody asks or opens something."""
+        return self.finished.is_set() and not self.conversation.is_busy
 
     @property
     def closed(self) -> bool:
         return self._closing.is_set()
 
-    def ask(self, question: str) -> Iterator[AskEvent]:
-        """The session's answer; its evidence is kept for the page."""
-        for event in self._session.ask(question):
-            if isinstance(event, Answer):
-                self.evidence = event.evidence
-                self._progress = replace(self._progress, stats=event.stats)
-            yield event
+    def wait_until_askable(self) -> str:
+        """Wait for the first chunk; return why there will be none, or nothing."""
+        while not self._session.stats.chunks and not self.closed:
+            if self.finished.wait(POLL_SECONDS) and not self._session.stats.chunks:
+                return self._progress.problem or NOTHING_SEEN
+        return ""
 
-    def evidence_pictures(self) -> list[GalleryItem]:
-        """A picture from the middle of each evidence of the last answer; none where the file can't be re-read."""
-        middles = [(item.start_seconds + item.stop_seconds) / 2 for item in self.evidence]
+    def answer(self, question: str) -> Iterator[AskEvent]:
+        yield from self._session.ask(question)
+        self._update(stats=self._session.stats)
+
+    def seen_so_far(self) -> float | None:
+        progress = self._progress
+        return None if progress.state == "watched" else progress.pts_seconds
+
+    def pictures_of(self, evidence: tuple[Evidence, ...]) -> tuple[str, ...]:
+        """A picture from the middle of the best evidence; none if the file can't be re-read."""
+        pictured = strongest(evidence)
+        if not pictured:
+            return ()
+        middles = [(item.start_seconds + item.stop_seconds) / 2 for item in pictured]
         try:
             with Moments(self.path) as moments:
-                frames = moments.at(middles)
+                urls = [self._pictures.add(frame.image) for frame in moments.at(middles)]
         except SourceError:
-            return []
-        return [(shrunk(frame.image), span(item)) for frame, item in zip(frames, self.evidence, strict=True)]
+            return ()
+        url_of = dict(zip(pictured, urls, strict=True))
+        return tuple(url_of.get(item, "") for item in evidence)
+
+    def stop_watching(self) -> None:
+        """Read no further; questions are answered from what was seen."""
+        self._stopping.set()
 
     def close(self) -> None:
         """Stop watching and give the session back; waits for the chunk under way."""
         self._closing.set()
+        self._stopping.set()
         if self._reader:
             self._reader.close()
+        self.conversation.close()
         if self._thread.is_alive():
             self._thread.join()
         self._session.close()
+        self._pictures.close()
+        if self._progress.is_upload:
+            self.path.unlink(missing_ok=True)
 
     def _run(self) -> None:
         problem = UNEXPECTED
@@ -114,44 +146,85 @@ class Viewing:
         except SourceError as error:
             problem = problem_sentence(str(error), str(self.path), self._progress.title)
         finally:
-            state = "failed" if problem else "watched"
-            self._progress = replace(self._progress, state=state, problem=problem)
+            state = "failed" if problem else "stopped" if self._stopping.is_set() else "watched"
+            self._update(state=state, problem=problem)
             self.finished.set()
 
     def _watch(self) -> None:
         source = FileSource(self.path, self._config.fps)
-        self._progress = replace(self._progress, duration_seconds=source.info.duration_seconds or 0.0)
+        self._update(duration_seconds=source.info.duration_seconds or 0.0)
         with Reader(source, self._config.queue_frames, self._config.stall_seconds) as self._reader:
             if self._closing.is_set():  # `close` may not have seen the reader
                 return
-            for event in self._session.watch(self._reader, ahead=True):
-                self._progress = with_warnings(after(self._progress, event), source.warnings)
-        self._progress = with_warnings(self._progress, source.warnings)
+            frames = takewhile(lambda _: not self._stopping.is_set(), self._reader)
+            for event in self._session.watch(frames, ahead=True):
+                self._apply(event)
+                self._warn(source.warnings)
+        self._warn(source.warnings)
+
+    def _apply(self, event: WatchEvent) -> None:
+        match event:
+            case Watched():
+                self._update(pts_seconds=event.pts_seconds, stats=event.stats)
+            case Thumbnail():
+                self._update(strip=self._extended_strip(event))
+            case Notice():
+                self._warn([event.text])
+
+    def _update(self, **changes: Any) -> None:
+        with self._lock:
+            self._progress = replace(self._progress, **changes)
+
+    def _warn(self, sentences: Sequence[str]) -> None:
+        """Put `sentences` among the notices, each once, the first few kept."""
+        known = self._progress.notices
+        new = tuple(text for text in sentences if text not in known)
+        if new:
+            self._update(notices=(*known, *new)[:NOTICE_LIMIT])
+
+    def _extended_strip(self, new: Thumbnail) -> tuple[Keyframe, ...]:
+        """The strip with a new picture at its end, evenly spread, never beyond its limit."""
+        strip = (*self._progress.strip, Keyframe(new.pts_seconds, self._pictures.add(new.image)))
+        surplus = thinned(strip, STRIP_LIMIT)
+        if surplus is None:
+            return strip
+        self._pictures.remove(surplus.url)
+        return tuple(item for item in strip if item is not surplus)
 
 
-class Viewings:
-    """The viewing of each tab. At most `limit` are open: the one idle for longest makes room."""
+class TabRegistry:
+    """The session of each tab. At most `limit` are open: the one idle for longest makes room."""
 
-    def __init__(self, engine: Engine, config: ReadConfig, limit: int = 16) -> None:
+    def __init__(self, engine: Engine, config: ReadConfig, folder: Path, limit: int = 16) -> None:
+        """folder: for the pictures that the page shows."""
         self._engine = engine
         self._config = config
+        self._folder = folder
         self._limit = limit
-        self._open: OrderedDict[str, Viewing] = OrderedDict()
+        self._open: OrderedDict[str, TabSession] = OrderedDict()
         self._lock = threading.Lock()
 
-    def begin(self, tab: str, path: Path, title: str) -> Viewing:
-        """Start watching `path` for `tab`, in place of what the tab looked at before."""
+    def begin(self, tab: str, path: Path, title: str, *, is_upload: bool = False) -> TabSession:
+        """Start watching `path` for `tab`, in place of what the tab looked at before.
+
+        is_upload: the file belongs to the tab and is deleted with its session.
+        """
         self.close(tab)
-        viewing = Viewing(self._engine.open(), path, title, self._config)
+        pictures = PictureFolder(self._folder)
+        session = TabSession(
+            self._engine.open(), path, title, self._config, pictures, is_upload=is_upload
+        )
+        surplus: list[TabSession] = []
         with self._lock:
-            self._open[tab] = viewing
-            surplus = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self._limit)]
+            self._open[tab] = session
+            while len(self._open) > self._limit:
+                surplus.append(self._open.popitem(last=False)[1])
         for old in surplus:
             old.close()
-        viewing.start()
-        return viewing
+        session.start()
+        return session
 
-    def of(self, tab: str) -> Viewing | None:
+    def of(self, tab: str) -> TabSession | None:
         """What `tab` is looking at."""
         with self._lock:
             if tab in self._open:
@@ -160,9 +233,9 @@ class Viewings:
 
     def close(self, tab: str) -> None:
         with self._lock:
-            viewing = self._open.pop(tab, None)
-        if viewing:
-            viewing.close()
+            session = self._open.pop(tab, None)
+        if session:
+            session.close()
 
     def close_all(self) -> None:
         with self._lock:
@@ -172,26 +245,3 @@ class Viewings:
 
     def __len__(self) -> int:
         return len(self._open)
-
-
-def after(progress: Progress, event: WatchEvent) -> Progress:
-    """Progress once `event` has happened."""
-    match event:
-        case Watched():
-            return replace(progress, pts_seconds=event.pts_seconds, stats=event.stats)
-        case Thumbnail():
-            return replace(progress, strip=extended(progress.strip, event, STRIP_LIMIT))
-        case Notice():
-            return with_warnings(progress, [event.text])
-
-
-def with_warnings(progress: Progress, sentences: Sequence[str]) -> Progress:
-    """Progress with `sentences` among its notices, each once, the first few kept."""
-    new = tuple(text for text in sentences if text not in progress.notices)
-    return replace(progress, notices=(*progress.notices, *new)[:NOTICE_LIMIT]) if new else progress
-
-
-def shrunk(image: NDArray[np.uint8], longest: int = 320) -> NDArray[np.uint8]:
-    """Every n-th pixel, so that the longer side is at most `longest`: a thumbnail, not a picture."""
-    step = -(-max(image.shape[:2]) // longest)
-    return np.ascontiguousarray(image[::step, ::step])

@@ -18,7 +18,7 @@ MOST_HELD = 8  # tokens that may wait for one character: a whole one has at most
 KEPT_TOKENS = 4  # shown tokens kept as left context, since a token's text can depend on the one before
 
 
-class Chooser:
+class TokenSampler:
     """Picks the next token: the likeliest at temperature 0, else drawn from a seeded generator."""
 
     def __init__(self, options: AnswerConfig) -> None:
@@ -28,6 +28,11 @@ class Chooser:
             self._warpers.append(TemperatureLogitsWarper(float(options.temperature)))
             if options.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(float(options.top_p)))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it takes the likeliest token."""
+        return self._generator is None
 
     def __call__(self, logits: Tensor) -> int:
         """A token id from float logits [vocabulary]."""

@@ -1,0 +1,212 @@
+"""The SQLite file of a session: its tables, facts and dialogue under checksums, what is refused.
+
+A stranger may have made the file. It has exactly the tables below and nothing else: no views or
+triggers, which could compute without an end. Knows nothing of keys, values or thumbnails.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sqlite3
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+FORMAT = "4"
+BUSY_SECONDS = (
+    30.0  # a reader's turn of dialogue and the writer's chunk wait so long for each other
+)
+MAX_ROW_BYTES = 64 << 20  # index keys of a chunk have 2 MB with a large model
+MAX_SIZE = 1 << 20  # of each of a model's sizes
+SCHEMA = (
+    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER)",
+    "CREATE TABLE chunks (number INTEGER PRIMARY KEY, start_seconds REAL, stop_seconds REAL,"
+    " num_frames INTEGER, watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER,"
+    " group_starts BLOB, places BLOB, positions BLOB, visual BLOB, checksum INTEGER)",
+    "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
+    "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT, checksum INTEGER)",
+)
+OLDER_FACTS = "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)"  # up to format 3
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+KV_BITS = ("16", "8")
+REQUIRED_FACTS = (
+    "format",
+    "settings",
+    "kv_bits",
+    "model_id",
+    "dtype",
+    "layers",
+    "kv_heads",
+    "head_dim",
+)
+
+
+class DamagedDatabaseError(ValueError):
+    """What the database says cannot be; the message ends the sentence "FOLDER is damaged: "."""
+
+
+class ForeignDatabaseError(ValueError):
+    """The database is not one of this format; the message ends a sentence about its folder."""
+
+
+class OtherFormatError(ForeignDatabaseError):
+    """It is a session of another longlook."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__(f"is of format {found}, and this longlook reads format {FORMAT}")
+
+
+def connect(path: Path, may_create: bool) -> sqlite3.Connection:
+    """Opens the file, whose folder `memory/plain_files.py` has checked; a query reads it first."""
+    uri = f"file:{quote(str(path))}?mode={'rwc' if may_create else 'rw'}"
+    db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+def has_session(db: sqlite3.Connection) -> bool:
+    """False for an empty database. Raises ForeignDatabaseError for what is not of this longlook."""
+    found = _objects(db)
+    if not found or found == _expected_objects():
+        return bool(found)
+    is_plain = all(kind == "table" or (kind == "index" and sql is None) for kind, _, sql in found)
+    if is_plain and ("table", "facts", OLDER_FACTS) in found:
+        row = db.execute("SELECT value FROM facts WHERE name = 'format'").fetchone()
+        if row is not None:
+            raise OtherFormatError(row[0])
+    raise ForeignDatabaseError("has a database that is not of longlook")
+
+
+def create_tables(db: sqlite3.Connection, facts: Mapping[str, str]) -> None:
+    """In one transaction, so that a folder is a session or is none."""
+    db.execute("PRAGMA journal_mode = MEMORY")  # no rollback journal in the folder, not even now
+    db.execute("PRAGMA journal_mode = WAL")
+    with db:
+        db.execute("BEGIN")
+        for command in SCHEMA:
+            db.execute(command)
+        for name, value in facts.items():
+            set_fact(db, name, value)
+
+
+def set_fact(db: sqlite3.Connection, name: str, value: str) -> None:
+    row = (name, value, text_checksum(name, value))
+    db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", row)
+
+
+def read_facts(db: sqlite3.Connection) -> dict[str, str]:
+    """All facts. Raises DamagedDatabaseError where one has changed, is missing or cannot be."""
+    facts: dict[str, str] = {}
+    for name, value, checksum in db.execute("SELECT name, value, checksum FROM facts"):
+        if not _are_texts(name, value) or text_checksum(name, value) != checksum:
+            raise DamagedDatabaseError(f"the fact {str(name)!a} has changed")
+        facts[name] = value
+    _check_facts(facts)
+    return facts
+
+
+def add_turn(db: sqlite3.Connection, question: str, answer: str) -> None:
+    row = (question, answer, text_checksum(question, answer))
+    db.execute("INSERT INTO turns (question, answer, checksum) VALUES (?, ?, ?)", row)
+
+
+def read_turns(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Questions and answers in order. Raises DamagedDatabaseError where one has changed."""
+    turns: list[tuple[str, str]] = []
+    rows = db.execute("SELECT number, question, answer, checksum FROM turns ORDER BY number")
+    for expected, (number, question, answer, checksum) in enumerate(rows, 1):
+        if number != expected:
+            raise DamagedDatabaseError(f"answer {expected} of the dialogue is missing")
+        if not _are_texts(question, answer) or text_checksum(question, answer) != checksum:
+            raise DamagedDatabaseError(f"answer {number} of the dialogue has changed")
+        turns.append((question, answer))
+    return turns
+
+
+def text_checksum(*texts: str) -> int:
+    """CRC-32 of texts, which may not be taken for others with the same letters."""
+    return zlib.crc32(json.dumps(texts).encode())
+
+
+def _objects(db: sqlite3.Connection) -> set[tuple[str, str, str | None]]:
+    return set(db.execute("SELECT type, name, sql FROM sqlite_master"))
+
+
+@functools.cache
+def _expected_objects() -> set[tuple[str, str, str | None]]:
+    """As SQLite writes the schema down, with the indexes that it makes by itself."""
+    db = sqlite3.connect(":memory:")
+    for command in SCHEMA:
+        db.execute(command)
+    found = _objects(db)
+    db.close()
+    return found
+
+
+def _are_texts(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _check_facts(facts: Mapping[str, str]) -> None:
+    for name in REQUIRED_FACTS:
+        if name not in facts:
+            raise DamagedDatabaseError(f"the fact {name!r} is missing")
+    checks: dict[str, Callable[[str], bool]] = {
+        "dtype": lambda value: value in DTYPES,
+        "kv_bits": lambda value: value in KV_BITS,
+        "layers": _is_size,
+        "kv_heads": _is_size,
+        "head_dim": _is_size,
+        "settings": _are_settings,
+        "seen seconds": lambda value: _is_time(float(value)),
+        "still since": _is_still_since,
+    }
+    for name, value in facts.items():
+        check = _is_count if name.startswith("first ") else checks.get(name)
+        if check is not None and not _holds(check, value):
+            raise DamagedDatabaseError(f"the fact {name!a} cannot be")
+
+
+def _holds(check: Callable[[str], bool], value: str) -> bool:
+    try:
+        return check(value)
+    except (ValueError, TypeError, RecursionError):  # no number, no JSON, or another shape of it
+        return False
+
+
+def _is_size(value: str) -> bool:
+    return 1 <= int(value) <= MAX_SIZE
+
+
+def _is_count(value: str) -> bool:
+    return int(value) >= 0
+
+
+def _is_time(seconds: float) -> bool:
+    return math.isfinite(seconds) and seconds >= 0
+
+
+def _are_settings(value: str) -> bool:
+    """A JSON object of plain values; which knobs there are is for `Config` to say."""
+    settings = json.loads(value)
+    return isinstance(settings, dict) and _is_plain(settings)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(inner) for inner in value.values())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str) or (isinstance(value, int) and abs(value) < 1 << 63)
+
+
+def _is_still_since(value: str) -> bool:
+    chunks, frames, seconds = json.loads(value)
+    return type(chunks) is type(frames) is int and min(chunks, frames) >= 0 and _is_time(seconds)
