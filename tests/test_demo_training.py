@@ -1,4 +1,4 @@
-"""What the embedded model is trained on is what the driver will give it: pictures, tower, tokens, positions and views."""
+"""What the embedded model is trained on is what the driver will give it: pictures, tower, tokens, places and views."""
 
 from __future__ import annotations
 
@@ -488,7 +488,8 @@ def test_earlier_weights_are_taken_over_word_by_word(small: Small) -> None:
 def test_a_few_steps_from_the_command_line_leave_states_and_a_model(tmp_path: Path) -> None:
     train.main(
         minutes=5.0, folder=tmp_path / "run", out=tmp_path / "out", chunks=8, workers=1, see_batch=4,
-        step_chunks=2, step_questions=4, most_steps=2, bank=None, start=None, resume=None, see_share=0.5, rate=1.0, seed=1,
+        step_chunks=2, step_questions=4, most_steps=2, bank=None, start=None, resume=None, see_share=0.5, rate=1.0,
+        seed=1,
     )  # fmt: skip
     logging.getLogger().handlers.clear()
     assert {"last.pt", "mean.pt", "tower.pt"} <= {path.name for path in (tmp_path / "run").iterdir()}

@@ -84,8 +84,8 @@ def build(folder: Path, chunks: int, seed: int, workers: int = 2, shards: int = 
 
 
 class Painting:
-    """Begins to paint at once and gives the shards with their numbers as they get ready. The processes are forked, so make
-    it before any GPU work."""
+    """Begins to paint at once and gives the shards with their numbers as they get ready. The processes are forked, so
+    make it before any GPU work."""
 
     def __init__(self, folder: Path, chunks: int, seed: int, workers: int, shards: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

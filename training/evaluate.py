@@ -5,8 +5,9 @@
 Every clip is painted anew at some size, half of them are sent through a codec; it is encoded and prefilled chunk by
 chunk as a session does, some chunks are left out of the context as recall would, and one question of every family is
 answered greedily. An answer is right when it is the expected one, letter for letter. Three kinds: the world as its own
-painter paints it; as a painter paints it that training never saw, things of any size, frames of any shape; and the first
-again, asked in phrases that training never uses. `--write` keeps the figures in the model card and in bench/results.
+painter paints it; as a painter paints it that training never saw, things of any size, frames of any shape; and the
+first again, asked in phrases that training never uses. `--write` keeps the figures in the model card and in
+bench/results.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def judge_clips(
 
 
 def tally(verdicts: Sequence[Verdict], by: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """(right, asked) by "group" or "family"; then by length, in the world; with "all" of these; and by the other kinds."""
+    """(right, asked) by "group" or "family"; by length, in the world, and all of these; and by other kinds."""
     right: Counter[tuple[str, str]] = Counter()
     asked: Counter[tuple[str, str]] = Counter()
     for verdict in verdicts:

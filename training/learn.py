@@ -1,12 +1,12 @@
 """The binding stage on a device: the LLM learns to answer from what the (frozen) tower sees.
 
 Beside the answers stand aids, thrown away with the stage. *Say*: linear heads on an early layer must read each visual
-token's time stamp off it, and off a time in a question what it names. *Tell*: a layer later, what was shown just before;
-and from the token that closes a group, its time and all that it shows. *Look*: in one later layer, two heads' raw q . raw k
-must point from a name in the question to the groups that show it, so retrieval heads appear early and stay sharp;
-another head's from a time to its group, another's from a name to what comes next. *Fetch*: what such a head sees there, it
-must attend to, and tell. *Read*: after that, the attention of some heads must rest on the groups that the next word is
-read from. They speed up by far what the answers alone teach slowly.
+token's time stamp off it, and off a time in a question what it names. *Tell*: a layer later, what was shown just
+before; and from the token that closes a group, its time and all that it shows. *Look*: in one later layer, two heads'
+raw q . raw k must point from a name in the question to the groups that show it, so retrieval heads appear early and
+stay sharp; another head's from a time to its group, another's from a name to what comes next. *Fetch*: what such a head
+sees there, it must attend to, and tell. *Read*: after that, the attention of some heads must rest on the groups that
+the next word is read from. They speed up by far what the answers alone teach slowly.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def _max_sim(queries: Tensor, keys: Tensor, visual: Tensor, groups: Tensor, owne
 
 
 def _look_loss(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over groups, mean over heads, and how often all heads together are right. scores: [n, heads, groups];
-    wanted: bool [n, groups], some in each row."""
+    """Cross-entropy over groups, mean over heads, and how often all heads together are right. scores: [n, heads,
+    groups]; wanted: bool [n, groups], some in each row."""
     if not len(scores):
         return scores.sum() * 0, scores.new_ones(())
     lost = missed(scores, torch.ones_like(scores, dtype=torch.bool), wanted[:, None].expand_as(scores))
@@ -410,8 +410,8 @@ def _told_losses(aids: Aids, batch: Batch, skip: int) -> dict[str, Tensor]:
 
 
 def time_loss(heads: Iterable[nn.Module], tokens: Tensor, seconds: Tensor) -> Tensor:
-    """Mean cross-entropy of reading the three pairs of digits of `seconds` [n] off `tokens` [n, hidden]; those below 0 are
-    not asked."""
+    """Mean cross-entropy of reading the three pairs of digits of `seconds` [n] off `tokens` [n, hidden]; those below 0
+    are not asked."""
     asked = seconds >= 0
     losses = []
     for head, place in zip(heads, PLACES, strict=True):

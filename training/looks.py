@@ -63,8 +63,9 @@ class Look:
 
     grid: rows and columns of tokens of its frames. letterbox: share of the height that the picture takes, 1 for all.
     outline: width as a share of the radius, 0 for none. proportions: of the shapes. pace: of moving things, 1 as fast
-    as the world's. pan: widths a second by which the background slides. drift: how light and white balance swing over the scene. jpeg: quality, 0 for none; video: quality
-    of H.264, 0 for none. scale: pixels painted for each that the model sees.
+    as the world's. pan: widths a second by which the background slides. drift: how light and white balance swing over
+    the scene. jpeg: quality, 0 for none; video: quality of H.264, 0 for none. scale: pixels painted for each that the
+    model sees.
     """
 
     seed: int
@@ -139,7 +140,7 @@ def _palette(rng: np.random.Generator) -> tuple[tuple[str, Colour], ...]:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A frame being painted, and where in it the unit square of the world lies: pixels of its left, top, width, height."""
+    """A frame being painted, and where in it the unit square of the world lies, in pixels."""
 
     pixels: Array
     left: float

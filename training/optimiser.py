@@ -1,5 +1,4 @@
-"""Muon for the hidden matrices, AdamW for everything else, one rate schedule over both; and the precision that steps are
-computed in."""
+"""Muon for the hidden matrices, AdamW for everything else, one rate schedule over both; and the precision of steps."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 
 class BatchedMuon(Optimizer):
-    """Muon (as torch's: Nesterov momentum, five Newton-Schulz steps) with matrices of one shape made orthogonal together:
-    a small model has many small matrices, and one by one they keep a GPU waiting."""
+    """Muon (as torch's: Nesterov momentum, five Newton-Schulz steps) with matrices of one shape made orthogonal
+    together: a small model has many small matrices, and one by one they keep a GPU waiting."""
 
     def __init__(
         self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
@@ -86,7 +85,7 @@ def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[O
 
 
 class Schedule:
-    """Steps the optimisers under gradient clipping. The rate follows the share of the work that is done, so that it ends
+    """Steps the optimisers under gradient clipping. The rate follows the share of the work that is done, so it ends
     low exactly when the time is over: it rises over `warm_up`, stays, and falls linearly from `fall_from` on."""
 
     def __init__(self, optimisers: list[Optimizer], warm_up: float = 0.03, fall_from: float = 0.35) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,7 +215,7 @@ def _distance(thing: Thing, look: Look, u: Points, v: Points) -> Points:
 def _to_polyline(u: Points, v: Points, line: Points) -> Points:
     """Distance of each point to a line of straight pieces."""
     best = np.full(u.shape, np.inf)
-    for (ax, ay), (bx, by) in zip(line[:-1], line[1:], strict=True):
+    for (ax, ay), (bx, by) in pairwise(line):
         dx, dy = bx - ax, by - ay
         along = np.clip(((u - ax) * dx + (v - ay) * dy) / max(1e-12, dx * dx + dy * dy), 0, 1)
         best = np.minimum(best, (u - ax - along * dx) ** 2 + (v - ay - along * dy) ** 2)

@@ -21,7 +21,10 @@ APPEARS = "[appears|shows up|comes up|is shown|appeared|was shown]"
 THING = "[thing|object|shape|item]"
 THINGS = "[shapes|things|objects|items]"
 VIDEO = "[video|clip|film|recording|footage]"
-AT = "[at|around|] {second} seconds"
+AT = "[at|around] {second} seconds"
+WAY = "[which way|in which direction|in what direction|where|what direction]"
+COMES = "[comes|came|is shown|was shown|appears|appeared]"
+SHOWS = "[comes|came|is shown|was shown]"
 END = "[?|?|?||.]"
 
 PATTERNS: dict[str, tuple[str, ...]] = {
@@ -49,7 +52,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "when": (
         f"{TELL}when [does|did] the {{name}} [first |]{APPEAR}{END}",
         f"{TELL}when [is|was] the {{name}} [first |]{SHOWN}{END}",
-        f"[At what time|At which second|At what second|At which time|From which second on] [does|did] the {{name}} {APPEAR}{END}",
+        f"At [what|which] [time|second] [does|did] the {{name}} {APPEAR}{END}",
+        f"From which second on [does|did] the {{name}} {APPEAR}{END}",
         f"[At what time|At which second|At what second] [is|was] the {{name}} [first |]{SHOWN}{END}",
         f"[When|At what time] [did|do|can] [you|I|we] [first |]{SEE} the {{name}}{END}",
         f"[Show me|Find|Tell me] when the {{name}} {APPEARS}{END}",
@@ -87,8 +91,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"What is the number of {THINGS} when the {{name}} {APPEARS}{END}",
     ),
     "direction": (
-        f"{TELL}[which way|in which direction|in what direction|where|what direction] [does|did] the {{name}} [move|go|travel|head]{END}",
-        f"{TELL}[which way|in which direction|in what direction|where|what direction] [is|was] the {{name}} [moving|going|heading]{END}",
+        f"{TELL}{WAY} [does|did] the {{name}} [move|go|travel|head]{END}",
+        f"{TELL}{WAY} [is|was] the {{name}} [moving|going|heading]{END}",
         f"How [does|did] the {{name}} move{END}",
         f"[What is|What's|What was] the direction of the {{name}}{END}",
         f"[Does|Did|Is] the {{name}} [move|moving|stand still|still]{END}",
@@ -113,17 +117,17 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"[Which|What] {THING} [comes|came] before the {{name}}{END}",
     ),
     "first_of": (
-        f"{TELL}[which|what] [comes|came|is shown|was shown|appears|appeared] [first|earlier], the {{name}} or the {{other}}{END}",
-        f"[Which|What] of the {{name}} and the {{other}} [comes|came|is shown|was shown] [first|earlier]{END}",
+        f"{TELL}[which|what] {COMES} [first|earlier], the {{name}} or the {{other}}{END}",
+        f"[Which|What] of the {{name}} and the {{other}} {SHOWS} [first|earlier]{END}",
         f"[Does|Did] the {{name}} or the {{other}} [come|appear] [first|earlier]{END}",
-        f"The {{name}} or the {{other}}, [which|what] [comes|came|is shown|was shown] [first|earlier]{END}",
+        f"The {{name}} or the {{other}}, [which|what] {SHOWS} [first|earlier]{END}",
         f"[Which|What] [is|was] [earlier|first], the {{name}} or the {{other}}{END}",
     ),
     "last_of": (
-        f"{TELL}[which|what] [comes|came|is shown|was shown|appears|appeared] [last|later], the {{name}} or the {{other}}{END}",
-        f"[Which|What] of the {{name}} and the {{other}} [comes|came|is shown|was shown] [last|later]{END}",
+        f"{TELL}[which|what] {COMES} [last|later], the {{name}} or the {{other}}{END}",
+        f"[Which|What] of the {{name}} and the {{other}} {SHOWS} [last|later]{END}",
         f"[Does|Did] the {{name}} or the {{other}} [come|appear] [last|later]{END}",
-        f"The {{name}} or the {{other}}, [which|what] [comes|came|is shown|was shown] [last|later]{END}",
+        f"The {{name}} or the {{other}}, [which|what] {SHOWS} [last|later]{END}",
         f"[Which|What] [is|was] [later|last], the {{name}} or the {{other}}{END}",
     ),
     "first": (
@@ -131,7 +135,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"{TELL}what [is|was] {SHOWN} first{END}",
         f"What [comes|came|appears|appeared] first{END}",
         f"What {APPEARS} at the [beginning|start] [of the {VIDEO}|]{END}",
-        f"[Which|What] {THING} [comes|came|is shown|was shown] first{END}",
+        f"[Which|What] {THING} {SHOWS} first{END}",
         f"How does the {VIDEO} [begin|start]{END}",
     ),
     "last": (
@@ -139,7 +143,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"{TELL}what [is|was] {SHOWN} last{END}",
         f"What [comes|came|appears|appeared] last{END}",
         f"What {APPEARS} at the end [of the {VIDEO}|]{END}",
-        f"[Which|What] {THING} [comes|came|is shown|was shown] last{END}",
+        f"[Which|What] {THING} {SHOWS} last{END}",
         f"How does the {VIDEO} end{END}",
     ),
     "now": (
@@ -184,7 +188,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "caption": (
         f"{OPEN}[describe|summarize|summarise|caption|explain|sum up] [the|this] {VIDEO}{END}",
         f"{TELL}what [happens|happened|is happening|is going on] [in|during] [the|this] {VIDEO}{END}",
-        f"{OPEN}[give|write] [me |us |]a [caption|summary|description] [of [the|this] {VIDEO}|for [the|this] {VIDEO}|]{END}",
+        f"{OPEN}[give|write] [me |us |]a [caption|summary|description] [[of|for] [the|this] {VIDEO}|]{END}",
         f"What is [the|this] {VIDEO} about{END}",
         f"{OPEN}[describe|summarize|summarise|caption] it{END}",
         f"What [is|was] {SHOWN} in [the|this] {VIDEO}{END}",
@@ -203,7 +207,7 @@ NOUN = (
 )
 DOING = (
     "[wearing|eating|holding|saying|doing|driving|cooking|reading|singing|running|sleeping|thinking|watching|building|"
-    "feeling|playing|drinking|writing|painting|looking at|talking about|fighting|laughing at|waiting for|made of|called]"
+    "feeling|playing|drinking|writing|painting|looking at|talking about|fighting|laughing at|made of|called]"
 )
 VERB = (
     "[leave|arrive|win|fall|speak|cry|dance|stop|break|open the door|buy the house|lose the game|answer|jump|wake up]"
@@ -232,7 +236,8 @@ OTHER: tuple[str, ...] = (
     f"[Tell me|Write|Give me] a [joke|poem|story about a {NOUN}|recipe|song]{END}",
     f"[Translate|Spell|Repeat|Delete|Improve] [this|it|that] [into German|again|please|]{END}",
     f"What is the [capital|president|population|history|language] of {PLACE}{END}",
-    f"[How are you|Who are you|What are you|Hello|Hi there|Good morning|Thank you|Are you human|What can you do|Help]{END}",
+    f"[How are you|Who are you|What are you|Hello|Hi there|Good morning|Thank you|Are you human|Help]{END}",
+    f"What can you do{END}",
     f"[Do|Did] you [like|love|hate|know|understand] [it|me|the {NOUN}|this]{END}",
     f"Can you [help|hear|teach|hug] me[ with my homework|]{END}",
     f"[What|How much] is [two plus two|the price|the meaning of life|ten times four|the {NOUN} worth]{END}",

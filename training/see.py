@@ -41,7 +41,7 @@ class BatchedTower(nn.Module):
             self.register_buffer(f"positions{number}", get_vision_position_ids(grid, MERGE), persistent=False)
 
     def forward(self, patches: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Patches [groups, n, 384] of groups of this grid -> embeddings and DeepStack features, [groups, n / 4, hidden]."""
+        """Patches [groups, n, 384] of one grid -> embeddings and DeepStack features, [groups, n / 4, hidden]."""
         tower, groups = self.tower, patches.shape[0]
         taps, weights, positions = (getattr(self, f"{name}{grid}") for name in ("taps", "weights", "positions"))
         kernel = tower.patch_embed.proj.weight.flatten(1)  # a strided convolution over one patch is a product

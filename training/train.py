@@ -115,7 +115,7 @@ def warm_start(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Pat
     old = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     now = model.state_dict()
     words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    numbers = {word: number for word, number in words["model"]["vocab"].items()}
+    numbers = dict[str, int](words["model"]["vocab"])
     with torch.no_grad():
         for name, value in now.items():
             before = old.get(name)
@@ -224,7 +224,7 @@ class PlanSource(Dataset[Packed]):
     def __init__(
         self, maker: ClipMaker, words: Words, curriculum: Curriculum, done: Any, plans: Plans, seed: int, told: Path
     ) -> None:
-        """done: shared share of the work, which decides on the stage. told: where look-alikes are written once known."""
+        """done: shared share of the work, which decides on the stage. told: where look-alikes are written."""
         self._maker, self._words, self._curriculum, self._done = maker, words, curriculum, done
         self._plans, self._seed, self._told = plans, seed, told
 
@@ -278,7 +278,7 @@ class RunningMean:
     """The mean of a module's latest weights, kept on the device."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._live = [p for p in module.parameters()]
+        self._live = list(module.parameters())
         self._mean = [p.detach().clone() for p in self._live]
         self._module = module
 

@@ -34,11 +34,11 @@ WORD = r"\d{1,2}[:·]?|\.\d|seconds>|[a-z]+"
 # What is read as what, in this order. Nothing on the right stands on the left of a later line, and no answer of the
 # model contains a word of the left.
 READ_AS: tuple[tuple[str, str], ...] = (
-    (r"['’](s|re)\b", " is"),
+    (r"['\u2019](s|re)\b", " is"),
     (r"\b(please|kindly|hey|actually|hmm|so|well)\b", " "),
     (r"\bwhats\b", "what is"),
     (r"\b((could|can|would|will) you )?(tell me|say|let me know)( if| whether)?\b", " "),
-    (r"\b(do you (know|remember)|i (want|would like|need) to know|i['’]d like to know|i wonder)\b", " "),
+    (r"\b(do you (know|remember)|i (want|would like|need) to know|i['\u2019]d like to know|i wonder)\b", " "),
     (r"\b(number|amount|count) of\b", "how many"),
     (r"\b(at this|at the|right this) (very )?moment\b(?! (at|of))", "now"),
     (r"\b(right now|just now|currently|at present|presently|these days)\b", "now"),
