@@ -31,7 +31,7 @@ from training import learn, lookalikes, optimiser, plan, see, train
 from training.bank import GRIDS, Bank, _painted_scene, patchify, scene_frames
 from training.bind import ClipMaker, Stage, StoredChunk
 from training.looks import ASPECTS, Look, look_of
-from training.pictures import scene_labels
+from training.pictures import LABELS, scene_labels
 from training.plan import Asked, Looks, Rows, Video, Words, make_plan, pack, unpack
 from training.questions import Question
 from training.scenes import GROUPS_PER_CHUNK, Moment, group_times, random_scene
@@ -128,7 +128,8 @@ def test_patches_are_those_of_the_models_preprocessing(grid: int) -> None:
     frames = np.random.default_rng(grid).integers(0, 256, (3, 2, rows * 16, columns * 16, 3), dtype=np.uint8)
     ours = see.as_floats(torch.from_numpy(patchify(frames)))
     for group, patches in zip(frames, ours, strict=True):
-        assert gap(stock_patchify(normalise(torch.from_numpy(group).permute(0, 3, 1, 2), SPEC), SPEC), patches) < 1e-6
+        pixels = normalise(torch.from_numpy(group).permute(0, 3, 1, 2), SPEC)
+        assert gap(stock_patchify(pixels[None], SPEC)[0], patches) < 1e-6
     assert gap(see.as_floats(torch.from_numpy(patchify(frames[:, ::-1].copy()))), ours) > 0.01
 
 
@@ -176,14 +177,14 @@ def test_the_seeing_stage_lowers_its_loss(painted: Painted) -> None:
     generator, losses = torch.Generator().manual_seed(0), []
     for _ in range(10):
         loss = see.see_step(batched, heads, patches, labels, 0, generator)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         schedule.step(0.0)
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     right = see.accuracies(
         batched, heads, *(torch.from_numpy(a) for a in (painted.bank.patches, painted.bank.labels, painted.bank.grids))
     )
-    assert set(right) == set(bank_file.LABELS)
+    assert set(right) == set(LABELS)
 
 
 def test_a_banks_missing_shards_are_made_and_the_others_kept(tmp_path: Path) -> None:
@@ -247,8 +248,8 @@ def plan_of(
     most = max(len(video.moments) for video in made)
     arrays = {**rows.arrays(), **looks.arrays(most), **plan._questions(WORDS, questions, looks)}
     groups = np.full((len(videos), most), -1)
-    for number, video in enumerate(made):
-        groups[number, : len(video.moments)] = first_groups[number] + np.arange(len(video.moments))
+    for number, shown in enumerate(made):
+        groups[number, : len(shown.moments)] = first_groups[number] + np.arange(len(shown.moments))
     chosen = [np.array([first_chunks[video] + k for k in picked]) for video, _, picked in asked]
     arrays |= {
         "video_groups": groups,
@@ -328,7 +329,7 @@ def test_a_plan_can_be_learnt_from_and_is_packed_without_loss(painted: Painted, 
         result = learn.learn(learner, batch)
         assert result.loss.isfinite() and len(result.right) == len(batch["family"])
         assert all(bool(loss.isfinite()) for loss in result.aids.values())
-        (result.loss + torch.stack(list(result.aids.values())).sum()).backward()
+        (result.loss + torch.stack(list(result.aids.values())).sum()).backward()  # type: ignore[no-untyped-call]
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         assert grads and all(bool(grad.isfinite().all()) for grad in grads)
 
@@ -454,7 +455,7 @@ def test_matrices_of_one_shape_are_made_orthogonal_together_as_torchs_muon_does_
         for one, other, grad in zip(ours, theirs, grads, strict=True):
             one.grad, other.grad = grad.clone(), grad.clone()
         mine.step()
-        stock.step()
+        stock.step()  # type: ignore[no-untyped-call]
     assert all(gap(one, other) < 2e-3 for one, other in zip(ours, theirs, strict=True))
     assert gap(ours[0], starts[0]) > 1e-2
 

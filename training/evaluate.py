@@ -115,13 +115,13 @@ def make_clip(seed: int, number: int, kind: str = IN_WORLD) -> Clip:
         groups = [g for chunk in chunks for g in chunk.groups]
         if len(set(groups)) == len(groups) and not all(chunk.hidden for chunk in chunks):
             break
-    facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
-    asked = [ask(rng, facts, family, held_out=kind == PHRASES) for family in FAMILIES]
     if kind == PAINTER:
         frames = paint_otherwise(rng, chunks, scenes, first)
     else:
         side, crf = int(rng.choice(SIDES)), int(rng.integers(18, 33)) if rng.random() < 0.5 else None
         frames = [paint(chunk, scenes, first, side, crf) for chunk in chunks]
+    facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
+    asked = [ask(rng, facts, family, held_out=kind == PHRASES) for family in FAMILIES]
     return Clip(stage, chunks, frames, [question for question in asked if question])
 
 

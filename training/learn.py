@@ -225,7 +225,8 @@ def _max_sim(queries: Tensor, keys: Tensor, visual: Tensor, groups: Tensor, owne
     scores = torch.einsum("nd,gtd->ngt", queries, per_group) / queries.shape[-1] ** 0.5
     best = scores.masked_fill(visual < 0, NOWHERE).amax(-1)  # [n, all groups]
     mine = groups[owner]
-    return best.gather(1, mine.clamp(min=0)).masked_fill(mine < 0, NOWHERE)
+    found: Tensor = best.gather(1, mine.clamp(min=0)).masked_fill(mine < 0, NOWHERE)
+    return found
 
 
 def _look_loss(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +262,8 @@ def _find_scores(queries: Tensor, tokens: Tensor, visual: Tensor, mine: Tensor, 
     real = (visual[mine.clamp(min=0)] >= 0) & (mine >= 0)[..., None]
     scores = torch.einsum("nqd,ngtd->nqgt", queries, own) / queries.shape[-1] ** 0.5
     best = scores.masked_fill(~real[:, None], NOWHERE).amax(-1)
-    return best.masked_fill(~said[:, :, None], NOWHERE).amax(1)
+    found: Tensor = best.masked_fill(~said[:, :, None], NOWHERE).amax(1)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

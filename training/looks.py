@@ -130,7 +130,7 @@ def look_of(seed: int, painters: Sequence[str] = PAINTERS) -> Look:
 def _palette(rng: np.random.Generator) -> tuple[tuple[str, Colour], ...]:
     """Each colour as the world has it, or anywhere that goes by its name."""
     if rng.random() < 0.3:
-        return tuple((name, tuple(float(v) for v in rgb)) for name, rgb in COLOURS.items())
+        return tuple((name, (float(r), float(g), float(b))) for name, (r, g, b) in COLOURS.items())
     drawn = []
     for name, (low, high) in PALETTES.items():
         shares = rng.uniform(0, 1, 3) if name != "white" else np.full(3, rng.uniform())
@@ -199,7 +199,7 @@ def _plain(rng: np.random.Generator, height: int, width: int, graded: bool) -> A
     angle = rng.uniform(0, 2 * math.pi)
     mix = u * math.cos(angle) + v * math.sin(angle)
     mix = (mix - mix.min()) / max(1e-6, float(np.ptp(mix))) if graded else np.zeros_like(u)
-    return (ends[0] + (ends[1] - ends[0]) * mix[..., None]).astype(np.float32)
+    return np.asarray(ends[0] + (ends[1] - ends[0]) * mix[..., None], dtype=np.float32)
 
 
 def _any_muted(rng: np.random.Generator) -> Array:

@@ -67,7 +67,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
+    turned: Tensor = x.mT if tall else x
+    return turned
 
 
 def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[Optimizer]:

@@ -120,7 +120,7 @@ def placed(thing: Thing, look: Look, spot: tuple[float, float, float], scale: fl
     x, y, radius = spot
     turn = turn_of(thing, look)
     spun = corners(thing.shape, look) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    return spun * radius * scale + np.array([x, y])
+    return np.asarray(spun * radius * scale + np.array([x, y]))
 
 
 def paint_classic(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> None:
@@ -200,7 +200,7 @@ def _distance(thing: Thing, look: Look, u: Points, v: Points) -> Points:
     if thing.digit is not None:
         pen = 0.1 + 0.16 * look.proportions[0]
         strokes = [_to_polyline(u, v, np.array(stroke) * (0.72, 0.85)) for stroke in STROKES[thing.digit]]
-        return np.min(strokes, axis=0) - pen
+        return np.asarray(np.min(strokes, axis=0) - pen)
     round_off = np.hypot(u, v)
     if thing.shape == "circle":
         return np.asarray(round_off - 1)
@@ -209,7 +209,7 @@ def _distance(thing: Thing, look: Look, u: Points, v: Points) -> Points:
         return np.asarray(np.abs(round_off - middle) - (1 - middle))
     outline = corners(thing.shape, look)
     nearest = _to_polyline(u, v, np.concatenate([outline, outline[:1]]))
-    return np.where(_inside(u, v, outline), -nearest, nearest)
+    return np.asarray(np.where(_inside(u, v, outline), -nearest, nearest))
 
 
 def _to_polyline(u: Points, v: Points, line: Points) -> Points:
@@ -219,7 +219,7 @@ def _to_polyline(u: Points, v: Points, line: Points) -> Points:
         dx, dy = bx - ax, by - ay
         along = np.clip(((u - ax) * dx + (v - ay) * dy) / max(1e-12, dx * dx + dy * dy), 0, 1)
         best = np.minimum(best, (u - ax - along * dx) ** 2 + (v - ay - along * dy) ** 2)
-    return np.sqrt(best)
+    return np.asarray(np.sqrt(best))
 
 
 def _inside(u: Points, v: Points, outline: Points) -> NDArray[np.bool_]:

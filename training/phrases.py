@@ -73,7 +73,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"[What's|Whats] {SHOWN} {AT}{END}",
         f"[Show me what|What] {APPEARS} {AT}{END}",
         f"[What|Which] {THINGS} [are|were] {SHOWN} {AT}{END}",
-        "{second} seconds: what is there?",
+        f"At {{second}} seconds: what is there{END}",
     ),
     "count_at": (
         f"{TELL}how many {THINGS} [are|were] {SHOWN} {AT}{END}",
@@ -105,7 +105,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"What [follows|followed] the {{name}}{END}",
         f"What {APPEARS} [next |right |]after the {{name}}{END}",
         f"After the {{name}}, what [comes|came|is shown|was shown|appears]{END}",
-        f"[Which|What] {THING} [comes|came|follows|is next] [after |]the {{name}}{END}",
+        f"[Which|What] {THING} [comes after|came after|follows|is next after] the {{name}}{END}",
         f"What is next after the {{name}}{END}",
     ),
     "before": (
@@ -147,7 +147,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"How does the {VIDEO} end{END}",
     ),
     "now": (
-        f"{TELL}what [is|'s] {SHOWN} [now|right now|at the moment|currently]{END}",
+        f"{TELL}[what is|what's] {SHOWN} [now|right now|at the moment|currently]{END}",
         f"What [can|do] [you|I|we] {SEE} [now|right now|at the moment|currently]{END}",
         f"[Now|Right now], what is {SHOWN}{END}",
         f"What is [currently|now] {SHOWN}{END}",

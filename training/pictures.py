@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -101,6 +102,7 @@ def through_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 def through_codec(frames: NDArray[np.uint8], crf: int, codec: str = "libx264") -> NDArray[np.uint8]:
     """The frames after a video codec at this quality: [n, H, W, 3] in, the same shape out. H and W are even."""
     import av
+    from av.video.stream import VideoStream
 
     options = {
         "libx264": {"crf": str(crf), "preset": "ultrafast", "threads": "1"},
@@ -109,7 +111,7 @@ def through_codec(frames: NDArray[np.uint8], crf: int, codec: str = "libx264") -
     }[codec]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as out:
-        stream = out.add_stream(codec, rate=2, options=options)
+        stream = cast(VideoStream, out.add_stream(codec, rate=2, options=options))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for image in frames:

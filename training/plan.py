@@ -182,7 +182,11 @@ def draw_recalled(
     while sum(len(chunk.groups) for chunk in left) < needed:
         chunks, name = maker.video(rng, stage, tried)
         left, tried = maker.thinned(rng, chunks, pruned), 2 * tried
-    parts = [part for chunk in left for part in zip(chunk.groups, chunk.truth, chunk.kept, chunk.grids, strict=True)]
+    parts = [
+        part
+        for chunk in left
+        for part in zip(chunk.groups, chunk.truth, chunk.kept or (), chunk.grids or (), strict=True)
+    ]
     cuts = [parts[-needed:][k : k + GROUPS_PER_CHUNK] for k in range(0, needed, GROUPS_PER_CHUNK)]
     return [
         StoredChunk(g, t, kept=kept, grids=grids) for g, t, kept, grids in (zip(*c, strict=True) for c in cuts)

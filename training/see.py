@@ -176,7 +176,7 @@ def features(
     """
     out = [torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)]
     for grid in range(len(GRIDS)):
-        for mine in (grids == grid).nonzero()[:, 0].split(batch):
+        for mine in (grids == grid).nonzero()[:, 0].split(batch):  # type: ignore[no-untyped-call]
             if not len(mine):
                 continue
             read = patches[mine, : num_patches(grid)]

@@ -163,7 +163,7 @@ class GrowingBank:
             grew = True
         if grew:
             grids = self.grids[: self.size]
-            self.of_grid = {int(g): (grids == g).nonzero()[:, 0] for g in grids.unique()}
+            self.of_grid = {int(g): (grids == g).nonzero()[:, 0] for g in grids.unique()}  # type: ignore[no-untyped-call]
 
     def _add(self, number: int, shard: Shard) -> None:
         start, stop = self.size, self.size + len(shard.grids)
@@ -206,7 +206,7 @@ def train_see(
         pool = bank.of_grid[grid]
         pick = pool[torch.randint(len(pool), (plans.see_batch,), generator=generator, device=device)]
         loss = see.see_step(batched, heads, bank.patches[pick], bank.labels[pick], grid, generator)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         schedule.step(clock.done)
         step += 1
         if time.monotonic() - told > 10:
@@ -341,7 +341,8 @@ def train_bind(
         waited += time.monotonic() - since
         try:
             result = learn(learner, batch)
-            (result.loss + AID_WEIGHT * torch.stack(list(result.aids.values())).sum()).backward()
+            whole = result.loss + AID_WEIGHT * torch.stack(list(result.aids.values())).sum()
+            whole.backward()  # type: ignore[no-untyped-call]
         except torch.OutOfMemoryError:
             log.info("bind: a step was too large")
             trained.zero_grad(set_to_none=True)
@@ -414,7 +415,7 @@ def main(
     began = time.monotonic()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     folder.mkdir(parents=True, exist_ok=True)
-    handlers = [logging.StreamHandler(), logging.FileHandler(folder / "log.txt")]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(folder / "log.txt")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     plans = Plans(minutes, see_share, see_batch, step_chunks, step_questions, rate)
     num_shards = max(workers, min(128, chunks // 50))

@@ -39,7 +39,7 @@ def news_of(patches: Tensor, first_group: Sequence[int]) -> NDArray[np.bool_]:
     """Marks of groups that differ from the last one kept, or follow one whose own frames differ: [levels, groups]."""
     groups = len(patches)
     place = np.arange(groups) - np.repeat(first_group, np.diff([*first_group, groups]))
-    own = np.concatenate([_most_change(part, part, 1, 0) for part in patches.split(4096)])
+    own = np.concatenate([_most_change(part, part, 1, 0) for part in patches.split(4096)])  # type: ignore[no-untyped-call]
     marks = np.ones((len(LEVELS), groups), dtype=bool)
     for number, level in enumerate(LEVELS):
         last_kept = np.arange(groups)  # of each group: the number of the last one kept, up to it

@@ -104,6 +104,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
             *(normalizers.Replace(Regex(found), read) for found, read in READ_AS),
             normalizers.Replace(Regex(r"(?<=\d)\s*(secs?|s)\b"), " seconds"),
             normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}(?!\d))"), HUNDREDS),
