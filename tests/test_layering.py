@@ -37,7 +37,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "decord": ("streaming.moments",),
     "gradio": ("ui.demo",),
     "scenedetect": ("bench.keyframes",),
-    "cv2": ("bench.keyframes",),
+    "cv2": ("bench.keyframes", "training.painters"),
     "av": ("streaming", "training", "app", "bench"),
     "torch": ("streaming.session", "streaming.engine", "memory", "keyframes", "models", "training", "bench"),
     "transformers": ("models", "training"),
