@@ -27,11 +27,11 @@ from torch import Tensor
 from bench.machine import describe, save
 from bench.report import table
 from config import MemoryConfig
-from memory.bank import KVMemory
 from memory.chunk import KVChunk, PositionLayout
-from memory.index import HeadIndex
+from memory.disk_tier import SessionStore
+from memory.kv_memory import KVMemory
 from memory.records import Kind, NewChunk
-from memory.store import SessionStore
+from memory.retrieval_index import HeadIndex
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK_SECONDS = 8.0  # 16 frames at 2 a second

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from config import MemoryConfig
-from memory import bank as bank_module
-from memory.bank import KVMemory, MemoryFullError
-from memory.index import HeadIndex
-from memory.pool import HostPool, PoolFullError
+from memory import kv_memory as bank_module
+from memory.disk_tier import SessionBusyError, SessionError, SessionStore
+from memory.host_pool import HostPool, PoolFullError
+from memory.kv_memory import KVMemory, MemoryFullError
 from memory.records import NewChunk
-from memory.store import SessionBusyError, SessionError, SessionStore
+from memory.retrieval_index import HeadIndex
 from streaming.engine import Engine
 from streaming.events import Answer, Notice, Watched
 from streaming.session import Session
@@ -192,7 +192,7 @@ def test_a_device_that_stays_full_is_told_in_a_sentence(memory: KVMemory, monkey
 
 
 def test_a_database_that_is_busy_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory.database.BUSY_SECONDS", 0.02)
+    monkeypatch.setattr("memory.session_db.BUSY_SECONDS", 0.02)
     store = SessionStore(tmp_path / "s", KIND, {}, 1 << 40, 2)
     memory = KVMemory(MemoryConfig(window_chunks=2), CPU, store)
     memory.append(new_chunk(0))

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from app import open_session
-from memory.index import HeadIndex
-from memory.store import SessionError
+from memory.disk_tier import SessionError
+from memory.retrieval_index import HeadIndex
 from models.calibration import RetrievalHead
 from streaming.engine import Engine
 from streaming.events import Answer, Notice

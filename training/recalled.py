@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from memory.recall import evidence, head_norms, plan_recall
+from memory.recall_policy import evidence, head_norms, plan_recall
 from models.decoder import filled_cache
 from models.demo.world import WorldEvent
 from training.aids import (

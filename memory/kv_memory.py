@@ -31,13 +31,13 @@ from torch import Tensor
 
 from config import MemoryConfig
 from memory.chunk import ChunkMeta, KVChunk, cells
+from memory.disk_tier import ChunkLostError, DiskFullError, SessionBusyError, SessionStore, WrittenChunk
 from memory.heap import return_free_memory
-from memory.index import HeadIndex
+from memory.host_pool import HostPool, PoolFullError
+from memory.kv_codec import KVFormat
 from memory.numbered import Numbered
-from memory.packing import KVFormat
-from memory.pool import HostPool, PoolFullError
 from memory.records import Kept, NewChunk
-from memory.store import ChunkLostError, DiskFullError, SessionBusyError, SessionStore, WrittenChunk
+from memory.retrieval_index import HeadIndex
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
 BLOCK_STEP_BYTES = 512  # what a GPU's allocator rounds to as well

@@ -15,7 +15,7 @@ one commit. So a kill at any instant loses the chunks under way and nothing else
 the folder is opened to be written again. Files of evicted chunks are deleted after the commit that lets them go.
 Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may
 look on, each at what was there when it opened the folder. A folder may come from a stranger: see
-`plain_files.py` and `database.py`.
+`plain_files.py` and `session_db.py`.
 
 Knows nothing of models, windows or questions.
 """
@@ -43,24 +43,10 @@ from PIL import Image
 from torch import Tensor
 
 from memory.chunk import ChunkMeta, KVChunk
-from memory.database import (
-    FORMAT,
-    DamagedDatabaseError,
-    ForeignDatabaseError,
-    OtherFormatError,
-    add_turn,
-    connect,
-    create_tables,
-    has_session,
-    limit_log,
-    log_bytes,
-    read_facts,
-    read_turns,
-    set_fact,
-)
 from memory.eviction import BudgetTooSmallError, Ledger, Placement
+from memory.kv_codec import AS_COMPUTED, KVFormat
+from memory.kv_files import DamagedBytesError, Segments, as_bytes, sync_folder
 from memory.numbered import Numbered
-from memory.packing import AS_COMPUTED, KVFormat
 from memory.plain_files import (
     DATABASE,
     LOCK,
@@ -75,7 +61,21 @@ from memory.plain_files import (
     thumb_names,
 )
 from memory.records import KEPT, ROW_BYTES, TOKEN_BYTES, Kept, Kind, NewChunk, Place, StoredChunk
-from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
+from memory.session_db import (
+    FORMAT,
+    DamagedDatabaseError,
+    ForeignDatabaseError,
+    OtherFormatError,
+    add_turn,
+    connect,
+    create_tables,
+    has_session,
+    limit_log,
+    log_bytes,
+    read_facts,
+    read_turns,
+    set_fact,
+)
 
 FALLBACK_TEXT = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
