@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from threading import Event
@@ -34,7 +35,7 @@ from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
 from streaming.file_source import EmptyStretchError, FileSource, SourceInfo, probe
 from streaming.frames import Frame, next_tick_seconds
 from streaming.reader import Reader
-from ui.render import clock, evidence_row
+from ui.render import VIDEO_SUFFIXES, clock, evidence_row
 
 if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not wait for it
     from memory.folders import Summary
@@ -106,6 +107,22 @@ PruneBudget = Annotated[
 SESSION_HELP = "Where to keep what was watched: a name, or a folder written with a slash (./trip)."
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 SessionName = Annotated[str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"longlook {version('longlook')}")
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    wants_version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass  # its options are answered by their callbacks
 
 
 @app.command()
@@ -481,6 +498,8 @@ def in_bytes(option: str, gib: float | None) -> int | None:
 
 def video_and_questions(first: str, others: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
     """What the words of `ask` mean: with a session, the first one may be a question already."""
+    if session is not None and not is_file(first) and Path(first).suffix.lower() in VIDEO_SUFFIXES.split(","):
+        raise ValueError(f"There is no file {first}.")
     is_video = session is None or (bool(others) and is_file(first))
     video, questions = (Path(first), list(others)) if is_video else (None, [first, *others])
     if not all(question.strip() for question in questions):

@@ -357,10 +357,10 @@ def _stages(bench: Bench, engine: Engine, frames: Sequence[Frame]) -> dict[str, 
     model: Any = engine.model
     session: Any = engine.open()
     with (
-        clock.around(model, "_patches", "preprocess"),
+        clock.around(model, "_clip_patches", "preprocess"),
         clock.around(model, "encode", "tower"),
         clock.around(model, "prefill_batch", "prefill"),
-        clock.around(session, "_append", "memory"),
+        clock.around(session.memory, "append_all", "memory"),
     ):
         started = now(bench.device)
         for _ in session.watch(frames, True):
@@ -555,10 +555,10 @@ def measure_limits(bench: Bench) -> Iterator[Table]:
     model, _, side = bench.model(scale.shapes[0])
     frames = CLIPS["moving camera"](side, 2)
     group = model.encode(frames)[0]
-    patches, grid = model._patches(frames)
+    patches, grid = model._clip_patches(frames)
 
     def tower(count: int) -> None:
-        model._encoded_whole([(patches, grid)] * (count // 2))
+        model._tower.encode(patches.expand(count // 2, -1, -1), grid)
 
     def chunk(count: int) -> None:
         model.prefill(_groups(group, count // 2), [model.prefix()], 0)

@@ -33,7 +33,7 @@ from models.base import num_visual_tokens
 from models.loading import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
-from streaming.batching import BATCH_FRAMES, batch_chunks
+from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefillWork, run_prefills
 
@@ -82,8 +82,8 @@ def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig
     """The chunks of a clip, as a session makes those of a file."""
     ingest = Ingest(model, Config(reuse=reuse, prune=prune))
     chunks: list[KVChunk] = []
-    max_chunks = max(1, BATCH_FRAMES // len(parts[0]))
-    for batch in batch_chunks(iter(parts), max_chunks, partial(num_visual_tokens, model)):
+    max_chunks, max_tokens = max(1, BATCH_FRAMES // len(parts[0])), max_pass_tokens(model.device.type)
+    for batch in batch_chunks(iter(parts), max_chunks, partial(num_visual_tokens, model), max_tokens):
         work = PrefillWork(ingest, ingest.prepare(batch), [model.prefix()], chunks[-REACH:], REACH, len(chunks))
         chunks += [made.chunk for made in run_prefills(model, [work])[0] if made.chunk is not None]
     return chunks

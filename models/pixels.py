@@ -120,12 +120,24 @@ def normalise(images: Tensor, spec: PixelSpec) -> Tensor:
 
 
 def patchify(frames: Tensor, spec: PixelSpec) -> Tensor:
-    """One group of frames [T, C, H, W] -> patches [n, C * T * P * P], the patches of one token next to each other."""
+    """Groups of frames [g, T, C, H, W] -> patches [g, n, C * T * P * P], those of one token next to each other."""
     p, m = spec.patch_size, spec.merge_size
-    t, c, height, width = frames.shape
-    cells = frames.reshape(t, c, height // (p * m), m, p, width // (p * m), m, p)
-    # time, channel, row, row in token, y, column, column in token, x -> row, column, row in token, column in token, ...
-    return cells.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(-1, c * t * p * p)
+    groups, t, c, height, width = frames.shape
+    cells = frames.reshape(groups, t, c, height // (p * m), m, p, width // (p * m), m, p)
+    # group, time, channel, row, row in token, y, column, column in token, x
+    # -> group, row, column, row in token, column in token, channel, time, y, x
+    return cells.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, -1, c * t * p * p)
+
+
+def clip_patches(images: Tensor, spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
+    """The patches [g, n, values] of g groups of frames of one size, and their grid (rows, columns) in patches.
+
+    images: uint8 [g * temporal_patch_size, H, W, C].
+    """
+    size = fit_size(int(images.shape[1]), int(images.shape[2]), spec)
+    pixels = normalise(resize(images.permute(0, 3, 1, 2), size), spec)
+    grid = (size[0] // spec.patch_size, size[1] // spec.patch_size)
+    return patchify(pixels.reshape(-1, spec.temporal_patch_size, *pixels.shape[1:]), spec), grid
 
 
 def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
@@ -137,4 +149,4 @@ def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tu
     size = fit_size(int(images[0].shape[0]), int(images[0].shape[1]), spec)
     resized = torch.cat([resize(image.permute(2, 0, 1)[None], size) for image in images])
     grid = (size[0] // spec.patch_size, size[1] // spec.patch_size)
-    return patchify(normalise(resized, spec), spec), grid
+    return patchify(normalise(resized, spec)[None], spec)[0], grid

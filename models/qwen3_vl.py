@@ -25,8 +25,8 @@ from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
-from models.pixels import PixelSpec, fit_size, group_patches
-from models.towers import qwen3_vl_tower
+from models.partial_vit import qwen3_vl_tower
+from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
 from streaming.frames import Frame
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
@@ -52,6 +52,7 @@ class Qwen3VL:
         self.num_kv_heads = int(text.num_key_value_heads)
         self.head_dim = int(text.head_dim)
         self._visual = model.model.visual
+        self._tower = qwen3_vl_tower(self._visual)
         self._decoder = Decoder(model.model.language_model, model.lm_head)
         self._pixels = pixels
         self._prompt = Prompt(tokenizer, template)
@@ -78,7 +79,7 @@ class Qwen3VL:
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
         if config.strategy == "none":
             return None
-        return FeatureReuse(qwen3_vl_tower(self._visual), config, self._pixels.mean, self._pixels.std)
+        return FeatureReuse(self._tower, config, self._pixels.mean, self._pixels.std)
 
     def num_group_tokens(self, height: int, width: int) -> int:
         rows, columns = fit_size(height, width, self._pixels)
@@ -89,19 +90,27 @@ class Qwen3VL:
         groups = groups_of(frames, self)
         if not groups:
             return []
+        if len({frame.image.shape for group in groups for frame in group}) > 1:
+            return self._encode_mixed_sizes(groups)
+        patches, grid = self._clip_patches([frame for group in groups for frame in group])
+        features = self._tower.encode(patches, grid) if reuse is None else reuse.encode(patches, grid).features
+        levels = [level.unbind() for level in features.deepstack]
+        return [
+            self._group(group, grid, embeddings, tuple(level[i] for level in levels))
+            for i, (group, embeddings) in enumerate(zip(groups, features.embeddings.unbind(), strict=True))
+        ]
+
+    def _encode_mixed_sizes(self, groups: Sequence[Sequence[Frame]]) -> list[VisualGroup]:
+        """Groups whose frames differ in size, through the stock tower."""
         cut = [self._patches(group) for group in groups]
-        if reuse is not None and len({grid for _, grid in cut}) == 1:
-            made = reuse.encode(torch.stack([patches for patches, _ in cut]), cut[0][1]).features
-            embeddings, levels = made.embeddings.unbind(), [level.unbind() for level in made.deepstack]
-        else:
-            embeddings, levels = self._encoded_whole(cut)
+        embeddings, levels = self._encode_stock(cut)
         return [
             self._group(group, grid, embeddings[i], tuple(level[i] for level in levels))
             for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
         ]
 
-    def _encoded_whole(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[PerGroup, list[PerGroup]]:
-        """Embeddings and DeepStack levels of groups of any sizes, through the stock tower."""
+    def _encode_stock(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[PerGroup, list[PerGroup]]:
+        """Embeddings and DeepStack levels of groups of any sizes."""
         grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
         output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)
         sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
@@ -219,6 +228,11 @@ class Qwen3VL:
         row = self._decoder.add_row(cache, context, len(tokens) + max_new_tokens)
         return row, torch.tensor([tokens], device=self.device)
 
+    def _clip_patches(self, frames: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
+        """Patches [groups, n, values] of whole groups of frames of one size, and their grid."""
+        images = torch.from_numpy(np.stack([frame.image for frame in frames]))
+        return clip_patches(images.to(self.device), self._pixels)
+
     def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
         # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
         images = [torch.from_numpy(np.array(frame.image, order="C")) for frame in group]
@@ -277,8 +291,9 @@ class Prompt:
         tokens: list[int] = []
         runs: list[PositionLayout] = []
         marks: list[bool] = []
-        for group in groups:
-            stamp = [*self._encode(f"<{group.pts_seconds:.1f} seconds>"), self._start]
+        stamps = self._encode_all([f"<{group.pts_seconds:.1f} seconds>" for group in groups])
+        for group, stamp_tokens in zip(groups, stamps, strict=True):
+            stamp = [*stamp_tokens, self._start]
             grid = grid_layout(*group.grid, group.places)
             tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
             runs += [text_layout(len(stamp)), grid, text_layout(1)]
@@ -315,6 +330,10 @@ class Prompt:
             for token in self._reserved:
                 text = text.replace(token, "")
         return text
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, in one call of the tokenizer."""
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -12,9 +12,11 @@ from itertools import islice
 
 from streaming.frames import Frame
 
-# Of one pass. Eight chunks of the embedded model have 512 visual tokens, and more save no time. One
-# chunk of a released Qwen3-VL has 768 at its default size: it goes alone.
-BATCH_TOKENS = 512
+# Visual tokens of one pass. On a CPU, eight chunks of the embedded model have 512, and more save no
+# time; one chunk of a released Qwen3-VL has 768 at its default size and goes alone. A GPU mostly
+# starts kernels below some thousands; with so many a pass takes a tenth of a second (H100, 4B).
+PASS_TOKENS_CPU = 512
+PASS_TOKENS_GPU = 8192
 BATCH_FRAMES = 64
 # Large pictures take longer to decode than to share a pass would save: 1080p goes one by one.
 BATCH_BYTES = 64 << 20
@@ -22,13 +24,21 @@ BATCH_BYTES = 64 << 20
 Part = Sequence[Frame]
 
 
+def max_pass_tokens(device_type: str) -> int:
+    """How many visual tokens share a pass on such a device: "cpu", "cuda", ..."""
+    return PASS_TOKENS_CPU if device_type == "cpu" else PASS_TOKENS_GPU
+
+
 def batch_chunks(
-    parts: Iterator[Part], max_chunks: int, count_tokens: Callable[[Part], int]
+    parts: Iterator[Part],
+    max_chunks: int,
+    count_tokens: Callable[[Part], int],
+    max_tokens: int = PASS_TOKENS_CPU,
 ) -> Iterator[list[Part]]:
     """Yields all parts in order, in batches of up to `max_chunks` that keep to the limits above.
 
     parts: the frames of one chunk each. The first one goes alone, so that something is known of a
-    stream at once. count_tokens: visual tokens of a part, before pruning.
+    stream at once. count_tokens: visual tokens of a part, before pruning. max_tokens: of a batch.
     A part that exceeds a limit by itself goes alone. Where the parts end in an error, those that
     came before it are yielded first.
     """
@@ -36,7 +46,7 @@ def batch_chunks(
     while True:
         batch: list[Part] = []
         try:
-            fill_batch(batch, islice(parts, size), count_tokens)
+            fill_batch(batch, islice(parts, size), count_tokens, max_tokens)
         except Exception:
             if batch:
                 yield batch
@@ -48,7 +58,10 @@ def batch_chunks(
 
 
 def fill_batch(
-    batch: list[Part], parts: Iterator[Part], count_tokens: Callable[[Part], int]
+    batch: list[Part],
+    parts: Iterator[Part],
+    count_tokens: Callable[[Part], int],
+    max_tokens: int,
 ) -> None:
     """Appends parts to `batch` until another one as large as the last would exceed a limit."""
     num_tokens = num_bytes = 0
@@ -58,5 +71,5 @@ def fill_batch(
         part_bytes = sum(frame.image.nbytes for frame in part)
         num_tokens += part_tokens
         num_bytes += part_bytes
-        if num_tokens + part_tokens > BATCH_TOKENS or num_bytes + part_bytes > BATCH_BYTES:
+        if num_tokens + part_tokens > max_tokens or num_bytes + part_bytes > BATCH_BYTES:
             return

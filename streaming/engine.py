@@ -24,16 +24,13 @@ from memory.records import Kind
 from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
 from models.loading import ModelError, load, recommended_settings
+from streaming.batching import max_pass_tokens
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
 from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
 from streaming.session import AnswerRequest, Session
 
 T = TypeVar("T")
 IDLE_SECONDS = 5.0  # after which the worker thread ends; the next job starts another
-# Visual tokens of one pass. A CPU gains nothing from more; a GPU is mostly starting kernels below some thousands, and
-# with so many a question still waits for a tenth of a second only (H100, 4B model).
-PASS_TOKENS = {"cpu": 512}
-PASS_TOKENS_GPU = 8192
 MAX_WAITING_QUESTIONS = 64
 
 
@@ -79,7 +76,7 @@ class Engine:
         self.model = model
         self.profile = profile
         self.config = config or Config()
-        self.scheduler = Scheduler(PASS_TOKENS.get(model.device.type, PASS_TOKENS_GPU))
+        self.scheduler = Scheduler(max_pass_tokens(model.device.type))
         self._batch = model.answer_batch()
         self._answers: list[AnswerStream] = []  # under way
         self._waiting: list[AnswerStream] = []  # for room on the device, in the order of coming

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import AnswerConfig, Config
-from keyframes.borders import parts_at_cuts
+from keyframes.borders import split_at_cuts
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
@@ -34,12 +34,13 @@ from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
 from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
-from streaming.batching import BATCH_FRAMES, batch_chunks
+from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 
 T = TypeVar("T")
+MAX_QUESTION_CHARACTERS = 4000  # a person's question is shorter; its times are parsed on the device's thread
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 
 
@@ -121,7 +122,8 @@ class Session:
         alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
         max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
         started = time.perf_counter()
-        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model)):
+        max_tokens = max_pass_tokens(self._model.device.type)
+        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens):
             events: list[WatchEvent] = []
             try:
                 self._watch_batch(batch, started, not ahead, events)
@@ -142,11 +144,15 @@ class Session:
 
         Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
-        Raises ValueError for an empty question, where nothing has been watched, and when closed.
+        Raises ValueError for a question that is empty or too long, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
             raise ValueError("the question is empty")
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise ValueError(
+                f"the question has {len(question):,} characters; at most {MAX_QUESTION_CHARACTERS:,} are read"
+            )
         started = time.perf_counter()
         evidence: list[Evidence] = []
         text = ""
@@ -543,7 +549,7 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
     A cut is known a few frames later, so a run is given that much later then.
     """
     if borders == "cuts":
-        return parts_at_cuts(frames, -(-count // 2), count)
+        return split_at_cuts(frames, -(-count // 2), count)
     frames = iter(frames)
     return iter(lambda: list(islice(frames, count)), [])
 

@@ -17,8 +17,8 @@ from unittest.mock import patch
 import torch
 
 from app import open_session
+from models.partial_vit import RaggedAttention, Tower
 from models.qwen3_vl import Qwen3VL
-from models.towers import Attending, Tower
 from streaming.engine import load_engine
 from streaming.events import Answer
 from streaming.file_source import FileSource
@@ -68,13 +68,13 @@ def counted(of: type, method: str) -> Any:
 @contextmanager
 def forgotten_patches() -> Iterator[None]:
     """The patches of every group stay on the CPU."""
-    patches = Qwen3VL._patches
+    patches = Qwen3VL._clip_patches
 
-    def forgotten(model: Qwen3VL, group: Any) -> Any:
-        cut, grid = patches(model, group)
+    def forgotten(model: Qwen3VL, frames: Any) -> Any:
+        cut, grid = patches(model, frames)
         return cut.cpu(), grid
 
-    with patch.object(Qwen3VL, "_patches", forgotten):
+    with patch.object(Qwen3VL, "_clip_patches", forgotten):
         yield
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     here = {way: answers("cpu", way) for way in WAYS}
     with pretended_device():
-        with counted(Attending, "attend") as in_part, counted(Tower, "refreshed_by_keys") as by_keys:
+        with counted(RaggedAttention, "attend") as in_part, counted(Tower, "forward_by_keys") as by_keys:
             there = {way: answers(NAME, way) for way in WAYS}
         told = complaint()
     calls = [in_part.call_count, by_keys.call_count]

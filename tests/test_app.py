@@ -513,6 +513,17 @@ def test_a_reader_that_goes_away_ends_us_without_a_traceback(model: str, clip: P
 
 
 @pytest.mark.timeout(START_SECONDS)
+def test_a_mistyped_file_name_is_not_taken_for_a_question(tmp_path: Path) -> None:
+    told = refusal(run("ask", tmp_path / "clpi.mp4", "What?", "--session", tmp_path / "kept"))
+    assert "clpi.mp4" in told
+
+
+def test_the_version_is_shown() -> None:
+    told = run("--version")
+    assert told.exit_code == 0
+    assert told.stdout.startswith("longlook 0.")
+
+
 def test_a_process_of_its_own_keeps_its_two_channels_apart(model: str, clip: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     command = [

@@ -18,7 +18,7 @@ from models.base import PrefillRequest, num_visual_tokens
 from models.loading import load
 from models.pixels import PixelSpec, fit_size
 from models.qwen3_vl import Qwen3VL
-from streaming.batching import BATCH_BYTES, BATCH_FRAMES, BATCH_TOKENS, batch_chunks
+from streaming.batching import BATCH_BYTES, BATCH_FRAMES, PASS_TOKENS_CPU, batch_chunks
 from streaming.engine import Engine
 from streaming.events import Notice, Thumbnail, Watched
 from streaming.frames import Frame
@@ -46,18 +46,18 @@ def test_the_first_part_goes_alone_and_the_others_together_up_to_the_maximum() -
 
 
 def test_a_batch_has_no_more_tokens_than_a_pass_may_have() -> None:
-    assert sizes(9, max_chunks=8, tokens_per_part=BATCH_TOKENS // 4) == [1, 4, 4]
-    assert sizes(9, max_chunks=8, tokens_per_part=BATCH_TOKENS // 4 + 1) == [1, 3, 3, 2]
-    assert sizes(3, max_chunks=8, tokens_per_part=BATCH_TOKENS // 2 + 1) == [1, 1, 1]
+    assert sizes(9, max_chunks=8, tokens_per_part=PASS_TOKENS_CPU // 4) == [1, 4, 4]
+    assert sizes(9, max_chunks=8, tokens_per_part=PASS_TOKENS_CPU // 4 + 1) == [1, 3, 3, 2]
+    assert sizes(3, max_chunks=8, tokens_per_part=PASS_TOKENS_CPU // 2 + 1) == [1, 1, 1]
 
 
 def test_a_part_larger_than_a_pass_goes_alone() -> None:
-    assert sizes(3, max_chunks=8, tokens_per_part=5 * BATCH_TOKENS) == [1, 1, 1]
+    assert sizes(3, max_chunks=8, tokens_per_part=5 * PASS_TOKENS_CPU) == [1, 1, 1]
 
 
 def test_the_limit_follows_parts_that_change_their_size() -> None:
     """After the large parts have passed, small ones share a pass again."""
-    num_tokens = iter([1, 1, BATCH_TOKENS, 1, 1, 1])
+    num_tokens = iter([1, 1, PASS_TOKENS_CPU, 1, 1, 1])
     batches = batch_chunks(parts(6), 8, lambda part: next(num_tokens))
     assert [len(batch) for batch in batches] == [1, 2, 3]
 
@@ -85,7 +85,7 @@ def test_no_part_is_asked_for_before_it_is_needed() -> None:
             asked.append(part[0].index)
             yield part
 
-    batches = batch_chunks(counted(), 8, lambda part: BATCH_TOKENS // 2)
+    batches = batch_chunks(counted(), 8, lambda part: PASS_TOKENS_CPU // 2)
     next(batches)
     assert asked == [0]
     next(batches)
@@ -123,11 +123,11 @@ def test_eight_chunks_of_the_embedded_model_share_a_pass_and_those_of_a_large_on
 ):
     """By the tokens of a chunk: 8 frames of the embedded model, 16 of a Qwen3-VL as released."""
     demo = load("demo")
-    assert 8 * tokens_of_chunk(demo, 8, 256, 256) <= BATCH_TOKENS
+    assert 8 * tokens_of_chunk(demo, 8, 256, 256) <= PASS_TOKENS_CPU
     assert BATCH_FRAMES == 8 * 8
     released = PixelSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
     rows, columns = fit_size(448, 448, released)
-    assert 8 * (rows * columns // released.factor**2) > BATCH_TOKENS
+    assert 8 * (rows * columns // released.factor**2) > PASS_TOKENS_CPU
 
 
 def watched(

@@ -269,8 +269,8 @@ def test_an_own_video_is_opened_by_a_button_while_a_sample_is_loaded(
     watch_the_sample(page)
     with page.expect_file_chooser() as chosen:
         page.get_by_role("button", name="Open video…").click()
-    chosen.value.set_files(write_clip(tmp_path / "mine.mp4", 6))
-    expect(page.locator(".look-watched")).to_contain_text("Finished mine.mp4", timeout=PATIENCE_MS)
+    chosen.value.set_files(write_clip(tmp_path / "mine #1, 100% & more.mp4", 6))
+    expect(page.locator(".look-watched")).to_contain_text("Finished mine #1, 100% & more.mp4", timeout=PATIENCE_MS)
     page.wait_for_function("document.querySelector('#player video')?.duration == 6")
     expect(page.locator(".look-card .look-demo")).to_contain_text(
         "knows only coloured shapes and digits"
@@ -424,9 +424,12 @@ def test_a_narrow_page_does_not_scroll_sideways_and_keeps_the_player_in_view(
     page = context.new_page()
     page.goto(address)
     watch_the_sample(page)
-    ask(page, "When is it red?")
+    for question in ("When is it red?", "And green?", "And blue?"):
+        ask(page, question)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.get_by_role("button", name="0:02–0:04").click()
+    expect(page.locator("#chat .look-turn").last.locator(".look-question")).to_be_in_viewport()
+    expect(question_box(page)).to_be_in_viewport()
+    page.get_by_role("button", name="0:02–0:04").last.click()
     expect_played(page, 2, 4)
     box = page.locator("#player video").bounding_box()
     assert box is not None and 0 <= box["y"] < 844 - box["height"]

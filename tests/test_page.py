@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +217,26 @@ def test_uploads_and_sessions_are_gone_when_the_page_is(clip: Path, tmp_path: Pa
         tab.close()
     assert not folder.exists()
     assert all(session.closed for session in engine.sessions)
+
+
+def test_a_terminated_page_deletes_its_uploads(tmp_path: Path) -> None:
+    code = (
+        "from tests.fakes import FakeEngine\n"
+        "from ui.demo import serve\n"
+        "from ui.render import ModelInfo\n"
+        "ready = lambda address: print(address, flush=True)\n"
+        "serve(FakeEngine(), model=ModelInfo('demo', True), port=None, on_ready=ready)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    page = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    assert page.stdout is not None
+    address = page.stdout.readline().strip()
+    files = {"files": ("mine.mp4", b"some bytes", "video/mp4")}
+    assert httpx.post(f"{address}gradio_api/upload", files=files).status_code == 200
+    assert list(tmp_path.rglob("mine.mp4"))
+    page.terminate()
+    assert page.wait(60) == 0
+    assert not list(tmp_path.rglob("mine.mp4"))
 
 
 def test_a_port_that_is_taken_is_told_in_a_sentence(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import random
 from collections.abc import Callable
@@ -12,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as stock_image
-from transformers.models.qwen3_vl import video_processing_qwen3_vl as stock_video
 
-from models.pixels import PixelSpec, fit_size, group_patches, patchify, read_spec, resize
+from models.pixels import PixelSpec, clip_patches, fit_size, group_patches, patchify, read_spec, resize
 from models.sampling import TextStream
 from tests.tiny import tiny_tokenizer
 
+# As an attribute of its package this module is a placeholder that asks for torchvision.
+stock_video = importlib.import_module("transformers.models.qwen3_vl.video_processing_qwen3_vl")
 SPEC = PixelSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
 VISION = SimpleNamespace(patch_size=8, spatial_merge_size=2, temporal_patch_size=2)
 
@@ -85,9 +87,18 @@ def test_video_limits_too_small_for_a_clip_hold_for_each_frame() -> None:
 def test_patches_stand_in_the_stock_order(height: int, width: int) -> None:
     frames = torch.rand(6, 3, height, width, generator=torch.Generator().manual_seed(0))
     wanted, _, rows, columns = stock_video.Qwen3VLVideoProcessor.patchify(None, frames[None], 16, 2, 2)
-    ours = torch.cat([patchify(frames[i : i + 2], SPEC) for i in range(0, 6, 2)])
+    ours = patchify(frames.unflatten(0, (3, 2)), SPEC).flatten(0, 1)
     assert torch.equal(ours, wanted[0]) and ours.shape == (3 * rows * columns, 3 * 2 * 16 * 16)
-    assert not torch.equal(patchify(frames[:2].flip(0), SPEC), wanted[0, : rows * columns])
+    assert not torch.equal(patchify(frames[:2].flip(0)[None], SPEC)[0], wanted[0, : rows * columns])
+
+
+def test_a_clip_is_cut_as_each_of_its_groups_is() -> None:
+    frames = noise(6, 70, 100, 3)
+    patches, grid = clip_patches(frames, SPEC)
+    for number, start in enumerate(range(0, 6, 2)):
+        alone, its_grid = group_patches([frames[start], frames[start + 1]], SPEC)
+        assert its_grid == grid and torch.equal(patches[number], alone)
+    assert not torch.equal(patches[0], patches[1])
 
 
 @pytest.mark.parametrize("size", [(32, 48), (64, 64), (160, 96)])

@@ -413,3 +413,11 @@ def test_a_picture_of_each_chunk_is_told_small(tiny: Qwen3VL) -> None:
     pictures = [event for event in session.watch(noise_frames(6, 300, 500)) if isinstance(event, Thumbnail)]
     assert [picture.pts_seconds for picture in pictures] == [1.0, 2.5]
     assert all(picture.image.shape == (115, 192, 3) for picture in pictures)
+
+
+def test_a_question_of_many_pages_is_refused_in_a_sentence_and_a_long_one_is_answered() -> None:
+    session = opened(GatedModel(), settings())
+    watched(session, noise_frames(4, 2, 2))
+    with pytest.raises(ValueError, match="4,001 characters; at most 4,000"):
+        next(session.ask("q" * 4001))
+    assert asked(session, "q" * 4000).text == "".join(WORDS)

@@ -1,7 +1,7 @@
 """The page: a player, what is being seen, and a chat in which every answer shows its evidence.
 
-The only file that imports Gradio. Gradio carries events to the server and HTML to the browser; what
-a tab shows is rendered from its `TabSession` by `ui.render`, and `page.js` is the browser's part. No
+The only file that imports Gradio. Gradio carries events to the server and HTML to the browser. What
+a tab shows is rendered from its `TabSession` by `ui.render`; `page.js` is the browser's part. No
 handler returns what a person types, so an update never overwrites it.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -98,17 +99,13 @@ class Handlers:
             is_idle = tab.is_idle  # read before the rest: the last state must be shown too
             parts = self.rendered(tab)
             if parts != shown:
-                yield [
-                    new if not shown or new != old else gr.skip()
-                    for new, old in padded(parts, shown)
-                ]
+                yield changed_only(parts, shown)
                 shown = parts
             if is_idle:
                 return
-            tab.conversation.wait_for_change(
-                SHOW_SECONDS if tab.conversation.is_busy else IDLE_SECONDS
-            )
-            threading.Event().wait(SHOW_SECONDS)
+            if not tab.conversation.is_busy:
+                tab.conversation.wait_for_change(IDLE_SECONDS)
+            time.sleep(SHOW_SECONDS)
 
     def rendered(self, tab: TabSession | None) -> list[str]:
         """All parts of the page that the server owns, as HTML."""
@@ -123,11 +120,8 @@ class Handlers:
         progress, turns = tab.progress, tab.conversation.turns
         marks = next((turn.evidence for turn in reversed(turns) if turn.evidence), ())
         has_failed = progress.state == "failed" and not progress.stats.chunks
-        suggested = (
-            ()
-            if has_failed
-            else suggestions_for(tab.path, self.model.is_demo, progress.pts_seconds)
-        )
+        seen_seconds = 0.0 if has_failed else progress.pts_seconds
+        suggested = suggestions_for(tab.path, self.model.is_demo, seen_seconds)
         return [
             render.player_html("" if has_failed else url_of(tab.path)),
             render.progress_html(progress, self.model, render.strongest(marks)),
@@ -199,8 +193,11 @@ def uploaded_file(text: str) -> Path:
     return path
 
 
-def padded(new: list[str], old: list[str]) -> list[tuple[str, str]]:
-    return list(zip(new, old or [""] * len(new), strict=True))
+def changed_only(parts: list[str], before: list[str]) -> list[Html]:
+    """The parts that differ from those shown before; the others are left as they are."""
+    if not before:
+        return list(parts)
+    return [new if new != old else gr.skip() for new, old in zip(parts, before, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,13 +56,20 @@
   longlook.chat = (element, trigger, watch) => {
     const scroller = first("#chat");
     let numTurns = 0;
+    let newestState = "";
     scroller.setAttribute("role", "log");
     longlook.follow = () => trigger("tick"); // show what changes, see Handlers.follow
     watch("value", () => {
       const turns = element.querySelectorAll(".look-turn");
+      const newest = turns[turns.length - 1];
       const isNear = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 160;
-      if (turns.length > numTurns || isNear) scroller.scrollTop = scroller.scrollHeight;
+      if (isNear) scroller.scrollTop = scroller.scrollHeight;
+      const state = newest ? `${newest.dataset.number} ${newest.className}` : "";
+      if (turns.length > numTurns || (isNear && newest && state !== newestState)) {
+        newest.scrollIntoView({ block: "nearest" });
+      }
       numTurns = turns.length;
+      newestState = state;
     });
     element.addEventListener("load", (event) => { // a picture makes the answer taller
       if (event.target.closest(".look-turn") === element.lastElementChild) scroller.scrollTop = scroller.scrollHeight;

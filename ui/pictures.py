@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,4 +39,4 @@ class PictureFolder:
 
 def url_of(path: Path) -> str:
     """Where the page's server offers a file that it is allowed to show."""
-    return f"gradio_api/file={path.as_posix()}"
+    return f"gradio_api/file={quote(path.as_posix())}"

@@ -111,7 +111,8 @@ def head_html(model: ModelInfo) -> str:
         banner = (
             '<div class="look-model look-demo" role="note"><b>Demo model</b>'
             "<span>It knows only coloured shapes and digits. For real videos, start longlook "
-            "with a real model: <code>longlook serve --model Qwen/Qwen3-VL-4B-Instruct</code></span></div>"
+            "with a real model: <code>longlook serve --model Qwen/Qwen3-VL-4B-Instruct</code>"
+            "</span></div>"
         )
     else:
         banner = f'<div class="look-model" role="note"><b>Model</b><span>{name}</span></div>'
@@ -252,7 +253,7 @@ def question_box_html() -> str:
         '<form><p class="look-unsent" role="alert"></p><div class="look-box">'
         '<textarea rows="1" aria-label="Your question" '
         f'maxlength="{MAX_QUESTION_CHARACTERS}" '
-        'placeholder="Ask about any moment, even while it is still watching"></textarea>'
+        'placeholder="Ask about any moment"></textarea>'
         '<button type="submit" class="look-primary" aria-label="Ask">Ask</button></div></form>'
     )
 
@@ -261,8 +262,8 @@ def chat_html(turns: Sequence[Turn], progress: Progress | None) -> str:
     """All questions with their answers, each answer with its own evidence."""
     if not turns:
         return (
-            '<div class="look-empty"><p>Ask when something happened, what was shown at a time, '
-            "how many there were, or in which order.</p></div>"
+            '<div class="look-empty"><p>Ask even while it is still watching: when something '
+            "happened, what was shown at a time, how many there were, or in which order.</p></div>"
         )
     progress = progress or Progress("")
     waiting = [turn.number for turn in turns if turn.is_open]
