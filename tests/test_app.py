@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app import app
+from memory.kv_memory import KVMemory
 from models.calibration import Profile, RetrievalHead
 from streaming.batching import BATCH_FRAMES
 from streaming.frames import Frame
@@ -290,14 +291,14 @@ CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Ctrl-C is pressed while a chunk of this number is under way."""
-    append = Session._append
+    push = KVMemory._push
 
-    def pressed(session: Session, *given: Any) -> None:
-        if session._memory.num_chunks == chunk:
+    def pressed(memory: KVMemory, *given: Any) -> Any:
+        if memory.num_chunks == chunk:
             signal.raise_signal(signal.SIGINT)
-        append(session, *given)
+        return push(memory, *given)
 
-    monkeypatch.setattr(Session, "_append", pressed)
+    monkeypatch.setattr(KVMemory, "_push", pressed)
 
 
 def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
@@ -426,8 +427,8 @@ def test_calibration_runs_on_a_real_checkpoint_and_what_it_keeps_is_used(model: 
 CHILD = """
     import select, signal, sys
     sys.argv = ["app.py", *sys.argv[1:]]
-    import streaming.session as session
-    append = session.Session._append
+    from memory.kv_memory import KVMemory
+    push = KVMemory._push
 
     def tell(word):
         print(word, file=sys.stderr, flush=True)
@@ -440,9 +441,9 @@ CHILD = """
                 told = True
                 tell("noticed")
         sys.stdin.readline()
-        append(self, *given)
+        return push(self, *given)
 
-    session.Session._append = waiting
+    KVMemory._push = waiting
     import app
     app.main()
 """
