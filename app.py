@@ -432,8 +432,8 @@ def delete_session(
     """
     with told_plainly():
         folder = session_folder(session)
+        from memory.disk_tier import SessionError, check_is_session
         from memory.folders import delete, summary
-        from memory.store import SessionError, check_is_session
 
         check_is_session(folder)
         try:

@@ -39,7 +39,7 @@ class MemoryConfig:
     carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
     recall: str = "always"  # "auto" answers from the window where the model is sure, "never" always does
     sure_below: float = 0.6  # the model's doubt up to which "auto" takes it for sure
-    kv_bits: int = 16  # keys and values on host and disk: 16 as computed, 8 rounded (`memory/packing.py` bounds it)
+    kv_bits: int = 16  # keys and values on host and disk: 16 as computed, 8 rounded (`memory/kv_codec.py` bounds it)
     host_bytes: int = 8 << 30  # budget of the host tier
     disk_bytes: int = 64 << 30  # budget of a session's folder, where it has one
 

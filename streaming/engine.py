@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import torch
 
 from config import Config
-from memory.bank import NO_DEVICE_MEMORY, MemoryFullError
+from memory.disk_tier import SessionStore
+from memory.kv_memory import NO_DEVICE_MEMORY, MemoryFullError
 from memory.records import Kind
-from memory.store import SessionStore
 from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
 from models.loading import ModelError, load, recommended_settings
