@@ -30,6 +30,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from errors import LonglookError
 from memory.session_names import session_folder, sessions_root
 from streaming.events import Answer, AnswerPiece, Notice, Stats, Watched
 from streaming.file_source import EmptyStretchError, FileSource, SourceInfo, probe
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not
 SAMPLES = Path(__file__).parent / "samples"
 Settings = dict[str, dict[str, Any]]
 USER_MISTAKE = 2
+ADVICE = {"memory.host_bytes": "--host-budget", "memory.disk_bytes": "--disk-budget"}
 INTERRUPTED = 130
 GIB = 1 << 30
 CONTROL = ("Cc", "Cs", "Zl", "Zp")  # categories: control, undecoded bytes, separators of lines
@@ -181,9 +183,9 @@ def ask(
         if not asked:
             raise typer.BadParameter("there is no question", context)
         if ask_at is not None and path is None:
-            raise ValueError("--ask-at needs a video to be watched up to there.")
+            raise LonglookError("--ask-at needs a video to be watched up to there.")
         if skim and session is not None:
-            raise ValueError("--skim is for a first look; a session keeps what was watched properly.")
+            raise LonglookError("--skim is for a first look; a session keeps what was watched properly.")
         stop_seconds = checked_moment(ask_at, probe(path)) if path else None
         settings: Settings = {
             "read": {"fps": fps},
@@ -350,7 +352,7 @@ def calibrate(
                 lambda done, total: bar.update(task, completed=done, total=total),
             )
         if profile is None:
-            raise ValueError(
+            raise LonglookError(
                 f"no head of {loaded.model_id} retrieves; all of them together, which find less, will be used"
             )
         path = out or profile_path(loaded)
@@ -385,7 +387,7 @@ def list_sessions(
     for folder in sessions_in(root):
         try:
             found.append(summary(folder))
-        except ValueError as error:
+        except LonglookError as error:
             say(str(error))
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in found]))
@@ -477,14 +479,14 @@ def open_engine(model: str, device: str, dtype: str, settings: Settings) -> Engi
 
 
 def checked_moment(seconds: float | None, info: SourceInfo) -> float | None:
-    """`seconds` where it lies inside the video; raises ValueError where not."""
+    """`seconds` where it lies inside the video; raises LonglookError where not."""
     if seconds is None:
         return None
     length = info.duration_seconds
     if not 0 < seconds < math.inf:
-        raise ValueError(f"--ask-at needs seconds from the video's beginning, more than 0, not {seconds:g}.")
+        raise LonglookError(f"--ask-at needs seconds from the video's beginning, more than 0, not {seconds:g}.")
     if length is not None and seconds > length + END_SLACK_SECONDS:
-        raise ValueError(f"--ask-at {seconds:g} lies beyond the end of {info.path.name} at {length:.1f} s.")
+        raise LonglookError(f"--ask-at {seconds:g} lies beyond the end of {info.path.name} at {length:.1f} s.")
     return seconds
 
 
@@ -492,20 +494,20 @@ def in_bytes(option: str, gib: float | None) -> int | None:
     if gib is None:
         return None
     if not 0 <= gib < 1 << 20:
-        raise ValueError(f"{option} needs a number of GiB, not {gib:g}.")
+        raise LonglookError(f"{option} needs a number of GiB, not {gib:g}.")
     return int(gib * GIB)
 
 
 def video_and_questions(first: str, others: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
     """What the words of `ask` mean: with a session, the first one may be a question already."""
     if session is not None and not is_file(first) and Path(first).suffix.lower() in VIDEO_SUFFIXES.split(","):
-        raise ValueError(f"There is no file {first}.")
+        raise LonglookError(f"There is no file {first}.")
     is_video = session is None or (bool(others) and is_file(first))
     video, questions = (Path(first), list(others)) if is_video else (None, [first, *others])
     if not all(question.strip() for question in questions):
-        raise ValueError("A question is empty.")
+        raise LonglookError("A question is empty.")
     if any("\ud800" <= character <= "\udfff" for question in questions for character in question):
-        raise ValueError("A question is not valid UTF-8.")
+        raise LonglookError("A question is not valid UTF-8.")
     return video, questions
 
 
@@ -523,7 +525,7 @@ def open_session(
 ) -> Iterator[Session]:
     """A session of this run, or the one that is kept in a folder; closed at the end.
 
-    Raises ValueError where a kept one has other settings than those asked for.
+    Raises LonglookError where a kept one has other settings than those asked for.
     """
     session = engine.open(folder, read_only)
     try:
@@ -531,7 +533,7 @@ def open_session(
             for knob, value in knobs.items():
                 kept = getattr(getattr(session.config, section), knob)
                 if value not in (None, kept):
-                    raise ValueError(
+                    raise LonglookError(
                         f"This session began with {knob} {shown(kept)}, which cannot become {shown(value)} now."
                     )
         yield session
@@ -552,7 +554,7 @@ def watch_on(session: Session, video: Path, stop_seconds: float | None = None, s
     else:
         start_seconds = next_tick_seconds(seen_seconds, read.fps)
         if stop_seconds is not None and seen_seconds > stop_seconds:
-            raise ValueError(f"This session has seen {seen_seconds:.1f} s already; --ask-at cannot go back.")
+            raise LonglookError(f"This session has seen {seen_seconds:.1f} s already; --ask-at cannot go back.")
         if stop_seconds is not None and start_seconds >= stop_seconds:
             return False
         said.print(f"Going on at {clock(start_seconds)}.")
@@ -598,7 +600,7 @@ def drained(session: Session, reader: Reader, source: FileSource, stop_seconds: 
                     if isinstance(event, Watched) and not stopped.is_set():
                         bar.update(task, completed=round(event.pts_seconds), description=counters(event.stats))
                     elif isinstance(event, Notice):
-                        say(event.text)
+                        say(with_advice(event.text, event.knob))
                     told = say_new(source.warnings, told)
     say_new(source.warnings, told)
     if stopped.is_set() and not session.stats.chunks:
@@ -650,6 +652,11 @@ def as_markup(text: str, also: str = "") -> str:
     return escape(printable(text, also))
 
 
+def with_advice(text: str, knob: str) -> str:
+    """A sentence of the library with the option that helps, if one does."""
+    return f"{text} Give more with {ADVICE[knob]}." if knob in ADVICE else text
+
+
 def say(text: str) -> None:
     """A line of advice on standard error."""
     said.print(as_markup(text, also="\n"), style="yellow", soft_wrap=True)
@@ -674,7 +681,7 @@ def show_answer(session: Session, question: str) -> None:
                 span, why, score = evidence_row(item)
                 said.print(f"  [dim]{span:<17} {why:<10} {score:>6}[/]".rstrip())
         elif isinstance(event, Notice):
-            say(event.text)
+            say(with_advice(event.text, event.knob))
 
 
 def asked_silently(session: Session, question: str) -> dict[str, Any]:
@@ -682,7 +689,7 @@ def asked_silently(session: Session, question: str) -> dict[str, Any]:
     events = list(session.ask(question))
     for event in events:
         if isinstance(event, Notice):
-            say(event.text)
+            say(with_advice(event.text, event.knob))
     answer = next(event for event in events if isinstance(event, Answer))
     evidence = [asdict(item) for item in answer.evidence]
     return {"question": answer.question, "answer": answer.text, "evidence": evidence, "stats": asdict(answer.stats)}
@@ -710,8 +717,8 @@ def told_plainly() -> Iterator[None]:
     """A user's mistake becomes one sentence and exit code 2, Ctrl-C a quiet end; our own errors keep a traceback."""
     try:
         yield
-    except ValueError as error:
-        said.print(as_markup(str(error), also="\n"), style="red", soft_wrap=True)
+    except LonglookError as error:
+        said.print(as_markup(with_advice(str(error), error.knob), also="\n"), style="red", soft_wrap=True)
         raise typer.Exit(USER_MISTAKE) from error
     except KeyboardInterrupt as stop:
         said.print("Stopped.")

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
+from errors import LonglookError
 from memory.chunk import KVChunk, PositionLayout, cells, pooled_layout
 from memory.packing import KVFormat
 from memory.pool import HostPool, PoolFullError
@@ -35,7 +36,7 @@ HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer
 BLOCK_STEP_BYTES = 512  # what a GPU's allocator rounds to as well
 
 
-class MemoryFullError(ValueError):
+class MemoryFullError(LonglookError):
     """Host or device has no room for more; what is remembered stays and can be asked about."""
 
 
@@ -262,7 +263,7 @@ class KVMemory:
                 break
             except PoolFullError as error:
                 if self._store is None:
-                    raise MemoryFullError(self._full_sentence()) from error
+                    raise MemoryFullError(self._full_sentence(), "memory.host_bytes") from error
             if not self._addresses:
                 break
             self._host.release(self._num_bytes(self._entries[self.host_indices.start]))
@@ -274,7 +275,7 @@ class KVMemory:
         budget = self._host.budget_bytes / (1 << 30)
         return (
             f"The host memory for this stream is full after {seconds:.0f} s of video: {budget:.2f} GiB hold "
-            f"{len(self._addresses)} chunks. Give more with --host-budget."
+            f"{len(self._addresses)} chunks."
         )
 
     def _resident(self, chunk: KVChunk) -> _Resident:

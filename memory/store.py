@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from errors import LonglookError
 from memory.chunk import KVChunk, pooled_layout
 from memory.database import (
     FORMAT,
@@ -74,7 +75,7 @@ MAKE_ROOM: tuple[Kept, ...] = ("dense", "sparse")  # in this order
 INSTEAD = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
 
-class SessionError(ValueError):
+class SessionError(LonglookError):
     """A session's folder cannot be used so; the message is one sentence for the user."""
 
 
@@ -405,7 +406,7 @@ class SessionStore:
                     break
             else:
                 gib = self._budget_bytes / (1 << 30)
-                raise SessionError(f"The disk budget of {gib:.3g} GiB is full; give more with --disk-budget.")
+                raise SessionError(f"The disk budget of {gib:.3g} GiB is full.", "memory.disk_bytes")
 
     def _end_of_oldest(self, kept: Kept) -> int:
         """Number of the first chunk behind the oldest file."""

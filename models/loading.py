@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from errors import LonglookError
 from models.base import VideoLLM
 
 DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
@@ -23,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SAMPLE_BYTES = 1 << 20  # of each end of a weights file, for its fingerprint
 
 
-class ModelError(ValueError):
+class ModelError(LonglookError):
     """No model can be had under this name, or not with these settings; the message is one sentence for the user."""
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from config import AnswerConfig, Config
+from errors import LonglookError
 from keyframes.borders import parts_at_cuts
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 from memory.bank import KVMemory, MemoryFullError
@@ -42,7 +43,7 @@ T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 
 
-class SessionClosedError(ValueError):
+class SessionClosedError(LonglookError):
     """The session was closed by another thread."""
 
 
@@ -127,7 +128,8 @@ class Session:
                 return
             except (MemoryFullError, SessionError) as error:
                 yield from events
-                yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
+                text = f"{error} Watching ended there; questions are answered from what was seen."
+                yield Notice(text, error.knob)
                 return
             except Exception:
                 yield from events
@@ -140,11 +142,11 @@ class Session:
 
         Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
-        Raises ValueError for an empty question, where nothing has been watched, and when closed.
+        Raises LonglookError for an empty question, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
-            raise ValueError("the question is empty")
+            raise LonglookError("the question is empty")
         started = time.perf_counter()
         evidence: list[Evidence] = []
         text = ""
@@ -221,7 +223,7 @@ class Session:
     def _check_askable(self) -> None:
         self._check_open()
         if not self._memory.num_chunks:
-            raise ValueError("nothing has been watched yet")
+            raise LonglookError("nothing has been watched yet")
 
     def _watch_batch(
         self, parts: Sequence[Sequence[Frame]], started: float, is_live: bool, events: list[WatchEvent]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,8 +20,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app import app
+from errors import LonglookError
 from models.calibration import Profile, RetrievalHead
 from streaming.batching import BATCH_FRAMES
+from streaming.engine import Engine
 from streaming.frames import Frame
 from streaming.session import Session
 from tests.clips import write_clip
@@ -32,6 +35,7 @@ STATS = {
     "frames_read", "chunks", "tokens", "watch_seconds", "first_token_seconds", "device_bytes", "host_bytes",
     "disk_bytes", "sparse_chunks", "forgotten_chunks", "context_tokens", "visual_tokens", "pruned_tokens",
 }  # fmt: skip
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 START_SECONDS = 900  # of a process on a busy machine; a limit, not an expectation
 
 
@@ -260,6 +264,58 @@ def test_an_option_that_makes_no_sense_is_told(option: str, value: str, words: s
     result = run("ask", clip, "What?", "--model", model, option, value)
     assert words in refusal(result)
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_what_a_user_can_mend_is_told_and_any_other_error_keeps_its_traceback(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours is a ValueError as well; only its kind decides."""
+
+    def failing(error: Exception) -> Any:
+        def fail(*_: object) -> Any:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(Engine, "answer", failing(LonglookError("The engine is full.")))
+    assert refusal(ask(model, clip, "What?")) == "The engine is full."
+    monkeypatch.setattr(Engine, "answer", failing(ValueError("the shapes do not fit")))
+    result = ask(model, clip, "What?")
+    assert result.exit_code == 1 and "the shapes do not fit" not in result.stderr
+    assert type(result.exception) is ValueError and str(result.exception) == "the shapes do not fit"
+
+
+BROKEN = """
+    import sys
+    sys.argv = ["app.py", *sys.argv[1:]]
+    import streaming.engine as engine
+
+    def failing(self, *given):
+        raise ValueError("the shapes do not fit")
+
+    engine.Engine.answer = failing
+    import app
+    app.main()
+"""
+
+
+@pytest.mark.timeout(START_SECONDS)
+def test_a_bug_ends_the_process_with_its_traceback_and_exit_code_1(model: str, clip: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(BROKEN), "ask", str(clip), "What?", "--model", model]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "Traceback" in ran.stderr
+    assert ran.stderr.strip().endswith("ValueError: the shapes do not fit")
+
+
+@pytest.mark.parametrize("folder", ["streaming", "memory", "models", "keyframes"])
+def test_no_message_of_the_library_names_an_option(folder: str) -> None:
+    """The command line adds which option helps."""
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    assert files and "--host-budget" in OPTION.findall('f"Give more with --host-budget."')
+    found = [(path.name, OPTION.findall(path.read_text())) for path in files]
+    assert not [item for item in found if item[1]]
 
 
 def test_an_empty_question_is_told_before_anything_is_watched(model: str, clip: Path) -> None:

@@ -159,8 +159,9 @@ def test_a_full_host_tier_refuses_in_one_sentence_and_loses_nothing() -> None:
     memory = make_memory(host_bytes=budget)
     for index in range(5):
         memory.append(make_chunk(index))
-    with pytest.raises(MemoryFullError, match=r"after 40 s of video.*3 chunks.*--host-budget"):
+    with pytest.raises(MemoryFullError, match=r"after 40 s of video.*3 chunks") as full:
         memory.append(make_chunk(5))
+    assert full.value.knob == "memory.host_bytes", "which the command line knows by another name"
     memory.check_integrity()
     assert memory.host_reserved_bytes <= budget
     assert not any(differs(chunk, make_chunk(chunk.index)) for chunk in memory.get(range(5)))
