@@ -24,7 +24,8 @@ from memory.records import Kind
 from memory.store import SessionStore
 from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
-from models.loading import ModelError, load, recommended_settings
+from models.checkpoint import recommended_config
+from models.loading import load
 from streaming.batching import max_pass_tokens
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
 from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
@@ -290,14 +291,5 @@ def load_model(
 
     Raises ModelError for a model that cannot be had, LonglookError for settings that make no sense.
     """
-    config = _recommended(model).overridden(settings or {})
+    config = recommended_config(model).overridden(settings or {})
     return load(model, device, dtype), config
-
-
-def _recommended(model: str) -> Config:
-    try:
-        return Config().overridden(recommended_settings(model))
-    except ModelError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:  # whatever a file written by hand may hold
-        raise LonglookError(f"the longlook.json of {model} makes no sense: {error}") from error

@@ -20,10 +20,11 @@ from keyframes.pruner import NoveltyPruner
 from memory.chunk import KVChunk
 from models.base import Head, VisualGroup
 from models.cache_layout import concat_positions
+from models.checkpoint import recommended_settings
 from models.demo.architecture import GRID, HIDDEN, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.tokenizer import CHAT_TEMPLATE, build_tokenizer
 from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent
-from models.loading import load, recommended_settings
+from models.loading import load
 from models.pixels import PixelSpec, fit_size, normalise
 from models.pixels import patchify as stock_patchify
 from models.qwen3_vl import Prompt, Qwen3VL

@@ -208,8 +208,9 @@ def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(
 
 def test_a_disk_budget_that_is_too_small_ends_watching_with_a_sentence(checkpoint: Path, tmp_path: Path) -> None:
     session = tiny_engine(checkpoint, disk_bytes=80_000).open(tmp_path / "s")
-    (notice,) = watched(session)
-    assert "--disk-budget" in notice and "Watching ended there" in notice
+    (notice,) = [event for event in session.watch(FRAMES) if isinstance(event, Notice)]
+    assert "The disk budget of" in notice.text and "Watching ended there" in notice.text
+    assert notice.knob == "memory.disk_bytes"
     assert answered(session).text
     session.close()
 
