@@ -1,4 +1,4 @@
-"""Every knob of longlook, in small frozen dataclasses: unit, default, and where the default comes from.
+"""Every knob of longlook, in small frozen dataclasses: unit, default, and where it comes from.
 
 A knob is named by its section: `memory.chunk_frames`.
 """
@@ -175,7 +175,7 @@ class Config:
 
         Raises KnobError for a knob that does not exist or cannot have this value.
         """
-        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        sections = {name: getattr(self, name) for name in self.sections()}
         for name, knobs in changes.items():
             if name not in sections:
                 raise KnobError(name, f"is not a section; there are {', '.join(sections)}")
@@ -186,12 +186,17 @@ class Config:
             sections[name] = replace(sections[name], **knobs)
         return Config(**sections)
 
+    @classmethod
+    def sections(cls) -> tuple[str, ...]:
+        """The names of the sections, in order."""
+        return tuple(section.name for section in fields(cls))
+
     def knobs(self) -> Iterator[tuple[str, Value]]:
         """Every knob by its name, section by section, with its value."""
-        for section in fields(self):
-            values = getattr(self, section.name)
+        for section in self.sections():
+            values = getattr(self, section)
             for knob in fields(values):
-                yield f"{section.name}.{knob.name}", getattr(values, knob.name)
+                yield f"{section}.{knob.name}", getattr(values, knob.name)
 
 
 def _known_value(section: Any, name: str, knob: str) -> Value:

@@ -72,8 +72,7 @@ def check_can_be_had(model: str) -> None:
     """
     if Path(source_of(model)).is_dir():
         return
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return
@@ -83,5 +82,5 @@ def check_can_be_had(model: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_SECONDS)
     except Exception as error:
         raise ModelError(
-            f"{model} is not on this machine, and {constants.ENDPOINT} cannot be reached to fetch it"
+            f"{model} is not on this machine, and {constants.ENDPOINT} cannot be reached"
         ) from error

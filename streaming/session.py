@@ -180,6 +180,11 @@ class Session:
         return self._store is not None
 
     @property
+    def source(self) -> str | None:
+        """Where the frames of a kept session come from, if that has been said."""
+        return None if self._store is None else self._store.source
+
+    @property
     def seen_seconds(self) -> float | None:
         """Time of the last frame watched, None where there is none."""
         newest = self._memory.stop_seconds
