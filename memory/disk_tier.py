@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from errors import LonglookError
 from memory.chunk import ChunkMeta, KVChunk
 from memory.eviction import BudgetTooSmallError, Ledger, Placement
 from memory.kv_codec import AS_COMPUTED, KVFormat
@@ -80,7 +81,7 @@ from memory.session_db import (
 FALLBACK_TEXT = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
 
-class SessionError(ValueError):
+class SessionError(LonglookError):
     """A session's folder cannot be used so; the message is one sentence for the user."""
 
 
@@ -542,7 +543,7 @@ class SessionStore:
             return ledger.add(item.meta.index, sizes, record_bytes)
         except BudgetTooSmallError as error:
             gib = self._budget_bytes / (1 << 30)
-            raise SessionError(f"The disk budget of {gib:.3g} GiB is full; give more with --disk-budget.") from error
+            raise SessionError(f"The disk budget of {gib:.3g} GiB is full.", "memory.disk_bytes") from error
 
     def _commit(self, written: Sequence[WrittenChunk]) -> None:
         """The records in, those of evicted chunks out, in one transaction: only now the chunks count."""

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
+from errors import LonglookError
 from memory.chunk import ChunkMeta, KVChunk, cells
 from memory.disk_tier import ChunkLostError, DiskFullError, SessionBusyError, SessionStore, WrittenChunk
 from memory.heap import return_free_memory
@@ -52,7 +53,7 @@ NO_DEVICE_MEMORY = (
 TRIM_CHUNKS = 64  # once in so many chunks the heap gives back what is free in it
 
 
-class MemoryFullError(ValueError):
+class MemoryFullError(LonglookError):
     """The device has no room for more; what is remembered stays and can be asked about."""
 
 
@@ -618,7 +619,7 @@ class KVMemory:
         gib, seconds = self._host_bytes / (1 << 30), self.stop_seconds or 0.0
         self._notices.append(
             f"The host memory for this stream is full after {seconds:.0f} s of video: {gib:.3g} GiB. From now on the "
-            "oldest chunks are forgotten. Give more with --host-budget."
+            "oldest chunks are forgotten."
         )
 
     def _resident(self, chunk: KVChunk) -> _Resident:
