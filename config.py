@@ -1,11 +1,55 @@
-"""Every knob of longlook, in small frozen dataclasses: unit, default, and where the default comes from."""
+"""Every knob of longlook, in small frozen dataclasses: unit, default, and where it comes from.
+
+A knob is named by its section: `memory.chunk_frames`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from errors import LonglookError
+
+Value = int | float | str
+PRUNE_STRATEGIES = ("none", "novelty", "stc", "uniform", "merge", "coverage")
+
+
+class KnobError(LonglookError):
+    """A knob that does not exist, or cannot have this value.
+
+    problem: the sentence without the knob's name at its beginning, so that it can be told of
+    whatever the user typed.
+    """
+
+    def __init__(self, knob: str, problem: str) -> None:
+        super().__init__(f"{knob} {problem}")
+        self.name = knob
+        self.problem = problem
+
+
+def _check(knob: str, value: Value, is_right: bool, wanted: str) -> None:
+    if not is_right:
+        raise KnobError(knob, f"must {wanted}, not {value!r}")
+
+
+def _check_least(section: str, knobs: object, least: Mapping[str, int]) -> None:
+    for name, number in least.items():
+        value = getattr(knobs, name)
+        _check(f"{section}.{name}", value, number <= value < math.inf, f"be at least {number}")
+
+
+def _check_choice(knob: str, value: Value, choices: Sequence[Value]) -> None:
+    _check(knob, value, value in choices, f"be one of {', '.join(map(str, choices))}")
+
+
+def _check_share(knob: str, value: float) -> None:
+    _check(knob, value, 0 < value <= 1, "lie in (0, 1]")
+
+
+def _check_novelty(knob: str, value: float) -> None:
+    _check(knob, value, 0 <= value <= 1, "lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -17,10 +61,10 @@ class ReadConfig:
     stall_seconds: float = 20.0  # a decoder that gives nothing for so long is given up
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps <= 60:
-            raise ValueError(f"fps must lie in (0, 60], not {self.fps}")
-        if self.queue_frames < 1 or not 0 < self.stall_seconds < math.inf:
-            raise ValueError(f"not a way to read: {self}")
+        _check("read.fps", self.fps, 0 < self.fps <= 60, "lie in (0, 60]")
+        _check_least("read", self, {"queue_frames": 1})
+        is_wait = 0 < self.stall_seconds < math.inf
+        _check("read.stall_seconds", self.stall_seconds, is_wait, "be more than 0")
 
 
 @dataclass(frozen=True)
@@ -28,20 +72,20 @@ class MemoryConfig:
     """What is kept, where, and how much of it comes back for a question."""
 
     chunk_frames: int = 16  # frames prefilled together (Video-XL-2)
-    borders: str = "full"  # a chunk ends when it is "full"; with "cuts", at a cut in its second half as well
-    prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees while it is prefilled
+    borders: str = "full"  # a chunk ends when "full"; with "cuts", at a cut in its second half too
+    prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees in its prefill
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
-    recall_chunks: int = 6  # older chunks brought back dense at most: the best four and the best one's neighbours
-    recall_margin: float = 0.75  # standard deviations of evidence up to which a chunk may stand behind the best one
-    sparse_chunks: int = 0  # older chunks brought back sparse: beside the dense ones, and a thin sample of the rest
-    sparse: str = "pooled"  # what the sparse level keeps of visual tokens: "pooled" 2 x 2, or the quarter "salient"
+    recall_chunks: int = 6  # older chunks recalled dense at most: the best 4, the best's neighbours
+    recall_margin: float = 0.75  # drop chunks that score more than this many std below the best one
+    sparse_chunks: int = 0  # older chunks recalled sparse: beside the dense ones, and a thin sample
+    sparse: str = "pooled"  # what the sparse level keeps: "pooled" 2 x 2, or a quarter, "salient"
     context_tokens: int = 4096  # most tokens of an answer's context; the question comes on top
-    carrier_tokens: int = 0  # timestamp tokens of earlier chunks that a new chunk sees beyond `prefill_chunks`
-    recall: str = "always"  # "auto" answers from the window where the model is sure, "never" always does
-    sure_below: float = 0.6  # the model's doubt up to which "auto" takes it for sure
-    kv_bits: int = 16  # keys and values on host and disk: 16 as computed, 8 rounded (`memory/packing.py` bounds it)
+    carrier_tokens: int = 0  # timestamp tokens of chunks before `prefill_chunks` that a chunk sees
+    recall: str = "always"  # "auto" skips recall when the model is sure, "never" always does
+    sure_below: float = 0.6  # "auto" skips recall when the model's uncertainty is below this
+    kv_bits: int = 16  # KV cache on host and disk: 16 as computed, 8 rounded (`memory/kv_codec.py`)
     host_bytes: int = 8 << 30  # budget of the host tier
-    disk_bytes: int = 64 << 30  # budget of a session's folder, where it has one
+    disk_bytes: int = 64 << 30  # budget of a session's folder, if it has one
 
     def __post_init__(self) -> None:
         least = {
@@ -56,56 +100,42 @@ class MemoryConfig:
             "host_bytes": 0,
             "disk_bytes": 0,
         }
-        choices = {
-            "borders": ("full", "cuts"),
-            "sparse": ("pooled", "salient"),
-            "recall": ("auto", "always", "never"),
-            "kv_bits": (16, 8),
-        }
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise ValueError(f"{name} must be at least {number}, not {getattr(self, name)}")
-        for name, words in choices.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, words))}, not {getattr(self, name)!r}")
+        _check_least("memory", self, least)
+        _check_choice("memory.borders", self.borders, ("full", "cuts"))
+        _check_choice("memory.sparse", self.sparse, ("pooled", "salient"))
+        _check_choice("memory.recall", self.recall, ("auto", "always", "never"))
+        _check_choice("memory.kv_bits", self.kv_bits, (16, 8))
 
 
 @dataclass(frozen=True)
 class ReuseConfig:
-    """How the vision tower's work on a keyframe is used again for the frames behind it."""
+    """How the vision tower's work on a reference frame is used again for the frames after it."""
 
-    strategy: str = "none"  # which patches are recomputed: "novelty" (ours), "keys" (STC: keys that moved most)
-    refresh_share: float = 0.75  # of a group's tokens: one in which more have changed is computed whole
-    still_below: float = 0.15  # novelty up to which a token counts as unchanged
+    strategy: str = "none"  # which patches are recomputed: "novelty" (ours), "keys" (STC's choice)
+    refresh_share: float = 0.75  # a group of which more tokens have changed is computed in full
+    still_below: float = 0.15  # a token counts as unchanged up to this novelty
 
     def __post_init__(self) -> None:
-        if self.strategy not in ("none", "novelty", "keys"):
-            raise ValueError(f"strategy must be one of none, novelty, keys, not {self.strategy!r}")
-        if not 0 < self.refresh_share <= 1:
-            raise ValueError(f"refresh_share must lie in (0, 1], not {self.refresh_share}")
-        if not 0 <= self.still_below <= 1:
-            raise ValueError(f"still_below must lie in [0, 1], not {self.still_below}")
+        _check_choice("reuse.strategy", self.strategy, ("none", "novelty", "keys"))
+        _check_share("reuse.refresh_share", self.refresh_share)
+        _check_novelty("reuse.still_below", self.still_below)
 
 
 @dataclass(frozen=True)
 class PruneConfig:
     """Which visual tokens of a group go on to the LLM."""
 
-    strategy: str = "none"  # "novelty" (ours), "stc" (dual anchor), "uniform", "merge" (ToMe), "coverage" (diversity)
-    budget: float = 0.33  # of a group's tokens that stay (STC: 64 of 196); for "novelty" of those that show news
-    still_below: float = 0.15  # novelty up to which a patch counts as unchanged
-    refresh_seconds: float = 60.0  # a still picture goes on once in so long
+    strategy: str = "none"  # "novelty" (ours), "stc" (dual anchor), "uniform", "merge" (ToMe), ...
+    budget: float = 0.33  # share of a group's tokens that stay (STC: 64 of 196)
+    still_below: float = 0.15  # a patch counts as unchanged up to this novelty
+    refresh_seconds: float = 60.0  # a static picture is kept once in this time
 
     def __post_init__(self) -> None:
-        strategies = ("none", "novelty", "stc", "uniform", "merge", "coverage")
-        if self.strategy not in strategies:
-            raise ValueError(f"strategy must be one of {', '.join(strategies)}, not {self.strategy!r}")
-        if not 0 < self.budget <= 1:
-            raise ValueError(f"budget must lie in (0, 1], not {self.budget}")
-        if not 0 <= self.still_below <= 1:
-            raise ValueError(f"still_below must lie in [0, 1], not {self.still_below}")
-        if not self.refresh_seconds > 0:
-            raise ValueError(f"refresh_seconds must be more than 0, not {self.refresh_seconds}")
+        _check_choice("prune.strategy", self.strategy, PRUNE_STRATEGIES)
+        _check_share("prune.budget", self.budget)
+        _check_novelty("prune.still_below", self.still_below)
+        seconds = self.refresh_seconds
+        _check("prune.refresh_seconds", seconds, seconds > 0, "be more than 0")
 
 
 @dataclass(frozen=True)
@@ -117,19 +147,19 @@ class AnswerConfig:
     top_p: float = 1.0
     seed: int = 0  # of the sampler, when temperature > 0
     dialogue_turns: int = 4  # earlier turns shown to the model with a new question
-    context_bytes: int = 8 << 30  # device memory for the contexts of answers under way; beyond it questions wait
+    context_bytes: int = 8 << 30  # device memory for contexts of answers under way; else they wait
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"an answer needs room for a token at least, not for {self.max_new_tokens}")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
-        if self.context_bytes < 0:
-            raise ValueError(f"context_bytes must be 0 or more, not {self.context_bytes}")
-        if not 0 <= self.seed < 1 << 63 or self.dialogue_turns < 0:
-            raise ValueError(f"neither seed nor dialogue_turns can be negative or huge: {self}")
+        least = {
+            "max_new_tokens": 1,
+            "temperature": 0,
+            "seed": 0,
+            "dialogue_turns": 0,
+            "context_bytes": 0,
+        }
+        _check_least("answer", self, least)
+        _check_share("answer.top_p", self.top_p)
+        _check("answer.seed", self.seed, self.seed < 1 << 63, "be less than 2^63")
 
 
 @dataclass(frozen=True)
@@ -143,30 +173,52 @@ class Config:
     def overridden(self, changes: Mapping[str, Mapping[str, Any]]) -> Config:
         """This configuration with some knobs turned: {"memory": {"chunk_frames": 8}}.
 
-        Raises ValueError for a knob that does not exist or cannot stand so.
+        Raises KnobError for a knob that does not exist or cannot have this value.
         """
-        sections = {section.name: getattr(self, section.name) for section in fields(self)}
+        sections = {name: getattr(self, name) for name in self.sections()}
         for name, knobs in changes.items():
             if name not in sections:
-                raise ValueError(f"{name!r} is not a section of the configuration: {', '.join(sections)}")
+                raise KnobError(name, f"is not a section; there are {', '.join(sections)}")
             if not isinstance(knobs, Mapping):
-                raise ValueError(f"{name} needs knobs by name, not {knobs!r}")
-            known = {knob.name for knob in fields(sections[name])}
-            if unknown := set(knobs) - known:
-                raise ValueError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
+                raise KnobError(name, f"is a section and needs knobs by name, not {knobs!r}")
             for knob, value in knobs.items():
-                _check_kind(f"{name}.{knob}", value, getattr(sections[name], knob))
+                _check_kind(f"{name}.{knob}", value, _known_value(sections[name], name, knob))
             sections[name] = replace(sections[name], **knobs)
         return Config(**sections)
 
+    @classmethod
+    def sections(cls) -> tuple[str, ...]:
+        """The names of the sections, in order."""
+        return tuple(section.name for section in fields(cls))
 
-def _check_kind(name: str, value: Any, default: int | float | str) -> None:
-    """A word where the default is one, whole numbers where it is one, else any number that is finite."""
+    def knobs(self) -> Iterator[tuple[str, Value]]:
+        """Every knob by its name, section by section, with its value."""
+        for section in self.sections():
+            values = getattr(self, section)
+            for knob in fields(values):
+                yield f"{section}.{knob.name}", getattr(values, knob.name)
+
+
+def _known_value(section: Any, name: str, knob: str) -> Value:
+    known = sorted(known.name for known in fields(section))
+    if knob not in known:
+        raise KnobError(f"{name}.{knob}", f"is not a knob; {name} has {', '.join(known)}")
+    value: Value = getattr(section, knob)
+    return value
+
+
+def _check_kind(name: str, value: object, default: Value) -> None:
+    """A word if the default is one, a whole number if it is one, else any finite number."""
     if isinstance(default, str):
-        if not isinstance(value, str):
-            raise ValueError(f"{name} must be a word, not {value!r}")
-        return
-    kinds = int if isinstance(default, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
-        wanted = "whole number" if kinds is int else "number"
-        raise ValueError(f"{name} must be a {wanted}, not {value!r}")
+        kind, is_right = "word", isinstance(value, str)
+    elif isinstance(default, int):
+        kind, is_right = "whole number", _is_finite(value, int)
+    else:
+        kind, is_right = "number", _is_finite(value, int, float)
+    if not is_right:
+        raise KnobError(name, f"must be a {kind}, not {value!r}")
+
+
+def _is_finite(value: object, *kinds: type[int] | type[float]) -> bool:
+    """Whether it is a finite number of one of the kinds; True and False are no numbers here."""
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)

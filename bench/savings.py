@@ -28,9 +28,9 @@ from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
 from memory.chunk import KVChunk
-from memory.packing import AS_COMPUTED, KVFormat
+from memory.kv_codec import AS_COMPUTED, KVFormat
 from models.base import num_visual_tokens
-from models.loading import recommended_settings
+from models.checkpoint import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens

@@ -6,11 +6,13 @@ import os
 import unicodedata
 from pathlib import Path
 
+from errors import LonglookError
+
 NOT_IN_NAMES = ("Cc", "Cs", "Zl", "Zp")  # control, undecoded bytes, separators of lines
 
 
 def sessions_root() -> Path:
-    """Where sessions are kept that are called by a name. Raises ValueError without a home."""
+    """Where sessions are kept that are called by a name. Raises LonglookError without a home."""
     if data_home := os.environ.get("XDG_DATA_HOME"):
         return Path(data_home) / "longlook" / "sessions"
     return _expand_home("~") / ".local" / "share" / "longlook" / "sessions"
@@ -19,12 +21,12 @@ def sessions_root() -> Path:
 def session_folder(name: str) -> Path:
     """A name stands for a folder below `sessions_root`, anything with a slash (./trip) for itself.
 
-    Raises ValueError for what is no name: nothing, blanks, line breaks or bytes that are no text.
+    Raises LonglookError for what is no name: nothing, blanks, line breaks or bytes that are no text.
     """
     if not name.strip():
-        raise ValueError("A session needs a name, and this one is empty.")
+        raise LonglookError("A session needs a name, and this one is empty.")
     if any(unicodedata.category(character) in NOT_IN_NAMES for character in name):
-        raise ValueError(f"A session's name has no control characters and is UTF-8, not {name!a}.")
+        raise LonglookError(f"A session's name has no control characters and is UTF-8, not {name!a}.")
     path = _expand_home(name)
     if os.sep in name or name in (".", "..", "~"):
         return path.absolute()
@@ -35,6 +37,6 @@ def _expand_home(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise ValueError(
+        raise LonglookError(
             f"There is no home folder for {name}; name the session's folder with a slash."
         ) from error

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
+from errors import LonglookError
 from memory.chunk import KVChunk
-from memory.recall import HeadNorm, evidence, head_norms
+from memory.recall_policy import HeadNorm, evidence, head_norms
 from models.base import Head, VideoLLM
 from models.demo.world import COLOURS, SHAPES, Scene, WorldEvent, background_kind, place_things, render
 from streaming.frames import Frame
@@ -83,16 +84,16 @@ class Profile:
         return torch.stack([_newest(q, head.last_tokens) for q, head in zip(queries, self.heads, strict=True)])
 
     def save(self, path: Path) -> None:
-        """Raises ValueError where nothing can be written."""
+        """Raises LonglookError where nothing can be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+            raise LonglookError(f"{path} cannot be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: Path) -> Profile:
-        """Raises ValueError for a file that is not a profile of this format."""
+        """Raises LonglookError for a file that is not a profile of this format."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("format") != FORMAT:
@@ -101,7 +102,7 @@ class Profile:
             if not profile.norms:
                 raise ValueError("it has no heads")
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is not a retrieval profile ({error}); calibrate again") from error
+            raise LonglookError(f"{path} is not a retrieval profile ({error}); calibrate again") from error
         return profile
 
     def fits(self, model: VideoLLM) -> bool:
@@ -233,7 +234,7 @@ def profile_path(model: VideoLLM) -> Path:
 def find_profile(model: VideoLLM) -> Profile | None:
     """The profile calibrated for this very checkpoint and dtype, made here or shipped with the embedded model.
 
-    Raises ValueError where its file is damaged.
+    Raises LonglookError where its file is damaged.
     """
     for path in (profile_path(model), SHIPPED / _file_name(model)):
         if path.is_file() and (profile := Profile.load(path)).fits(model):

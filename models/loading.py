@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,10 @@ from typing import Any
 import torch
 
 from models.base import VideoLLM
+from models.checkpoint import ModelError, source_of
 
-DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAMPLE_BYTES = 1 << 20  # of each end of a weights file, for its fingerprint
-
-
-class ModelError(ValueError):
-    """No model can be had under this name, or not with these settings; the message is one sentence for the user."""
 
 
 def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> VideoLLM:
@@ -33,7 +27,7 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
     device: "auto" is CUDA where there is one, else the CPU. dtype: "auto" is the checkpoint's half precision on CUDA
     (bfloat16 if it has none) and float32 on the CPU. Raises ModelError.
     """
-    source = _source(str(model))
+    source = source_of(str(model))
     place = _device(device)
     config = _read_config(source, str(model))
     family = FAMILIES.get(str(config.get("model_type")))
@@ -49,30 +43,6 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
         raise
     except _loading_errors() as error:
         raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
-
-
-def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
-    """What a checkpoint's folder says in `longlook.json` about how it wants to be used; {} where it says nothing."""
-    path = Path(_source(model)) / "longlook.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _source(model: str) -> str:
-    """The folder or hub id to load from."""
-    if not model:
-        raise ModelError("no model was named")
-    if model == "demo":
-        if not (DEMO_FOLDER / "config.json").is_file():
-            raise ModelError("the embedded model's weights are missing from this installation")
-        return str(DEMO_FOLDER)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{model} is not a model: it holds no config.json")
-        return str(folder)
-    if folder.exists() or not HUB_ID.fullmatch(model):
-        raise ModelError(f"{model} is neither a folder with a model nor a hub id like Qwen/Qwen3-VL-4B-Instruct")
-    return model
 
 
 def _device(device: str) -> torch.device:

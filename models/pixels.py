@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from errors import LonglookError
+
 # Limits of the released Qwen3-VL checkpoints, in pixels of a whole clip (frames x height x width).
 CLIP_MIN_PIXELS = 4096
 CLIP_MAX_PIXELS = 25_165_824
@@ -82,14 +84,14 @@ def read_spec(vision: Any, video: Mapping[str, Any] | None = None, image: Mappin
 def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
     """The (height, width) a frame is resized to: multiples of `spec.factor` near its shape, within the pixel budget.
 
-    Raises ValueError for a frame more than 200 times as long as wide.
+    Raises LonglookError for a frame more than 200 times as long as wide.
     """
     unit, frames = spec.factor, spec.budget_frames
     if min(height, width) < unit:
         enlarge = max(unit / height, unit / width)
         height, width = int(height * enlarge), int(width * enlarge)
     if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise ValueError(f"a frame of {width}x{height} is more than {MAX_ASPECT} times as long as wide")
+        raise LonglookError(f"a frame of {width}x{height} is more than {MAX_ASPECT} times as long as wide")
     rows, columns = round(height / unit) * unit, round(width / unit) * unit
     padded = round(frames / spec.temporal_patch_size) * spec.temporal_patch_size
     if padded * rows * columns > spec.max_pixels:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
+from errors import LonglookError
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.answer_batch import AnswerBatch, BatchedAnswer
@@ -313,7 +314,7 @@ class Prompt:
         text = self._render(plain) if self._template else render_plainly(plain)
         before, video, after = text.partition(VIDEO)
         if not video:
-            raise ValueError("the checkpoint's chat template does not write a video")
+            raise LonglookError("the checkpoint's chat template does not write a video")
         return before, after
 
     def _render(self, turns: Sequence[tuple[str, str]]) -> str:

@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import torch
 
 from config import Config
-from memory.bank import NO_DEVICE_MEMORY, MemoryFullError
+from errors import LonglookError
+from memory.disk_tier import SessionStore
+from memory.kv_memory import NO_DEVICE_MEMORY, MemoryFullError
 from memory.records import Kind
-from memory.store import SessionStore
 from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
-from models.loading import ModelError, load, recommended_settings
+from models.checkpoint import recommended_config
+from models.loading import load
 from streaming.batching import max_pass_tokens
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
 from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
@@ -85,7 +87,7 @@ class Engine:
         """A session: one stream's memory and dialogue, new or as it was left in `folder`, and kept there.
 
         read_only: for questions about a folder that another process may be watching; nothing can be watched.
-        Raises SessionError (a ValueError) for a folder that cannot be used so.
+        Raises SessionError (a LonglookError) for a folder that cannot be used so.
         """
         self.run(self.model.prefix)
         if folder is None:
@@ -125,11 +127,11 @@ class Engine:
         """An answer piece by piece, generated in one batch with all others that are under way.
 
         retrieve: gives the question with its context; called on the device's thread, as it needs the model.
-        A caller that closes the iterator frees the answer's place at the next step. Raises ValueError if too many
+        A caller that closes the iterator frees the answer's place at the next step. Raises LonglookError if too many
         questions are waiting already.
         """
         if self.scheduler.num_queries + len(self._waiting) >= MAX_WAITING_QUESTIONS:
-            raise ValueError(f"{MAX_WAITING_QUESTIONS} questions are waiting already; ask again in a moment")
+            raise LonglookError(f"{MAX_WAITING_QUESTIONS} questions are waiting already; ask again in a moment")
         stream = AnswerStream()
         try:
             self.run(lambda: self._begin_answer(stream, retrieve))
@@ -285,16 +287,7 @@ def load_model(
 ) -> tuple[VideoLLM, Config]:
     """A model by name, and the defaults, changed by what the checkpoint recommends, changed by `settings`.
 
-    Raises ModelError (a ValueError) for a model that cannot be had, ValueError for settings that make no sense.
+    Raises ModelError for a model that cannot be had, LonglookError for settings that make no sense.
     """
-    config = _recommended(model).overridden(settings or {})
+    config = recommended_config(model).overridden(settings or {})
     return load(model, device, dtype), config
-
-
-def _recommended(model: str) -> Config:
-    try:
-        return Config().overridden(recommended_settings(model))
-    except ModelError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:  # whatever a file written by hand may hold
-        raise ValueError(f"the longlook.json of {model} makes no sense: {error}") from error

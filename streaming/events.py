@@ -51,9 +51,13 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should know that did not stop the work; one sentence."""
+    """Something the user should know that did not stop the work; one sentence.
+
+    knob: of the configuration, such as memory.host_bytes, if more of it would have helped.
+    """
 
     text: str
+    knob: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from errors import LonglookError
 from streaming.truncation import lacks_index
 
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,ogg,flv,asf,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu"
@@ -24,7 +25,7 @@ _MOST_PIXELS = 8192 * 8192  # a picture of that size takes 200 MB; a header can 
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<asx", b"<ASX")
 
 
-class SourceError(ValueError):
+class SourceError(LonglookError):
     """What was given to watch cannot be watched; the message is one sentence for the user."""
 
 

@@ -22,16 +22,17 @@ from PIL import Image
 from torch import Tensor
 
 from config import AnswerConfig, Config
+from errors import LonglookError
 from keyframes.borders import split_at_cuts
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
-from memory.bank import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
-from memory.index import HeadIndex
+from memory.disk_tier import ChunkLostError, SessionError, SessionStore
+from memory.kv_memory import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, numbered_from, plan_recall, without_dense
+from memory.recall_policy import RecallPlan, evidence, fit, numbered_from, plan_recall, without_dense
 from memory.records import NewChunk
-from memory.store import ChunkLostError, SessionError, SessionStore
+from memory.retrieval_index import HeadIndex
 from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
@@ -44,7 +45,7 @@ MAX_QUESTION_CHARACTERS = 4000  # a person's question is shorter; its times are 
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 
 
-class SessionClosedError(ValueError):
+class SessionClosedError(LonglookError):
     """The session was closed by another thread."""
 
 
@@ -131,7 +132,8 @@ class Session:
                 return
             except (MemoryFullError, SessionError) as error:
                 yield from events
-                yield Notice(f"{error} Watching ended there; questions are answered from what was seen.")
+                text = f"{error} Watching ended there; questions are answered from what was seen."
+                yield Notice(text, error.knob)
                 return
             except Exception:
                 yield from events
@@ -144,13 +146,13 @@ class Session:
 
         Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
-        Raises ValueError for a question that is empty or too long, where nothing has been watched, and when closed.
+        Raises LonglookError for a question that is empty or too long, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
-            raise ValueError("the question is empty")
+            raise LonglookError("the question is empty")
         if len(question) > MAX_QUESTION_CHARACTERS:
-            raise ValueError(
+            raise LonglookError(
                 f"the question has {len(question):,} characters; at most {MAX_QUESTION_CHARACTERS:,} are read"
             )
         started = time.perf_counter()
@@ -184,6 +186,11 @@ class Session:
     def is_kept(self) -> bool:
         """Whether this session stays in a folder."""
         return self._store is not None
+
+    @property
+    def source(self) -> str | None:
+        """Where the frames of a kept session come from, if that has been said."""
+        return None if self._store is None else self._store.source
 
     @property
     def seen_seconds(self) -> float | None:
@@ -229,7 +236,7 @@ class Session:
     def _check_askable(self) -> None:
         self._check_open()
         if not self._memory.num_chunks:
-            raise ValueError("nothing has been watched yet")
+            raise LonglookError("nothing has been watched yet")
 
     def _watch_batch(
         self, parts: Sequence[Sequence[Frame]], started: float, is_live: bool, events: list[WatchEvent]

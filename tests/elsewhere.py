@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 import torch
 
-from app import open_session
 from models.partial_vit import RaggedAttention, Tower
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import load_engine
@@ -24,6 +23,8 @@ from streaming.events import Answer
 from streaming.file_source import FileSource
 from streaming.reader import Reader
 from tests.pretended import NAME, pretended_device
+from ui.cli.opening import open_session
+from ui.cli.settings import Settings
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "one_minute.mp4"
 SECONDS = 12.0
@@ -51,7 +52,7 @@ def answers(device: str, way: str) -> list[str]:
     found = []
     with TemporaryDirectory() as folder:
         for read_only in (False, True):
-            with open_session(engine, Path(folder) / "s", {}, read_only) as session:
+            with open_session(engine, Path(folder) / "s", Settings(), read_only) as session:
                 if not read_only:
                     with Reader(FileSource(SAMPLE, 2.0, stop_seconds=SECONDS)) as reader:
                         list(session.watch(reader))

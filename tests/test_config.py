@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from config import AnswerConfig, Config, MemoryConfig, ReadConfig
+from config import AnswerConfig, Config, KnobError, MemoryConfig, ReadConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -28,8 +28,9 @@ def test_nothing_changes_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"memry": {}}, "'memry' is not a section"),
-        ({"memory": {"chunk_size": 3}}, "memory has no 'chunk_size'"),
+        ({"memry": {}}, "memry is not a section; there are read, memory, reuse, prune, answer"),
+        ({"memory": {"chunk_size": 3}}, "memory.chunk_size is not a knob; memory has borders, carrier_tokens, chunk"),
+        ({"memory": 3}, "memory is a section and needs knobs by name, not 3"),
         ({"memory": {"chunk_frames": 0}}, "chunk_frames must be at least 1, not 0"),
         ({"memory": {"window_chunks": 0}}, "window_chunks"),
         ({"memory": {"recall_chunks": -1}}, "recall_chunks"),
@@ -51,19 +52,21 @@ def test_nothing_changes_a_configuration() -> None:
         ({"read": {"fps": None}}, "read.fps must be a number"),
         ({"read": {"queue_frames": 0}}, "queue_frames"),
         ({"read": {"stall_seconds": 0}}, "stall_seconds"),
-        ({"answer": {"max_new_tokens": 0}}, "not for 0"),
+        ({"answer": {"max_new_tokens": 0}}, "answer.max_new_tokens must be at least 1, not 0"),
         ({"answer": {"temperature": -0.1}}, "temperature"),
         ({"answer": {"temperature": NAN}}, "answer.temperature must be a number, not nan"),
         ({"answer": {"top_p": 0}}, "top_p must lie in (0, 1], not 0"),
         ({"answer": {"top_p": 1.1}}, "top_p"),
-        ({"answer": {"seed": -1}}, "seed"),
+        ({"answer": {"seed": -1}}, "answer.seed must be at least 0, not -1"),
+        ({"answer": {"seed": 1 << 63}}, "answer.seed must be less than"),
         ({"answer": {"dialogue_turns": -1}}, "dialogue_turns"),
     ],
 )
 def test_what_makes_no_sense_is_told_with_the_offending_value(changes: dict[str, dict[str, Any]], told: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(KnobError) as error:
         Config().overridden(changes)
     assert told in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value) == f"{error.value.name} {error.value.problem}"
 
 
 @pytest.mark.parametrize("section", [ReadConfig, MemoryConfig, AnswerConfig])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from errors import LonglookError
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats
 from tests.waiting import wait_until
 from ui.conversation import MAX_QUESTION_CHARACTERS, MAX_WAITING, Conversation, Turn
@@ -32,7 +33,7 @@ class FakeAnswerer:
         if question == "break":
             raise RuntimeError("a wire came off")
         if question == "refuse":
-            raise ValueError("That cannot be asked.")
+            raise LonglookError("That cannot be asked.")
         for word in question.split(" "):
             self.gate.acquire()
             yield AnswerPiece(word + " ")

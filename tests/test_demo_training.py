@@ -19,10 +19,11 @@ from config import AnswerConfig, Config
 from memory.chunk import KVChunk
 from models import pixels
 from models.base import Head
+from models.checkpoint import recommended_settings
 from models.demo.architecture import GRID, HIDDEN, MERGE, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.tokenizer import build_tokenizer
 from models.demo.world import COLOURS, SHAPES, Thing, WorldEvent
-from models.loading import load, recommended_settings
+from models.loading import load
 from models.pixels import PixelSpec, fit_size, normalise
 from models.pixels import patchify as stock_patchify
 from models.qwen3_vl import Qwen3VL

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from config import Config
-from memory.bank import MemoryFullError
 from memory.chunk import KVChunk
+from memory.kv_memory import MemoryFullError
 from models.base import PrefillRequest
 from models.calibration import Profile, RetrievalHead, profile_path
 from models.loading import load
@@ -281,8 +281,8 @@ def test_a_checkpoint_without_recommendations_gets_the_defaults(checkpoint: Path
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"memory": {"chunks": 3}}', "no 'chunks'"),
-        ('{"memories": {}}', "'memories'"),
+        ('{"memory": {"chunks": 3}}', "memory.chunks is not"),
+        ('{"memories": {}}', "memories is not a section"),
         ('{"memory": {"chunk_frames": "8"}}', "whole number"),
         ('{"memory": 8}', "makes no sense"),
         ("[1, 2]", "makes no sense"),

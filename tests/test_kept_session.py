@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from app import open_session
-from memory.index import HeadIndex
-from memory.store import SessionError
+from errors import LonglookError
+from memory.disk_tier import SessionError
+from memory.retrieval_index import HeadIndex
 from models.calibration import RetrievalHead
 from streaming.engine import Engine
 from streaming.events import Answer, Notice
@@ -28,6 +28,8 @@ from tests.conftest import REPOSITORY
 from tests.tiny import noise_frames
 from tests.waiting import wait_until
 from tests.watching import tiny_engine
+from ui.cli.opening import open_session
+from ui.cli.settings import Setting, Settings
 
 FRAMES = noise_frames(30)
 QUESTION = "What happens?"
@@ -191,6 +193,35 @@ def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path)
     session.close()
 
 
+@pytest.mark.parametrize("kv_bits", [16, 8])
+def test_a_session_that_has_forgotten_goes_on_with_its_numbers_and_counts_when_opened_again(
+    checkpoint: Path, tmp_path: Path, kv_bits: int
+) -> None:
+    engine = tiny_engine(checkpoint, disk_bytes=280_000, host_bytes=0, kv_bits=kv_bits)
+    frames = noise_frames(80)
+    whole = engine.open(tmp_path / "whole")
+    list(whole.watch(frames))
+    first = engine.open(tmp_path / "s")
+    list(first.watch(frames[:60]))
+    assert first.stats.forgotten_chunks > 2
+    first.close()
+    again = engine.open(tmp_path / "s")
+    again.memory.check_integrity()
+    counted = ("frames_read", "chunks", "tokens", "visual_tokens", "disk_bytes", "sparse_chunks", "forgotten_chunks")
+    assert [getattr(again.stats, name) for name in counted] == [getattr(first.stats, name) for name in counted]
+    list(again.watch(frames[60:]))
+    assert again.memory.spans() == whole.memory.spans() and again.memory.first_chunk == whole.memory.first_chunk > 5
+    assert [getattr(again.stats, name) for name in counted] == [getattr(whole.stats, name) for name in counted]
+    for question in (QUESTION, "What was at 0:02?", "What was at 0:36?"):
+        asked, expected = answered(again, question), answered(whole, question)
+        assert (asked.text, asked.evidence) == (expected.text, expected.evidence)
+        oldest = again.memory.spans()[0][0]
+        assert all(item.start_seconds >= oldest for item in asked.evidence)
+    assert not any(item.why == "named time" for item in answered(again, "What was at 0:02?").evidence)
+    for session in (again, whole):
+        session.close()
+
+
 def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -208,8 +239,9 @@ def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(
 
 def test_a_disk_budget_that_is_too_small_ends_watching_with_a_sentence(checkpoint: Path, tmp_path: Path) -> None:
     session = tiny_engine(checkpoint, disk_bytes=80_000).open(tmp_path / "s")
-    (notice,) = watched(session)
-    assert "--disk-budget" in notice and "Watching ended there" in notice
+    (notice,) = [event for event in session.watch(FRAMES) if isinstance(event, Notice)]
+    assert "The disk budget of" in notice.text and "Watching ended there" in notice.text
+    assert notice.knob == "memory.disk_bytes"
     assert answered(session).text
     session.close()
 
@@ -222,22 +254,27 @@ def test_a_session_keeps_the_settings_it_began_with(checkpoint: Path, engine: En
     session.close()
 
 
+def turned(knob: str, value: object, flag: str) -> Settings:
+    """The settings of a call with one option."""
+    return Settings([Setting(knob, value, flag, flag)])
+
+
 def test_a_session_of_8_bits_stays_one_and_other_bits_are_refused_in_a_sentence(
     checkpoint: Path, engine: Engine, tmp_path: Path
 ) -> None:
     tiny_engine(checkpoint, kv_bits=8).open(tmp_path / "s").close()
-    with open_session(engine, tmp_path / "s", {"memory": {"kv_bits": None}}) as session:
+    with open_session(engine, tmp_path / "s", Settings()) as session:
         assert session.config.memory.kv_bits == 8
-    sentence = "This session began with kv_bits 8, which cannot become 16 now."
+    sentence = "--kv-bits cannot become 16: this session began with 8."
     with (
-        pytest.raises(ValueError, match=sentence),
-        open_session(engine, tmp_path / "s", {"memory": {"kv_bits": 16}}),
+        pytest.raises(LonglookError, match=sentence),
+        open_session(engine, tmp_path / "s", turned("memory.kv_bits", 16, "--kv-bits")),
     ):
         pass
-    words = "This session began with strategy none, which cannot become novelty now."
+    words = "--prune cannot become novelty: this session began with none."
     with (
-        pytest.raises(ValueError, match=words),
-        open_session(engine, tmp_path / "s", {"prune": {"strategy": "novelty"}}),
+        pytest.raises(LonglookError, match=words),
+        open_session(engine, tmp_path / "s", turned("prune.strategy", "novelty", "--prune")),
     ):
         pass
 
@@ -295,9 +332,10 @@ def test_the_command_line_watches_asks_lists_and_deletes(command_line: CommandLi
     code, out, told = command_line.run("ask", "--session", "trip", "What?", "--json", "--max-tokens", "4")
     assert (code, json.loads(out)["question"]) == (0, "What?"), told
     code, out, told = command_line.run("watch", clip, "--session", "trip")
-    assert (code, "has been watched to its end" in told) == (0, True)
+    assert (code, "has been watched to its end before. To ask: " in told) == (0, True)
+    assert len(told.splitlines()) == 3, "two lines about retrieval heads, and one clear thing"
     code, out, told = command_line.run("watch", clip, "--session", "trip", "--fps", "1")
-    assert (code, "began with fps 2" in told) == (2, True)
+    assert (code, "--fps cannot become 1: this session began with 2." in told) == (2, True)
     code, out, _ = command_line.run("sessions", "list", "--json", model=False)
     assert [(item["chunks"], item["questions"]) for item in json.loads(out)] == [(8, 1)]
     code, out, _ = command_line.run("sessions", "delete", "trip", "--yes", model=False)

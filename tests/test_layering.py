@@ -10,30 +10,43 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Leaves import nothing of ours. Everything else: what a part may import, longest matching prefix of the importer first.
-LEAVES = ("config", "streaming.frames", "streaming.events", "memory.chunk")
+LEAVES = ("config", "errors", "streaming.frames", "streaming.events", "memory.chunk")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LEAVES, ()),
-    "streaming": (*LEAVES[:3], "streaming"),
-    "keyframes": ("config", "streaming.frames", "keyframes"),
-    "memory": ("config", "streaming.frames", "streaming.events", "memory"),
-    "models": ("config", "streaming.frames", "memory", "keyframes", "models"),
-    "streaming.session": ("config", "streaming", "memory", "keyframes", "models"),
-    "streaming.ingest": ("config", "streaming", "memory", "keyframes", "models"),
-    "streaming.engine": ("config", "streaming", "memory", "keyframes", "models"),
+    "config": ("errors",),
+    "streaming": (*LEAVES[:4], "streaming"),
+    "keyframes": ("config", "errors", "streaming.frames", "keyframes"),
+    "memory": ("config", "errors", "streaming.frames", "streaming.events", "memory"),
+    "models": ("config", "errors", "streaming.frames", "memory", "keyframes", "models"),
+    "streaming.session": ("config", "errors", "streaming", "memory", "keyframes", "models"),
+    "streaming.ingest": ("config", "errors", "streaming", "memory", "keyframes", "models"),
+    "streaming.engine": ("config", "errors", "streaming", "memory", "keyframes", "models"),
     "streaming.captioner": ("config", "streaming"),
-    "ui": ("config", "streaming", "ui"),
-    "app": ("config", "streaming", "memory", "keyframes", "models", "ui", "bench"),
-    "training": ("config", "streaming.frames", "memory", "keyframes", "models", "training"),
-    "bench": ("config", "streaming", "memory", "keyframes", "models", "training", "bench"),
+    "ui": ("config", "errors", "streaming", "ui"),
+    "ui.cli": (
+        "config",
+        "errors",
+        "streaming",
+        "memory.session_names",
+        "memory.folders",
+        "memory.plain_files",
+        "memory.disk_tier.check_is_session",
+        "models.checkpoint",
+        "models.calibration",
+        "ui",
+    ),
+    "app": ("ui",),
+    "training": ("config", "errors", "streaming.frames", "memory", "keyframes", "models", "training"),
+    "bench": ("config", "errors", "streaming", "memory", "keyframes", "models", "training", "bench"),
     "__main__": ("app",),
 }
-OURS = ("config", "streaming", "memory", "keyframes", "models", "ui", "app", "bench", "training", "tests")
+OURS = ("config", "errors", "streaming", "memory", "keyframes", "models", "ui", "app", "bench", "training", "tests")
 UPWARD = ("streaming.session", "streaming.engine", "streaming.captioner")  # only these and what lies above see them
 SEES_SESSIONS = (*UPWARD, "ui", "app", "bench")
 
 # Module or name of another project: the only places that may touch it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "faiss": ("memory.index",),
+    "faiss": ("memory.retrieval_index",),
     "decord": ("streaming.moments",),
     "gradio": ("ui.demo",),
     "scenedetect": ("bench.keyframes",),
@@ -139,27 +152,30 @@ def test_every_import_keeps_to_the_layers() -> None:
 
 def test_an_offending_file_is_caught() -> None:
     offences = {
-        "memory.bank": "from models.base import VideoLLM",
+        "memory.kv_memory": "from models.base import VideoLLM",
         "memory.chunk": "import config",
         "config": "from streaming.frames import Frame",
+        "errors": "from config import Config",
         "keyframes.detector": "from memory.chunk import KVChunk",
         "models.decoder": "from streaming.session import Session",
         "models.base": "from ui.render import clock",
         "streaming.reader": "from streaming.engine import Engine",
-        "streaming.file_source": "def late():\n    from memory.bank import KVMemory",
+        "streaming.file_source": "def late():\n    from memory.kv_memory import KVMemory",
         "streaming.session": "import ui.demo",
         "ui.render": "from memory.chunk import KVChunk",
         "ui.demo": "import torch",
+        "ui.cli.opening": "from memory.disk_tier import SessionStore",
+        "ui.cli.commands": "import torch",
         "ui.page": "import gradio as gr",
-        "memory.recall": "import faiss",
+        "memory.recall_policy": "import faiss",
         "keyframes.cuts": "import cv2",
         "models.calibration": "import importlib\nfaiss = importlib.import_module('faiss')",
         "streaming.live_source": "from decord import VideoReader",
         "models.qwen3_vl": "from transformers import DynamicCache",
         "models.partial_vit": "import transformers\ncache = transformers.DynamicCache()",
         "models.llava_onevision": "from transformers.cache_utils import Cache",
-        "memory.store": "from transformers import AutoConfig",
-        "memory.index": "from .chunk import KVChunk",
+        "memory.disk_tier": "from transformers import AutoConfig",
+        "memory.retrieval_index": "from .chunk import KVChunk",
         "app": "from training.world import render",
         "newcomer": "import config",
     }
@@ -169,15 +185,16 @@ def test_an_offending_file_is_caught() -> None:
 
 def test_what_the_layers_allow_is_let_through() -> None:
     allowed = {
-        "memory.bank": "import torch\nfrom config import MemoryConfig\nfrom memory.chunk import KVChunk",
-        "memory.index": "import faiss",
+        "memory.kv_memory": "import torch\nfrom config import MemoryConfig\nfrom memory.chunk import KVChunk",
+        "memory.retrieval_index": "import faiss",
         "models.decoder": "from transformers import AttentionInterface, DynamicCache\nfrom memory.chunk import KVChunk",
         "models.qwen3_vl": "from transformers import Qwen3VLForConditionalGeneration",
-        "streaming.session": "from memory.bank import KVMemory\nfrom models.base import VideoLLM",
+        "streaming.session": "from memory.kv_memory import KVMemory\nfrom models.base import VideoLLM",
         "streaming.moments": "import decord",
         "ui.demo": "import gradio as gr\nfrom streaming.engine import Engine\nfrom ui.render import clock",
         "bench.asked": "from training.questions import ask",
-        "app": "from ui.demo import serve\nfrom streaming.engine import Engine",
+        "app": "from ui.cli import commands",
+        "ui.cli.opening": "from streaming.engine import Engine\nfrom models.checkpoint import source_of",
     }
     for importer, source in allowed.items():
         assert not complaints(source, importer), complaints(source, importer)

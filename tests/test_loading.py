@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import loading
-from models.loading import DEMO_FOLDER, ModelError, load
+from models.checkpoint import DEMO_FOLDER, ModelError
+from models.loading import load
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_the_embedded_model_loads_without_a_network(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_embedded_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(loading, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr("models.checkpoint.DEMO_FOLDER", tmp_path)
     with pytest.raises(ModelError) as error:
         load("demo")
     assert "missing" in sentence(error)

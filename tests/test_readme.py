@@ -35,7 +35,14 @@ ANSWERS = {
     "What is shown at 0:50?": "a cyan triangle",
     "Is there a purple triangle?": "yes",
 }
-ANSWERS_OF_EXAMPLE = ["at 45 seconds", "cyan", "a yellow star"]
+LINES_OF_EXAMPLE = [
+    "Q: When does the yellow square appear?",
+    "A: at 45 seconds",
+    "Q: What colour is the heart?",
+    "A: cyan",
+    "Q: What is shown at 0:30?",
+    "A: a yellow star",
+]
 
 
 def commands(start: str) -> list[list[str]]:
@@ -71,7 +78,9 @@ def tree() -> dict[str, str]:
 
 def help_examples() -> list[list[str]]:
     """The calls that the command line's own help shows, without the name of the program."""
-    lines = [line.strip() for line in (REPOSITORY / "app.py").read_text(encoding="utf-8").splitlines()]
+    files = sorted((REPOSITORY / "ui" / "cli").glob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("longlook ")]
 
 
@@ -128,7 +137,7 @@ def test_the_example_says_what_the_command_says() -> None:
     call = commands(".venv/bin/longlook")[0]
     told = CliRunner().invoke(app, [in_repository(word) for word in call])
     assert told.exit_code == 0, told.stderr
-    assert told.stdout.splitlines() == ANSWERS_OF_EXAMPLE
+    assert told.stdout.splitlines() == LINES_OF_EXAMPLE
     lines = [line.strip() for line in shown.splitlines() if line.strip(" `")]
     for printed in told.stdout.splitlines() + told.stderr.splitlines():
         assert printed.strip() in ["", *lines]
@@ -143,6 +152,7 @@ class Surroundings:
         monkeypatch.chdir(folder)
         monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
         self.served: list[list[Path]] = []
+        monkeypatch.setattr("ui.cli.opening.check_port", lambda *_: None)
         monkeypatch.setattr("ui.demo.serve", lambda _, samples, **__: self.served.append(samples))
 
     def run(self, call: list[str]) -> list[str]:
@@ -167,8 +177,14 @@ def runs_here(call: list[str]) -> bool:
 
 
 def answers_in(lines: list[str]) -> list[str]:
-    """The answers on standard output, plain or as JSON."""
-    return [json.loads(line)["answer"] if line.startswith("{") else line for line in lines if line]
+    """The answers on standard output, plain, each after its question, or as JSON."""
+    found = []
+    for line in lines:
+        if line.startswith("{"):
+            found.append(json.loads(line)["answer"])
+        elif not line.startswith("Q: "):
+            found.append(line.removeprefix("A: "))
+    return found
 
 
 def check_answers(surroundings: Surroundings, calls: list[list[str]]) -> None:

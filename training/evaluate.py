@@ -40,9 +40,10 @@ from config import Config
 from memory.address import in_seconds
 from memory.chunk import KVChunk
 from models.base import VideoLLM
+from models.checkpoint import recommended_settings
 from models.demo.tokenizer import build_tokenizer
 from models.demo.world import Scene, render
-from models.loading import load, recommended_settings
+from models.loading import load
 from streaming.frames import Frame
 from training.bank import FREE, GRIDS, damaged
 from training.bind import ClipMaker, Stage, StoredChunk

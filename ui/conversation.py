@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from threading import Condition, Thread
 from typing import Protocol
 
+from errors import LonglookError
 from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice
 
 MAX_QUESTION_CHARACTERS = 1000
@@ -139,7 +140,7 @@ class Conversation:
         while (turn := self._next()) is not None:
             try:
                 self._answer(turn)
-            except ValueError as error:  # the caller's mistake, as a sentence
+            except LonglookError as error:  # something that the user can mend, as a sentence
                 self._update(turn.number, state="failed", text=str(error))
             except Exception:
                 log.exception("an answer failed")

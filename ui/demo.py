@@ -24,6 +24,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from config import ReadConfig
+from errors import LonglookError
 from ui import render
 from ui.pictures import url_of
 from ui.render import ModelInfo
@@ -325,7 +326,7 @@ def running_page(
 ) -> Iterator[str]:
     """Serve the page while the block runs and give its address. Uploads are deleted at its end.
 
-    port: None takes a free one. Raises ValueError if nothing can listen at `host` and `port`.
+    port: None takes a free one. Raises LonglookError if nothing can listen at `host` and `port`.
     """
     with TemporaryDirectory(prefix="longlook-page-") as name:
         folder_before = os.environ.get("GRADIO_TEMP_DIR")
@@ -358,7 +359,7 @@ def launched(page: gr.Blocks, host: str, port: int | None, **options: Any) -> st
             ssr_mode=False, mcp_server=False, pwa=False, **options,
         )  # fmt: skip
     except OSError as error:
-        raise ValueError(
+        raise LonglookError(
             f"Nothing can listen on {host} port {port}: is a page open there already?"
         ) from error
     return str(address)

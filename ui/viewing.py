@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from config import ReadConfig
+from errors import LonglookError
 from streaming.events import AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
 from streaming.file_source import FileSource
 from streaming.frames import Frame
@@ -143,7 +144,7 @@ class TabSession:
         try:
             self._watch()
             problem = ""
-        except SourceError as error:
+        except LonglookError as error:
             problem = problem_sentence(str(error), str(self.path), self._progress.title)
         finally:
             state = "failed" if problem else "stopped" if self._stopping.is_set() else "watched"

@@ -1,0 +1,153 @@
+"""Opens what a command needs, cheap checks first: a video, a session's folder, an engine."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import Value
+from errors import LonglookError
+from memory.plain_files import DATABASE
+from models.checkpoint import check_can_be_had, recommended_config
+from streaming.file_source import SourceInfo, probe
+from ui.cli.console import loading, program, warn
+from ui.cli.settings import Settings
+from ui.cli.wiring import Chosen
+from ui.render import VIDEO_SUFFIXES
+
+if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not wait for it
+    from streaming.engine import Engine
+    from streaming.session import Session
+
+END_SLACK_SECONDS = 1.0  # containers round their durations
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def video_path(word: str) -> Path:
+    """The path of a video. Raises LonglookError for a URL."""
+    if URL.match(word):
+        raise LonglookError(f"{word} is a URL, and longlook reads only files so far.")
+    return Path(word)
+
+
+def video_and_questions(words: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
+    """What the words of `ask` mean: with a session, the first one may be a question already."""
+    first, others = words[0], words[1:]
+    if session is not None and is_mistyped_file(first):
+        raise LonglookError(f"There is no file {first}.")
+    is_video = session is None or URL.match(first) or (bool(others) and is_file(first))
+    video = video_path(first) if is_video else None
+    questions = list(others if is_video else words)
+    if not all(question.strip() for question in questions):
+        raise LonglookError("A question is empty.")
+    if any("\ud800" <= letter <= "\udfff" for question in questions for letter in question):
+        raise LonglookError("A question is not valid UTF-8.")
+    return video, questions
+
+
+def is_mistyped_file(word: str) -> bool:
+    return not is_file(word) and Path(word).suffix.lower() in VIDEO_SUFFIXES.split(",")
+
+
+def is_file(word: str) -> bool:
+    """Whether a word is the path of a file; a question too long for one is none."""
+    try:
+        return Path(word).is_file()
+    except OSError:
+        return False
+
+
+def checked_moment(seconds: float | None, info: SourceInfo) -> float | None:
+    """`seconds` if it lies inside the video; raises LonglookError if not."""
+    if seconds is None:
+        return None
+    length = info.duration_seconds
+    if not 0 < seconds < math.inf:
+        raise LonglookError(
+            f"--ask-at needs seconds from the video's beginning, more than 0, not {seconds:g}."
+        )
+    if length is not None and seconds > length + END_SLACK_SECONDS:
+        raise LonglookError(
+            f"--ask-at {seconds:g} lies beyond the end of {info.path.name} at {length:.1f} s."
+        )
+    return seconds
+
+
+def check_is_there(folder: Path) -> None:
+    """Raises LonglookError where no session can be; what is in the folder is looked at later."""
+    if not os.path.lexists(folder / DATABASE):
+        raise LonglookError(f"There is no session in {folder}.")
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises LonglookError if nothing can listen there."""
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = places[0]
+        with socket.socket(family, kind, protocol) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+    except OSError as error:
+        raise LonglookError(
+            f"Nothing can listen on {host} port {port}: is a page open there already?"
+        ) from error
+
+
+def open_engine(chosen: Chosen) -> Engine:
+    """The engine, with what the user has set; says what will be missing."""
+    recommended_config(chosen.model)
+    check_can_be_had(chosen.model)
+    with loading(chosen.model):
+        from streaming.engine import load_engine
+
+        engine = load_engine(chosen.model, chosen.device, chosen.dtype, chosen.settings.nested())
+    if engine.profile is None:
+        warn(
+            f"No retrieval heads are known for {chosen.model}: all heads together look things up, "
+            "which finds less."
+        )
+        warn(f"To find them, once: {program()} calibrate --model {chosen.model}")
+    return engine
+
+
+@contextmanager
+def open_session(
+    engine: Engine, folder: Path | None, settings: Settings, read_only: bool = False
+) -> Iterator[Session]:
+    """A session of this run, or the one that is kept in a folder; closed at the end.
+
+    Raises LonglookError if a kept one has other settings than those asked for.
+    """
+    session = engine.open(folder, read_only)
+    try:
+        in_force = dict(session.config.knobs())
+        for setting in settings:
+            kept = in_force[setting.knob]
+            if setting.value != kept:
+                raise LonglookError(
+                    f"{setting.typed} cannot become {shown(setting.value)}: this session began "
+                    f"with {shown(kept)}."
+                )
+        yield session
+    finally:
+        session.close()
+
+
+def shown(value: Value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def duration_of(source: str | None) -> float | None:
+    """The length of a session's video, None where it is not known or the file has gone."""
+    if source is None:
+        return None
+    try:
+        return probe(Path(source)).duration_seconds
+    except LonglookError:
+        return None

@@ -1,0 +1,118 @@
+"""Watches a file into a session, with progress, until its end, a given second or Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from enum import Enum
+from itertools import takewhile
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from errors import LonglookError
+from streaming.events import Notice, Watched
+from streaming.file_source import EmptyStretchError, FileSource
+from streaming.frames import Frame, next_tick_seconds
+from streaming.reader import Reader
+from ui.cli.console import first_interrupt, say, warn_of_new, warn_of_notice
+from ui.cli.progress import WatchProgress, watch_progress
+from ui.render import clock
+
+if TYPE_CHECKING:
+    from streaming.session import Session
+
+
+class Outcome(Enum):
+    """How watching ended."""
+
+    WATCHED = "to its end, to the second asked for, or as far as there was room"
+    STOPPED = "by Ctrl-C"
+    NOTHING_NEW = "it had been watched before"
+
+
+class StopWatching(Exception):  # noqa: N818 - no error
+    """Ctrl-C was pressed."""
+
+
+def watch_video(
+    session: Session, video: Path, stop_seconds: float | None = None, skim: bool = False
+) -> Outcome:
+    """Watches what a session has not seen of a video yet."""
+    read, seen_seconds = session.config.read, session.seen_seconds
+    session.follow(str(video.resolve()))
+    start_seconds = 0.0
+    if seen_seconds is not None:
+        start_seconds = next_tick_seconds(seen_seconds, read.fps)
+        if stop_seconds is not None and seen_seconds > stop_seconds:
+            raise LonglookError(
+                f"This session has seen {seen_seconds:.1f} s already; --ask-at cannot go back."
+            )
+        if stop_seconds is not None and start_seconds >= stop_seconds:
+            return Outcome.NOTHING_NEW
+    source = FileSource(video, read.fps, start_seconds, stop_seconds, only_keyframes=skim)
+    ends = [end for end in (source.info.duration_seconds, stop_seconds) if end is not None]
+    try:
+        with (
+            Reader(source, read.queue_frames, read.stall_seconds) as reader,
+            watch_progress(start_seconds, min(ends, default=None)) as progress,
+        ):
+            frames = announced(reader, start_seconds)
+            return watch_with_progress(session, frames, source, progress)
+    except EmptyStretchError:
+        if seen_seconds is None:
+            raise
+        return Outcome.NOTHING_NEW
+
+
+def announced(frames: Iterable[Frame], start_seconds: float) -> Iterator[Frame]:
+    """The frames; says where watching goes on once it is known that there is one."""
+    is_announced = start_seconds == 0
+    for frame in frames:
+        if not is_announced:
+            say(f"Going on at {clock(start_seconds)}.")
+            is_announced = True
+        yield frame
+
+
+def stop_on_event(stopped: Event, frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Ends with an exception, so that frames that do not fill a chunk are read again later."""
+    for frame in frames:
+        if stopped.is_set():
+            raise StopWatching
+        yield frame
+
+
+def watch_with_progress(
+    session: Session, frames: Iterable[Frame], source: FileSource, progress: WatchProgress
+) -> Outcome:
+    """Drains `session.watch`; tells of warnings and notices as they come."""
+    stopped = Event()
+    num_told = 0
+    if session.is_kept:
+        wanted = stop_on_event(stopped, frames)
+    else:
+        wanted = takewhile(lambda _: not stopped.is_set(), frames)
+    with first_interrupt(stop_calmly(stopped, progress)), suppress(StopWatching):
+        for event in session.watch(wanted, ahead=True):
+            if isinstance(event, Watched):
+                progress.update(event.pts_seconds, event.stats)
+            elif isinstance(event, Notice):
+                warn_of_notice(event)
+            num_told = warn_of_new(source.warnings, num_told)
+    warn_of_new(source.warnings, num_told)
+    if not stopped.is_set():
+        return Outcome.WATCHED
+    if not session.stats.chunks:
+        raise KeyboardInterrupt
+    return Outcome.STOPPED
+
+
+def stop_calmly(stopped: Event, progress: WatchProgress) -> Callable[[], None]:
+    """What the first Ctrl-C does."""
+
+    def stop() -> None:
+        stopped.set()
+        progress.stopping()
+
+    return stop
