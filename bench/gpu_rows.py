@@ -24,6 +24,7 @@ from bench.machine import now
 from bench.vit_reuse import Runs, subject
 from config import AnswerConfig, Config, MemoryConfig, PruneConfig, ReuseConfig
 from memory.chunk import KVChunk
+from memory.records import NewChunk
 from models.base import PrefillRequest, VisualGroup
 from models.decoder import filled_cache
 from models.qwen3_vl import Qwen3VL
@@ -359,7 +360,7 @@ def _stages(bench: Bench, engine: Engine, frames: Sequence[Frame]) -> dict[str, 
         clock.around(model, "_clip_patches", "preprocess"),
         clock.around(model, "encode", "tower"),
         clock.around(model, "prefill_batch", "prefill"),
-        clock.around(session, "_append", "memory"),
+        clock.around(session.memory, "append_all", "memory"),
     ):
         started = now(bench.device)
         for _ in session.watch(frames, True):
@@ -413,7 +414,7 @@ def _template(bench: Bench, model: Qwen3VL, side: int, tokens: int | None) -> KV
 
 def _fill(bench: Bench, session: Any, template: KVChunk, num_chunks: int) -> int:
     """Appends made-up chunks until there are so many or the row's time is up; the number there is then."""
-    memory, index = session.memory, session._index
+    memory = session.memory
     seconds = 16 / FPS
     while memory.num_chunks < num_chunks and bench.has_time():
         number = memory.num_chunks
@@ -426,8 +427,7 @@ def _fill(bench: Bench, session: Any, template: KVChunk, num_chunks: int) -> int
             stop_seconds=start + seconds - 1 / FPS,
             group_starts=tuple(start + k * seconds / 8 for k in range(8)),
         )
-        memory.append(chunk)
-        index.add(number, session._profile.keys_of(chunk))
+        memory.append(NewChunk(chunk, session._profile.keys_of(chunk)))
     return int(memory.num_chunks)
 
 

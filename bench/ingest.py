@@ -24,9 +24,10 @@ from bench.clips import FPS, static_camera
 from bench.machine import describe, now, save
 from bench.report import table
 from config import AnswerConfig, MemoryConfig
-from memory.bank import KVMemory, MemoryFullError
+from memory.bank import KVMemory
 from memory.index import HeadIndex
-from memory.recall import plan_recall
+from memory.recall import numbered_from, plan_recall
+from memory.records import NewChunk
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
@@ -94,15 +95,11 @@ class Ingest:
     def __init__(self, model: Qwen3VL, config: MemoryConfig) -> None:
         self.model, self.config = model, config
         self.clock = Clock(model.device)
-        self.emptied = 0  # times the host tier was full and had to be begun anew
         self._profile = two_heads(model)
         self._vision_seconds = 0.0
         self._time_vision()
-        self._begin()
-
-    def _begin(self) -> None:
-        self.memory = KVMemory(self.config, self.model.device)
-        self.index = HeadIndex(len(self._profile.heads), self.model.head_dim, self.model.dtype)
+        self.index = HeadIndex(len(self._profile.heads), model.head_dim, model.dtype)
+        self.memory = KVMemory(config, model.device, index=self.index)
 
     def _time_vision(self) -> None:
         """The vision tower runs inside `encode`; hooks tell its share from the preprocessing's."""
@@ -122,12 +119,7 @@ class Ingest:
         context = [self.model.prefix(), *(self.memory.window()[-reach:] if reach else [])]
         chunk = self.model.prefill(groups, context, self.memory.num_chunks)
         prefilled = clock.now()
-        try:
-            self.memory.append(chunk)
-            self.index.add(chunk.index, self._profile.keys_of(chunk))
-        except MemoryFullError:
-            self.emptied += 1
-            self._begin()
+        self.memory.append(NewChunk(chunk, self._profile.keys_of(chunk)))
         clock.add("preprocess", encoded - started - self._vision_seconds)
         clock.add("vision", self._vision_seconds)
         clock.add("prefill", prefilled - encoded)
@@ -139,6 +131,7 @@ class Ingest:
         found = self.index.search(self._profile.queries_of(self.model, QUESTION), self.config.recall_chunks)
         scores = found.mean(0).tolist()
         plan = plan_recall(scores, [], len(scores), self.config.window_chunks, self.config.recall_chunks)
+        plan = numbered_from(plan, self.memory.first_chunk)
         context = [self.model.prefix(), *self.memory.get(plan.indices)]
         next(self.model.answer_tokens(QUESTION, context, (), AnswerConfig(max_new_tokens=1)), None)
         return 1000 * (self.clock.now() - started), sum(chunk.num_tokens for chunk in context)
@@ -187,7 +180,7 @@ def measure(model: Qwen3VL, config: MemoryConfig, side: int, frames: int, points
                 held = ingest.memory.device_bytes
                 costs.append(Cost(seen, **spent, first_token_ms=first_token_ms, context_tokens=tokens,
                                   memory_device_bytes=held, peak_device_bytes=peak))  # fmt: skip
-    return costs, ingest.emptied
+    return costs, ingest.memory.first_chunk
 
 
 def stock_costs(model: Qwen3VL, network: Any, side: int, most_frames: int, most_seconds: float) -> list[StockCost]:
@@ -279,9 +272,9 @@ def main(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     model, network, side = random_model(shape, place, torch.bfloat16 if place.type == "cuda" else torch.float32)
     config = MemoryConfig(chunk_frames=chunk_frames, host_bytes=int(host_gib * (1 << 30)))
-    costs, emptied = measure(model, config, side, round(hours * 3600 * FPS), points)
+    costs, forgotten = measure(model, config, side, round(hours * 3600 * FPS), points)
     stock = stock_costs(model, network, side, stock_frames, stock_seconds)
-    about = {**describe(), "shape": shape, "frame side": side, "memory": asdict(config), "host begun anew": emptied}
+    about = {**describe(), "shape": shape, "frame side": side, "memory": asdict(config), "chunks forgotten": forgotten}
     data = {"ours": [asdict(c) for c in costs], "stock": [asdict(s) for s in stock]}
     lines = report(costs, stock)
     save(out or RESULTS / f"ingest-{shape}", f"What watching costs: {shape}", about, lines, data)

@@ -33,9 +33,9 @@ from keyframes.reuse import FeatureReuse
 from keyframes.vit_cacher import Work
 from models.demo.architecture import SIDE
 from models.loading import load
+from models.partial_vit import Tower, qwen3_vl_tower, siglip_tower
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
-from models.towers import Tower, qwen3_vl_tower, siglip_tower
 from streaming.batching import BATCH_FRAMES
 from streaming.frames import Frame
 
@@ -219,7 +219,7 @@ def check_equal(subject: Subject, frames: Sequence[Frame]) -> float:
     """Largest difference between our walk through the tower and the stock forward. Raises ValueError beyond 1e-3."""
     patches = subject.cut(frames[: subject.tower.frames_per_group])
     everything = torch.ones(len(patches), patches.shape[1] // subject.tower.merge_size**2, dtype=torch.bool)
-    ours, _ = subject.tower.walk(patches, subject.grid, everything.to(patches.device), [0])
+    ours, _ = subject.tower.forward_partial(patches, subject.grid, everything.to(patches.device), [0])
     apart = float((ours.embeddings.float() - subject.stock(patches).float()).abs().max())
     if apart > TOLERANCE:
         raise ValueError(f"{subject.name}: our walk and the stock forward differ by {apart}")

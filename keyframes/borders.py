@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from keyframes.cuts import CutFinder, Judged
+from keyframes.cuts import CutDecision, CutFinder
 from keyframes.detector import GRID
-from keyframes.novelty import small
+from keyframes.novelty import downsample
 from streaming.frames import Frame
 
 
-def parts_at_cuts(frames: Iterable[Frame], least: int, most: int) -> Iterator[list[Frame]]:
+def split_at_cuts(frames: Iterable[Frame], least: int, most: int) -> Iterator[list[Frame]]:
     """All frames in order, in runs of at most `most`, given `keyframes.cuts.LAG_FRAMES` later than they come.
 
     A run ends before a cut where it has `least` frames already, so that quick cuts don't make many small ones.
     """
     part: list[Frame] = []
-    for frame, is_cut in with_cuts(frames):
+    for frame, is_cut in mark_cuts(frames):
         if is_cut and len(part) >= least:
             yield part
             part = []
@@ -32,15 +32,15 @@ def parts_at_cuts(frames: Iterable[Frame], least: int, most: int) -> Iterator[li
         yield part
 
 
-def with_cuts(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
+def mark_cuts(frames: Iterable[Frame]) -> Iterator[tuple[Frame, bool]]:
     """Every frame, and whether it is the first one of a shot."""
     finder = CutFinder()
     waiting: deque[Frame] = deque()
 
-    def told(judged: Sequence[Judged]) -> Iterator[tuple[Frame, bool]]:
+    def told(judged: Sequence[CutDecision]) -> Iterator[tuple[Frame, bool]]:
         return ((waiting.popleft(), one.is_cut) for one in judged)
 
     for frame in frames:
         waiting.append(frame)
-        yield from told(finder.step(small([frame.image], GRID)))
+        yield from told(finder.step(downsample([frame.image], GRID)))
     yield from told(finder.flush())

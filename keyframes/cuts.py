@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from keyframes.novelty import NOISE_LEVELS, REACH, novelty, unexplained
+from keyframes.novelty import NOISE_LEVELS, REACH, motion_residual, novelty
 
 LAG_FRAMES = 4  # looked ahead, and as many looked back
 CUT_SHARE = 0.5  # of a picture that its predecessor does not explain
@@ -25,7 +25,7 @@ STILL_LEVELS = 1.0  # left unexplained over LAG_FRAMES while nothing moves fast 
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class CutDecision:
     """A small picture [3, h, w] with its verdict. ahead: the one LAG_FRAMES later, or the last one."""
 
     picture: Tensor
@@ -35,7 +35,7 @@ class Judged:
     @property
     def is_still(self) -> bool:
         """Whether what it shows stays: no fade, flash or fast motion is under way."""
-        ((_, levels),) = apart(torch.stack([self.picture, self.ahead]))
+        ((_, levels),) = frame_residuals(torch.stack([self.picture, self.ahead]))
         return levels <= STILL_LEVELS
 
 
@@ -56,21 +56,21 @@ class CutFinder:
         self._run: list[_Seen] = []
         self._judged = 0
 
-    def step(self, pictures: Tensor) -> list[Judged]:
+    def step(self, pictures: Tensor) -> list[CutDecision]:
         """The verdicts that these pictures [n, 3, h, w] allow: on all but the newest LAG_FRAMES."""
         run = torch.cat([self._run[-1].picture[None] if self._run else pictures[:1], pictures])
-        self._run += [_Seen(picture, *gap) for picture, gap in zip(pictures, apart(run), strict=True)]
+        self._run += [_Seen(picture, *gap) for picture, gap in zip(pictures, frame_residuals(run), strict=True)]
         return self._judge(max(self._judged, len(self._run) - LAG_FRAMES))
 
-    def flush(self) -> list[Judged]:
+    def flush(self) -> list[CutDecision]:
         """The verdicts on the newest pictures."""
         return self._judge(len(self._run))
 
-    def _judge(self, stop: int) -> list[Judged]:
+    def _judge(self, stop: int) -> list[CutDecision]:
         """Those up to `stop` (half-open); then forgets what no later verdict looks at."""
         last = len(self._run) - 1
         found = [
-            Judged(self._run[k].picture, self._is_cut(k), self._run[min(k + LAG_FRAMES, last)].picture)
+            CutDecision(self._run[k].picture, self._is_cut(k), self._run[min(k + LAG_FRAMES, last)].picture)
             for k in range(self._judged, stop)
         ]
         forgotten = max(0, stop - LAG_FRAMES - 1)
@@ -111,28 +111,28 @@ class CutFinder:
         before, here = self._run[k - 1].picture, self._run[k].picture
         if novelty(here[None], before).mean() < LIT_NOVELTY:
             return True
-        return self._is_moved(*pushed(before, here), k)
+        return self._is_moved(*shifted_crops(before, here), k)
 
     def _is_moved(self, picture: Tensor, others: list[Tensor], k: int) -> bool:
         """Whether one of the others is much more like it than the pictures before and behind the border at `k`."""
         between = torch.stack([one for other in others for one in (picture, other)])
-        return any(self._is_alike(*gap, k) for gap in apart(between)[::2])
+        return any(self._is_alike(*gap, k) for gap in frame_residuals(between)[::2])
 
     def _is_alike(self, share: float, levels: float, k: int) -> bool:
         seen = self._run[k]
         return share < ALIKE_RATIO * seen.share and levels < ALIKE_RATIO * seen.levels
 
 
-def apart(run: Tensor) -> list[tuple[float, float]]:
+def frame_residuals(run: Tensor) -> list[tuple[float, float]]:
     """What neighbours in a run of small pictures [n + 1, 3, h, w] leave unexplained of each other: its share of the
     samples, and the mean in levels."""
-    rest = unexplained(run).flatten(1)
+    rest = motion_residual(run).flatten(1)
     count = rest.shape[1]
     shares, levels = (rest > NOISE_LEVELS[0]).sum(1).tolist(), rest.sum(1).tolist()
     return [(share / count, level / count) for share, level in zip(shares, levels, strict=True)]
 
 
-def pushed(one: Tensor, other: Tensor) -> tuple[Tensor, list[Tensor]]:
+def shifted_crops(one: Tensor, other: Tensor) -> tuple[Tensor, list[Tensor]]:
     """The middle of one small picture [3, h, w], and where in the other it would be for every push of the camera."""
     down, right = JERK_SAMPLES
     height, width = one.shape[1] - 2 * down, one.shape[2] - 2 * right

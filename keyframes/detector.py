@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
-from keyframes.cuts import LAG_FRAMES, CutFinder, Judged
-from keyframes.novelty import Kept, otsu, small
+from keyframes.cuts import LAG_FRAMES, CutDecision, CutFinder
+from keyframes.novelty import ReferenceFrame, downsample, otsu
 from streaming.frames import Frame
 
 __all__ = ["GRID", "LAG_FRAMES", "Keyframe", "KeyframeDetector"]
@@ -51,7 +51,7 @@ class KeyframeDetector:
         self._gap_seconds = gap_seconds
         self._device = device
         self._cuts = CutFinder()
-        self._kept = Kept()
+        self._kept = ReferenceFrame()
         self._waiting: deque[tuple[int, float]] = deque()  # index and time of the frames not judged yet
         self._newest: tuple[int, float] | None = None
         self._last: Keyframe | None = None
@@ -64,7 +64,7 @@ class KeyframeDetector:
             return []
         self._waiting.extend((frame.index, frame.pts_seconds) for frame in frames)
         self._newest = self._waiting[-1]
-        return self._decide(self._cuts.step(small([frame.image for frame in frames], GRID, self._device)))
+        return self._decide(self._cuts.step(downsample([frame.image for frame in frames], GRID, self._device)))
 
     def flush(self) -> list[Keyframe]:
         """The keyframes among the newest frames."""
@@ -74,7 +74,7 @@ class KeyframeDetector:
             found.append(self._last)
         return found
 
-    def _decide(self, judged: Sequence[Judged]) -> list[Keyframe]:
+    def _decide(self, judged: Sequence[CutDecision]) -> list[Keyframe]:
         """The content of a keyframe is what the frames behind it are compared with."""
         moments = [self._waiting.popleft() for _ in judged]
         due = [k for k, (_, pts_seconds) in enumerate(moments) if self._is_due(pts_seconds)]
@@ -96,7 +96,7 @@ class KeyframeDetector:
         self._next_check_seconds = pts_seconds + 1 / CHECKS_PER_SECOND
         return True
 
-    def _why(self, frame: Judged, pts_seconds: float, changed: bool | None) -> Why | None:
+    def _why(self, frame: CutDecision, pts_seconds: float, changed: bool | None) -> Why | None:
         """changed: None where that was not looked at."""
         if self._last is None:
             return "head"
@@ -106,7 +106,7 @@ class KeyframeDetector:
             return "change"
         return "gap" if pts_seconds - self._last.pts_seconds >= self._gap_seconds else None
 
-    def _settles(self, frame: Judged, pts_seconds: float, changed: bool) -> bool:
+    def _settles(self, frame: CutDecision, pts_seconds: float, changed: bool) -> bool:
         """Whether what has changed comes to rest, or has been waited for long enough."""
         if not changed:
             self._changed_from_seconds = None
@@ -115,7 +115,7 @@ class KeyframeDetector:
             self._changed_from_seconds = pts_seconds
         return pts_seconds - self._changed_from_seconds >= SETTLE_SECONDS or frame.is_still
 
-    def _changed(self, judged: Sequence[Judged], places: Sequence[int]) -> dict[int, bool]:
+    def _changed(self, judged: Sequence[CutDecision], places: Sequence[int]) -> dict[int, bool]:
         """Whether most of a picture is new and it shows anything, for each of these places."""
         if not places:
             return {}

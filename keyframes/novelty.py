@@ -26,17 +26,19 @@ REACH = 2  # samples that a thing may move between neighbouring pictures
 ROWS_PER_SAMPLE = 2  # read of a picture; all of them would cost time and average little more noise away
 
 
-def small(images: Sequence[NDArray[np.uint8]], grid: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+def downsample(
+    images: Sequence[NDArray[np.uint8]], grid: tuple[int, int], device: torch.device | str = "cpu"
+) -> Tensor:
     """Pictures uint8 [H, W, 3] of any sizes -> int16 [n, 3, rows * SAMPLES, columns * SAMPLES], on the device.
 
     grid: (rows, columns) of patches; a vision tower's own, or a coarser one.
     """
     size = (grid[0] * SAMPLES, grid[1] * SAMPLES)
     runs = [list(run) for _, run in groupby(images, lambda image: image.shape)]
-    return torch.cat([_shrunk(run, size) for run in runs]).to(device).to(torch.int16)
+    return torch.cat([_downsample_one_size(run, size) for run in runs]).to(device).to(torch.int16)
 
 
-def _shrunk(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
+def _downsample_one_size(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
     """Pictures of one size, of which enough rows are read."""
     every = max(1, images[0].shape[0] // (ROWS_PER_SAMPLE * size[0]))
     rows = torch.from_numpy(np.stack([image[::every] for image in images]))
@@ -81,31 +83,31 @@ class Patches:
         return (self.moments[:, 1] - self.moments[:, 2]).clamp(min=0)
 
 
-def measured(pictures: Tensor) -> Patches:
+def patch_stats(pictures: Tensor) -> Patches:
     """Of small pictures [n, 3, h, w], patches row by row."""
     n, colours, height, width = pictures.shape
     grid = (height // SAMPLES, width // SAMPLES)
     cells = pictures.reshape(n, colours, grid[0], SAMPLES, grid[1], SAMPLES)
     samples = cells.permute(0, 2, 4, 1, 3, 5).float().reshape(n, grid[0] * grid[1], colours, SAMPLES**2)
-    return of_samples(samples, grid)
+    return stats_of_samples(samples, grid)
 
 
-def averaged(pixels: Tensor) -> Tensor:
+def average_patches(pixels: Tensor) -> Tensor:
     """Patches as a vision tower gets them, [..., side, side], as SAMPLES * SAMPLES averages each: float32 [..., s].
 
     One product: pooling proper costs a small tower more than its attention.
     """
-    return pixels.flatten(-2).float() @ _averaging(pixels.shape[-1], pixels.device)
+    return pixels.flatten(-2).float() @ _averaging_weights(pixels.shape[-1], pixels.device)
 
 
 @functools.cache
-def _averaging(side: int, device: torch.device) -> Tensor:
+def _averaging_weights(side: int, device: torch.device) -> Tensor:
     """What makes SAMPLES * SAMPLES averages of side * side pixels: [side * side, s]."""
     weights = adaptive_avg_pool1d(torch.eye(side, device=device), SAMPLES)
     return torch.kron(weights, weights)
 
 
-def of_samples(samples: Tensor, grid: tuple[int, int]) -> Patches:
+def stats_of_samples(samples: Tensor, grid: tuple[int, int]) -> Patches:
     """Of what is already as novelty reads it, patches in any order: levels [n, patches, 3, s]."""
     by_colour, flat = samples.mean(3), samples.flatten(2)
     moments = torch.stack([by_colour.mean(2), flat.square().mean(2), by_colour.square().mean(2)], dim=1)
@@ -115,8 +117,8 @@ def of_samples(samples: Tensor, grid: tuple[int, int]) -> Patches:
 def novelty(pictures: Tensor, reference: Tensor) -> Tensor:
     """`change` of small pictures [n, 3, h, w] against one [3, h, w], or one for each [n, 3, h, w], in its place:
     [n, rows, columns]."""
-    new = measured(pictures)
-    return change(new, measured(reference.reshape(-1, *pictures.shape[1:]))).reshape(-1, *new.grid)
+    new = patch_stats(pictures)
+    return change(new, patch_stats(reference.reshape(-1, *pictures.shape[1:]))).reshape(-1, *new.grid)
 
 
 def change(new: Patches, old: Patches) -> Tensor:
@@ -132,13 +134,13 @@ def change(new: Patches, old: Patches) -> Tensor:
 
 def _error(new: Patches, old: Patches) -> Tensor:
     """Mean squared difference of every patch, `old` in the light of `new`: from products, without a picture between."""
-    gain, shift = _light(new.mean, old.mean)
+    gain, shift = _fit_gain_bias(new.mean, old.mean)
     product = (new.samples * old.samples).mean(2)
     relit = gain * (gain * old.square - 2 * product + 2 * shift * old.mean)
     return new.square + relit + shift * (shift - 2 * new.mean)
 
 
-def _light(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+def _fit_gain_bias(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """One gain and one shift [n, 1] for the whole picture, within bounds and where that helps; patches' means [n, p].
 
     Tukey's resistant line: medians over the darkest and the brightest third of them, so that what has really changed
@@ -171,7 +173,7 @@ def _noise(error: Tensor) -> Tensor:
     return (2 * calm).clamp(least, most)
 
 
-class Kept:
+class ReferenceFrame:
     """The content last kept of every patch, which new pictures are compared with; so slow drift adds up."""
 
     def __init__(self) -> None:
@@ -189,7 +191,7 @@ class Kept:
         self._reference = picture
 
 
-def unexplained(run: Tensor) -> Tensor:
+def motion_residual(run: Tensor) -> Tensor:
     """What neighbours in a run of small pictures [n + 1, 3, h, w] don't find in each other: int16 [n, h, w], in levels.
 
     A sample is explained where it lies between the least and the greatest of the other picture within REACH samples,

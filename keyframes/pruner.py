@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from config import PruneConfig
-from keyframes.novelty import Patches, change, measured, small
+from keyframes.novelty import Patches, change, downsample, patch_stats
 
 PATCHES = 16  # along a picture's shorter side, in which change is looked for
 COMPARED_GROUPS = 32  # at once with the last one that went on, at most
@@ -28,7 +28,7 @@ Images = Sequence[NDArray[np.uint8]]  # the frames of a group, [H, W, 3]
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class TokenSelection:
     """What stays of a group: tensors on the CPU.
 
     places: int64 [k], ascending, in the group's grid.
@@ -43,11 +43,11 @@ class Kept:
 class TokenPruner(Protocol):
     """Holds what one stream needs; groups come in order."""
 
-    def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+    def select_groups(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
         """Whether each of these groups goes on at all; all have as many frames."""
         ...
 
-    def keep(self, features: Tensor) -> Kept:
+    def keep(self, features: Tensor) -> TokenSelection:
         """What stays of a group that goes on: its tokens' features [n, hidden], row-major over the grid."""
         ...
 
@@ -67,7 +67,7 @@ def make_pruner(config: PruneConfig) -> TokenPruner | None:
     return strategies[config.strategy](config.budget)
 
 
-def count_of(share: float, num_tokens: int) -> int:
+def num_kept_tokens(share: float, num_tokens: int) -> int:
     """How many tokens a share of a group is; one at least."""
     return max(1, round(share * num_tokens))
 
@@ -75,7 +75,7 @@ def count_of(share: float, num_tokens: int) -> int:
 class EveryGroup:
     """A pruner to which every group is news."""
 
-    def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+    def select_groups(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
         return [True] * len(groups)
 
 
@@ -92,7 +92,7 @@ class DualAnchor:
         spatial = z.mean(0)
         temporal = spatial if self._past is None else self._past
         self._past = temporal + (spatial - temporal) / ANCHOR_GROUPS
-        return TEMPORAL_SHARE * unlike(z, temporal) + (1 - TEMPORAL_SHARE) * unlike(z, spatial)
+        return TEMPORAL_SHARE * cosine_distance(z, temporal) + (1 - TEMPORAL_SHARE) * cosine_distance(z, spatial)
 
 
 class DualAnchorPruner(EveryGroup):
@@ -102,8 +102,8 @@ class DualAnchorPruner(EveryGroup):
         self._share = share
         self._anchor = DualAnchor()
 
-    def keep(self, features: Tensor) -> Kept:
-        return Kept(best_of(self._anchor.score(features), self._share))
+    def keep(self, features: Tensor) -> TokenSelection:
+        return TokenSelection(best_places(self._anchor.score(features), self._share))
 
 
 class NoveltyPruner(DualAnchorPruner):
@@ -122,7 +122,7 @@ class NoveltyPruner(DualAnchorPruner):
         self._seconds = 0.0  # when that was
         self._ahead = 1  # groups to be compared at once
 
-    def news(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+    def select_groups(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
         found: list[bool] = []
         for grid, run in groupby(groups, lambda images: patch_grid(images[0].shape[:2])):
             found += self._follow(list(run), grid, pts_seconds[len(found) :])
@@ -131,7 +131,7 @@ class NoveltyPruner(DualAnchorPruner):
     def _follow(self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]) -> list[bool]:
         """The same for groups of one shape of picture. Where nothing is new, more and more are compared at once."""
         size = len(groups[0])
-        patches = measured(small([image for images in groups for image in images], grid))
+        patches = patch_stats(downsample([image for images in groups for image in images], grid))
         own = self._change_inside(patches, size)
         found: list[bool] = []
         while (start := len(found)) < len(groups):
@@ -173,12 +173,12 @@ def patch_grid(size: tuple[int, int]) -> tuple[int, int]:
     return round(PATCHES * size[0] / least), round(PATCHES * size[1] / least)
 
 
-def best_of(scores: Tensor, share: float) -> Tensor:
+def best_places(scores: Tensor, share: float) -> Tensor:
     """Places of the best share of scores [n], ascending, on the CPU."""
-    return scores.topk(count_of(share, len(scores))).indices.sort().values.cpu()
+    return scores.topk(num_kept_tokens(share, len(scores))).indices.sort().values.cpu()
 
 
-def unlike(z: Tensor, anchor: Tensor) -> Tensor:
+def cosine_distance(z: Tensor, anchor: Tensor) -> Tensor:
     """1 - cosine of every token [n, hidden] and an anchor [hidden]: [n]."""
     return 1 - normalize(z, dim=-1) @ normalize(anchor, dim=-1)
 
@@ -190,12 +190,12 @@ class UniformPruner(EveryGroup):
         self._share = share
         self._turn = 0
 
-    def keep(self, features: Tensor) -> Kept:
+    def keep(self, features: Tensor) -> TokenSelection:
         n = len(features)
-        count = count_of(self._share, n)
+        count = num_kept_tokens(self._share, n)
         places = (torch.arange(count) * n // count + self._turn) % n
         self._turn += 1
-        return Kept(places.sort().values)
+        return TokenSelection(places.sort().values)
 
 
 class MergePruner(EveryGroup):
@@ -208,15 +208,15 @@ class MergePruner(EveryGroup):
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def keep(self, features: Tensor) -> Kept:
+    def keep(self, features: Tensor) -> TokenSelection:
         z = features.float()
-        count = count_of(self._share, len(z))
+        count = num_kept_tokens(self._share, len(z))
         stands_for = torch.arange(len(z), device=z.device)  # place of the token that each token has become
         while len(places := torch.unique(stands_for)) > count:
-            means = means_of(z, torch.searchsorted(places, stands_for), len(places))
+            means = owner_means(z, torch.searchsorted(places, stands_for), len(places))
             into = _merged(means, places, len(places) - count)
             stands_for = into[torch.searchsorted(places, stands_for)]
-        return Kept(places.cpu(), torch.searchsorted(places, stands_for).cpu())
+        return TokenSelection(places.cpu(), torch.searchsorted(places, stands_for).cpu())
 
 
 def _merged(z: Tensor, places: Tensor, surplus: int) -> Tensor:
@@ -229,7 +229,7 @@ def _merged(z: Tensor, places: Tensor, surplus: int) -> Tensor:
     return into
 
 
-def means_of(z: Tensor, owners: Tensor, count: int) -> Tensor:
+def owner_means(z: Tensor, owners: Tensor, count: int) -> Tensor:
     """[n, hidden] averaged over the tokens of each owner: [count, hidden], in float32."""
     sums = torch.zeros(count, z.shape[1], device=z.device).index_add_(0, owners, z.float())
     return sums / owners.bincount(minlength=count)[:, None]
@@ -242,13 +242,13 @@ class CoveragePruner(EveryGroup):
     def __init__(self, share: float) -> None:
         self._share = share
 
-    def keep(self, features: Tensor) -> Kept:
+    def keep(self, features: Tensor) -> TokenSelection:
         unit = normalize(features.float(), dim=-1)
-        apart = unlike(unit, unit.mean(0))
+        apart = cosine_distance(unit, unit.mean(0))
         chosen = [apart.argmax()]
-        nearest = unlike(unit, unit[chosen[0]])
-        for _ in range(count_of(self._share, len(unit)) - 1):
+        nearest = cosine_distance(unit, unit[chosen[0]])
+        for _ in range(num_kept_tokens(self._share, len(unit)) - 1):
             nearest[chosen[-1]] = -torch.inf
             chosen.append(nearest.argmax())
-            nearest = torch.minimum(nearest, unlike(unit, unit[chosen[-1]]))
-        return Kept(torch.stack(chosen).sort().values.cpu())
+            nearest = torch.minimum(nearest, cosine_distance(unit, unit[chosen[-1]]))
+        return TokenSelection(torch.stack(chosen).sort().values.cpu())

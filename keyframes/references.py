@@ -12,10 +12,12 @@ from torch import Tensor
 
 from config import ReuseConfig
 from keyframes.novelty import Patches, change
-from keyframes.vit_cacher import share_of, token_novelty
+from keyframes.vit_cacher import num_tokens_in_share, token_novelty
 
-OUTLIVED = 0.25  # of a group's tokens: with more that changed, a settled picture is worth a reference of its own
-MOVING = 0.125  # of a group's tokens: so many may move in a reference, and are refreshed for ever after
+# A static group becomes the reference once more than this share of its tokens differ from the old one.
+REFRESH_SHARE = 0.25
+# Up to this share of a reference may be in motion; those tokens are recomputed in every later frame.
+MOVING_SHARE = 0.125
 
 
 class References:
@@ -37,7 +39,7 @@ class References:
             self._reference = self._own = None
             self._latest = patches[:1]
         moved = self._moved(patches, self._latest)
-        settled = ~self._changed_more(moved[:, -1:], MOVING)
+        settled = ~self._share_changed(moved[:, -1:], MOVING_SHARE)
         new = torch.ones_like(patches.mean) if self._reference is None else change(patches, self._reference)
         number = -1
         while (number := self._next(new, settled, number + 1)) < len(settled):
@@ -64,12 +66,12 @@ class References:
         groups = new.reshape(len(settled), self._size, -1)[first:]
         if self._own is not None:  # what moved in the reference is changed
             groups = torch.cat([groups, self._own.expand(len(groups), -1, -1)], dim=1)
-        outlived = self._changed_more(groups, OUTLIVED)
+        outlived = self._share_changed(groups, REFRESH_SHARE)
         found = (outlived if self._reference is None else outlived & settled[first:]).nonzero()
         return first + int(found[0]) if len(found) else len(settled)
 
-    def _changed_more(self, change: Tensor, share: float) -> Tensor:
+    def _share_changed(self, change: Tensor, share: float) -> Tensor:
         """Whether more than a share of a group's tokens have changed in any of its frames: bool [g] of [g, frames,
         patches]."""
         tokens = token_novelty(change.flatten(0, 1), self._merge_size).reshape(*change.shape[:2], -1).amax(1)
-        return torch.sum(tokens > self._config.still_below, 1) > share_of(tokens.shape[1], share)
+        return torch.sum(tokens > self._config.still_below, 1) > num_tokens_in_share(tokens.shape[1], share)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.novelty import Patches, averaged, of_samples
+from keyframes.novelty import Patches, average_patches, stats_of_samples
 from keyframes.references import References
 from keyframes.vit_cacher import Encoded, VisionTower, VitCacher
 
@@ -44,6 +44,6 @@ class FeatureReuse:
         groups, count, values = patches.shape
         side = math.isqrt(values // (COLOURS * self._frames_per_group))
         cells = patches.reshape(groups, count, COLOURS, self._frames_per_group, side, side)
-        samples = averaged(cells).movedim(3, 1).flatten(0, 1)
+        samples = average_patches(cells).movedim(3, 1).flatten(0, 1)
         scale, shift = (255 * torch.tensor(x, device=patches.device)[:, None] for x in (self._std, self._mean))
-        return of_samples(torch.addcmul(shift, samples, scale), grid)
+        return stats_of_samples(torch.addcmul(shift, samples, scale), grid)

@@ -5,7 +5,7 @@ without anything new is the reference over again; one with few new tokens has ju
 computed whole. All groups of a call go through the tower in one batch, however much is new in each, and so do their
 references: it takes no more calls than computing everything.
 
-Knows nothing of how a tower is built (`models/towers.py` does), nor of how novelty is measured.
+Knows nothing of how a tower is built (`models/partial_vit.py` does), nor of how novelty is measured.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class VisionTower(Protocol):
     frames_per_group: int
     merge_size: int  # patches along a token's side
 
-    def walk(
+    def forward_partial(
         self,
         patches: Tensor,
         grid: tuple[int, int],
@@ -87,7 +87,7 @@ class VisionTower(Protocol):
         """
         ...
 
-    def refreshed_by_keys(
+    def forward_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Features:
         """Recompute in each layer the patches whose keys moved most from the reference's (STC), of every group as many
@@ -103,7 +103,7 @@ class Work(StrEnum):
     STILL = "still"
 
 
-BEFORE = -1  # stands for the reference from before these groups
+PREVIOUS = -1  # stands for the reference from before these groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,36 +148,36 @@ def plan(novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config:
         max((k for k in range(size) if keyframes[start + k]), default=None) for start in range(0, len(keyframes), size)
     ]
     steps: list[Step] = []
-    base = None if own is None else BEFORE
+    base = None if own is None else PREVIOUS
     while (number := len(steps)) < len(novelty):
         key = newest[number]
         if own is None or key is not None:
-            change = behind(novelty[number], key)
+            change = novelty_after_keyframe(novelty[number], key)
             base, own = (None, None) if key else (number, change)
             steps.append(Step(Work.WHOLE, base, change))
             continue
         stop = next((k for k in range(number, len(novelty)) if newest[k] is not None), len(novelty))
         changes = torch.maximum(novelty[number:stop].amax(1), own)
         counts = (changes > config.still_below).sum(1).tolist()
-        most = share_of(len(own), config.refresh_share)
-        steps += [Step(choose(count, most), base, change) for count, change in zip(counts, changes, strict=True)]
+        most = num_tokens_in_share(len(own), config.refresh_share)
+        steps += [Step(choose_work(count, most), base, change) for count, change in zip(counts, changes, strict=True)]
     return steps
 
 
-def behind(novelty: Tensor, key: int | None) -> Tensor:
+def novelty_after_keyframe(novelty: Tensor, key: int | None) -> Tensor:
     """The greatest novelty [n] of the frames [size, n] behind a keyframe, or of all."""
     later = novelty if key is None else novelty[key + 1 :]
     return later.amax(0) if len(later) else torch.zeros_like(novelty[0])
 
 
-def choose(changed: int, most: int) -> Work:
+def choose_work(changed: int, most: int) -> Work:
     """What a group with so many changed tokens takes: as little as computes them all; `most` of them one by one."""
     if changed == 0:
         return Work.STILL
     return Work.REFRESHED if changed <= most else Work.WHOLE
 
 
-def share_of(num_tokens: int, share: float) -> int:
+def num_tokens_in_share(num_tokens: int, share: float) -> int:
     """How many tokens a share of a group is; one at least."""
     return max(1, math.floor(share * num_tokens))
 
@@ -209,7 +209,7 @@ class VitCacher:
         per_frame = token_novelty(novelty, self._tower.merge_size).reshape(groups, size, -1)
         steps = plan(per_frame, keyframes, self._own, self._config)
         features, references = (self._by_keys if self._config.strategy == "keys" else self._by_novelty)(patches, steps)
-        if (last := steps[-1].base) != BEFORE:
+        if (last := steps[-1].base) != PREVIOUS:
             self._reference = None if last is None else references[last]
             self._own = None if last is None else steps[last].novelty
         return Encoded(features, tuple(step.work for step in steps))
@@ -221,20 +221,22 @@ class VitCacher:
         whole = torch.tensor([step.work is Work.WHOLE for step in steps], device=patches.device)
         chosen = (torch.stack([step.novelty for step in steps]) > self._config.still_below) | whole[:, None]
         bases = [row if step.base is None else step.base for row, step in enumerate(steps)]
-        keep = [last] if (last := steps[-1].base) is not None and last != BEFORE else []
-        features, made = self._tower.walk(patches, self._grid, chosen, bases, self._reference, keep, outputs=False)
+        keep = [last] if (last := steps[-1].base) is not None and last != PREVIOUS else []
+        features, made = self._tower.forward_partial(
+            patches, self._grid, chosen, bases, self._reference, keep, outputs=False
+        )
         return features, dict(zip(keep, made, strict=True))
 
     def _by_keys(self, patches: Tensor, steps: Sequence[Step]) -> tuple[Features, dict[int, Reference]]:
         """A batch of all whole groups, then one of those refreshed from each reference; and all references."""
-        refreshed, still = built(steps, Work.REFRESHED), built(steps, Work.STILL)
-        references = {} if self._reference is None else {BEFORE: self._reference}
+        refreshed, still = rows_by_reference(steps, Work.REFRESHED), rows_by_reference(steps, Work.STILL)
+        references = {} if self._reference is None else {PREVIOUS: self._reference}
         parts = list[tuple[list[int], Features]]()
         if whole := [row for row, step in enumerate(steps) if step.work is Work.WHOLE]:
             built_on = {*refreshed, *still, steps[-1].base}
             keep = [at for at, row in enumerate(whole) if row in built_on]
             everything = torch.ones(len(whole), len(steps[0].novelty), dtype=torch.bool, device=patches.device)
-            features, made = self._tower.walk(
+            features, made = self._tower.forward_partial(
                 patches[whole], self._grid, everything, range(len(whole)), None, keep, outputs=True
             )
             parts.append((whole, features))
@@ -243,11 +245,11 @@ class VitCacher:
         for base, rows in refreshed.items():
             changed = torch.stack([steps[row].novelty for row in rows]) > self._config.still_below
             counts = changed.sum(1) * self._tower.merge_size**2
-            parts.append((rows, self._tower.refreshed_by_keys(patches[rows], self._grid, references[base], counts)))
+            parts.append((rows, self._tower.forward_by_keys(patches[rows], self._grid, references[base], counts)))
         return assemble(len(steps), parts), references
 
 
-def built(steps: Sequence[Step], work: Work) -> dict[int, list[int]]:
+def rows_by_reference(steps: Sequence[Step], work: Work) -> dict[int, list[int]]:
     """The groups that take this work, by what they build on."""
     found = defaultdict[int, list[int]](list)
     for row, step in enumerate(steps):

@@ -63,10 +63,13 @@ def in_seconds(
     return NOW.sub(f"at {shown_at(math.floor(now_seconds)):.10g} seconds", text)
 
 
-def chunk_ranges(spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float]]) -> list[range]:
+def chunk_ranges(
+    spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float]], has_beginning: bool = True
+) -> list[range]:
     """The chunks that each span touches, given every chunk's (start, stop) in time order.
 
-    A chunk holds until the next one starts, so that no moment falls between two; the last one holds for ever.
+    A chunk holds until the next one starts, so that no moment falls between two; the last one holds for ever. The first
+    one holds for what was before it as well, unless chunks before it have been forgotten (has_beginning is false).
 
         chunks     |0      |1      |2        span 5-12 -> 0, 1; span 8-16 -> 1; span 16-16 -> 2
         seconds    0       8       16
@@ -75,7 +78,11 @@ def chunk_ranges(spans: Iterable[Span], chunk_spans: Sequence[tuple[float, float
     if not spans or not chunk_spans:
         return []
     starts = [start for start, _ in chunk_spans]
-    return [_touched(span, starts) for span in spans]
+    ranges: list[range] = []
+    for span in spans:
+        is_forgotten = not has_beginning and span.start_seconds < starts[0] and span.stop_seconds <= starts[0]
+        ranges.append(range(0) if is_forgotten else _touched(span, starts))
+    return ranges
 
 
 def stamp_of(seconds: float, group_starts: Sequence[float], group_seconds: float) -> float:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+META_BYTES = 2048  # of a `ChunkMeta` beside its tensors' own: Python's and torch's objects
 
 @dataclass(frozen=True, eq=False)
 class PositionLayout:
@@ -91,6 +92,48 @@ def _halves(layout: PositionLayout, visual: Tensor) -> set[int]:
 
 
 @dataclass(frozen=True, eq=False)
+class ChunkMeta:
+    """All that is known of a chunk but its keys and values; see `KVChunk`. Tensors are on the CPU.
+
+    There is one of each chunk, whoever asks: window, host, disk and records refer to it.
+    """
+
+    index: int
+    start_seconds: float
+    stop_seconds: float
+    group_starts: tuple[float, ...]
+    layout: PositionLayout
+    visual: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return self.layout.num_tokens
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return int(self.visual.sum())
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.layout.positions.nbytes + self.visual.nbytes + META_BYTES
+
+    def is_after(self, earlier: ChunkMeta) -> bool:
+        """Whether this chunk may follow `earlier` in a stream."""
+        starts_later = self.start_seconds >= earlier.start_seconds
+        return starts_later and self.stop_seconds >= earlier.stop_seconds
+
+    def pooled(self) -> ChunkMeta:
+        """That of the chunk's sparse level."""
+        layout, visual = pooled_layout(self.layout, self.visual)
+        return replace(self, layout=layout, visual=visual)
+
+    def with_kv(self, keys: Tensor, values: Tensor) -> KVChunk:
+        """The chunk, from its keys and values."""
+        span = self.start_seconds, self.stop_seconds
+        return KVChunk(keys, values, self.layout, self.visual, *span, self.index, self.group_starts)
+
+
+@dataclass(frozen=True, eq=False)
 class KVChunk:
     """Keys and values of one chunk, with where and when its tokens stand.
 
@@ -129,6 +172,12 @@ class KVChunk:
     def memory_bytes(self) -> int:
         """Bytes of keys and values; the layout is a rounding error beside them."""
         return self.keys.nbytes + self.values.nbytes
+
+    def meta(self) -> ChunkMeta:
+        """What is known of the chunk besides, with tensors of its own on the CPU."""
+        layout = replace(self.layout, positions=_cpu_copy(self.layout.positions))
+        span = self.start_seconds, self.stop_seconds
+        return ChunkMeta(self.index, *span, self.group_starts, layout, _cpu_copy(self.visual))
 
     def select(self, mask: Tensor) -> KVChunk:
         """The tokens that `mask` (bool [n]) marks, as they are, moved together so that no position is left empty."""
@@ -177,6 +226,11 @@ class KVChunk:
         layers, heads, n, dim = self.keys.shape
         span = f"{self.start_seconds:.1f}-{self.stop_seconds:.1f} s"
         return f"KVChunk({self.index}, {span}, {n} tokens, {layers} layers x {heads} heads x {dim}, {self.keys.dtype})"
+
+
+def _cpu_copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that keeps nothing else alive."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _mean_by(x: Tensor, owners: Tensor, count: int) -> Tensor:

@@ -21,6 +21,9 @@ BUSY_SECONDS = (
     30.0  # a reader's turn of dialogue and the writer's chunk wait so long for each other
 )
 MAX_ROW_BYTES = 64 << 20  # index keys of a chunk have 2 MB with a large model
+PAGE_BYTES = 4096  # SQLite's
+LOG_SHARE = 16  # the log is written back when it has this part of the budget, or MAX_LOG_PAGES
+MIN_LOG_PAGES, MAX_LOG_PAGES = 16, 1000  # the latter is SQLite's default
 MAX_SIZE = 1 << 20  # of each of a model's sizes
 SCHEMA = (
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER)",
@@ -69,6 +72,18 @@ def connect(path: Path, may_create: bool) -> sqlite3.Connection:
     db.execute("PRAGMA cell_size_check = ON")
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def log_bytes(budget_bytes: int) -> int:
+    """What the write-ahead log may take of a folder's budget."""
+    return min(budget_bytes // LOG_SHARE, MAX_LOG_PAGES * PAGE_BYTES)
+
+
+def limit_log(db: sqlite3.Connection, budget_bytes: int) -> None:
+    """Keeps the write-ahead log within its part of the folder's budget, see `log_bytes`."""
+    pages = max(MIN_LOG_PAGES, log_bytes(budget_bytes) // PAGE_BYTES)
+    db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+    db.execute(f"PRAGMA journal_size_limit = {pages * PAGE_BYTES}")
 
 
 def has_session(db: sqlite3.Connection) -> bool:
@@ -167,6 +182,7 @@ def _check_facts(facts: Mapping[str, str]) -> None:
         "settings": _are_settings,
         "seen seconds": lambda value: _is_time(float(value)),
         "still since": _is_still_since,
+        "watched": _is_watched,
     }
     for name, value in facts.items():
         check = _is_count if name.startswith("first ") else checks.get(name)
@@ -210,3 +226,8 @@ def _is_plain(value: Any) -> bool:
 def _is_still_since(value: str) -> bool:
     chunks, frames, seconds = json.loads(value)
     return type(chunks) is type(frames) is int and min(chunks, frames) >= 0 and _is_time(seconds)
+
+
+def _is_watched(value: str) -> bool:
+    frames, seconds = json.loads(value)
+    return type(frames) is int and frames >= 0 and _is_time(seconds)

@@ -60,7 +60,7 @@ def summary(folder: Path) -> Summary:
             dtype=store.kind.dtype,
             chunks=store.num_chunks,
             frames=store.frames_watched,
-            tokens=sum(chunk.layout.num_tokens for chunk in store.chunks),
+            tokens=sum(chunk.meta.num_tokens for chunk in store.chunks),
             seen_seconds=store.seen_seconds,
             sparse_chunks=store.num_sparse,
             forgotten_chunks=store.num_forgotten,

@@ -102,7 +102,7 @@ def plan_recall(
     rest = [index for index in older if index not in by_name]
     room = recall_chunks - len(by_name)
     said = {index for r in named for index in r}
-    if said:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
+    if named:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
         rest = [index for index in rest if {index - 1, index, index + 1} & said]
     ranked = scores is not None and len(rest) > room  # what fits comes whole, however it scores
     recalled = _best(rest, known, room, margin) if ranked else _spread(rest, known, room)
@@ -116,6 +116,11 @@ def plan_recall(
     chunks += [PlannedChunk(i, known[i], "beside", "sparse") for i in beside]
     chunks += [PlannedChunk(i, known[i], "sample", "sparse") for i in sample]
     return RecallPlan(tuple(sorted(chunks, key=lambda chunk: chunk.index)))
+
+
+def numbered_from(plan: RecallPlan, first_chunk: int) -> RecallPlan:
+    """A plan that counts chunks from the first one remembered, with their own numbers."""
+    return RecallPlan(tuple(replace(chunk, index=chunk.index + first_chunk) for chunk in plan.chunks))
 
 
 def without_dense(plan: RecallPlan, indices: Collection[int]) -> RecallPlan:

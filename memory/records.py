@@ -13,14 +13,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from memory.chunk import PositionLayout
+from memory.chunk import ChunkMeta, KVChunk, PositionLayout
 from memory.database import DamagedDatabaseError
 
 Kept = Literal["dense", "sparse", "exact"]
 KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")  # the last for a window of chunks that are rounded otherwise
 MAX_TOKENS = 1 << 20  # of a chunk; so much is computed for one at most, whatever its record says
+ROW_BYTES = 512  # of a record and its row of index keys, beside their contents
 TOKEN_BYTES = 13  # of a record: four for each of a token's three positions and one for its mark
 
 
@@ -54,40 +56,55 @@ class Place(NamedTuple):  # of which a session has tens of thousands; made sever
 
 
 @dataclass(frozen=True, eq=False)
-class StoredChunk:
-    """The record of a chunk: everything but its keys and values; tensors on the CPU.
+class NewChunk:
+    """A chunk on its way into memory, with all that is kept of it.
 
-    num_frames: of video, with those just before it that showed nothing new. watch_seconds: that all these took.
-    places: of its keys and values by what they are, see `KEPT`. Whether they are still there is not for one record to
+    index_keys: raw keys of the retrieval heads, [heads, n, head_dim]; None without any such heads.
+    thumbnail: uint8 [h, w, 3]. The last two as in `StoredChunk`.
+    """
+
+    chunk: KVChunk
+    index_keys: Tensor | None = None
+    thumbnail: NDArray[np.uint8] | None = None
+    num_frames: int = 0
+    watch_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class StoredChunk:
+    """The record of a chunk on the disk.
+
+    num_frames: frames of this chunk plus the static frames before it. watch_seconds: processing time of all of them.
+    places: where its keys and values are, by level, see `KEPT`. Whether they are still there is not for one record to
     say: the oldest go first.
     """
 
-    index: int
-    start_seconds: float
-    stop_seconds: float
-    group_starts: tuple[float, ...]
+    meta: ChunkMeta
     num_frames: int
     watch_seconds: float
-    layout: PositionLayout
-    visual: Tensor
     thumb_bytes: int
     places: dict[Kept, Place]
 
     @property
+    def index(self) -> int:
+        return self.meta.index
+
+    @property
     def record_bytes(self) -> int:
         """Of record and thumbnail."""
-        return TOKEN_BYTES * self.layout.num_tokens + self.thumb_bytes
+        return ROW_BYTES + TOKEN_BYTES * self.meta.num_tokens + self.thumb_bytes
 
     def row(self) -> tuple[Any, ...]:
         """As it stands in the table `chunks`."""
+        meta = self.meta
         plain = (
-            self.index, self.start_seconds, self.stop_seconds, self.num_frames, self.watch_seconds, self.layout.extent,
+            meta.index, meta.start_seconds, meta.stop_seconds, self.num_frames, self.watch_seconds, meta.layout.extent,
             self.thumb_bytes,
         )  # fmt: skip
         places = np.array([self.places[kept] for kept in KEPT], np.int64).tobytes()
-        positions = self.layout.positions.to(torch.int32).numpy().tobytes()
-        visual = self.visual.numpy().tobytes()
-        blobs = (np.array(self.group_starts).tobytes(), places, positions, visual)
+        positions = meta.layout.positions.to(torch.int32).numpy().tobytes()
+        visual = meta.visual.numpy().tobytes()
+        blobs = (np.array(meta.group_starts).tobytes(), places, positions, visual)
         return (*plain, *blobs, row_checksum(plain, blobs))
 
     @classmethod
@@ -115,25 +132,21 @@ class StoredChunk:
         layout = PositionLayout(stands, extent)
         by_kept = {kept: Place(*numbers) for kept, numbers in zip(KEPT, where, strict=True)}
         group_starts = tuple(np.frombuffer(starts).tolist())
-        return cls(index, start, stop, group_starts, num_frames, seconds, layout, marks, thumb_bytes, by_kept)
-
-    def is_after(self, earlier: StoredChunk) -> bool:
-        """Whether this chunk may follow `earlier` in a stream."""
-        starts_later = self.start_seconds >= earlier.start_seconds
-        return starts_later and self.stop_seconds >= earlier.stop_seconds
+        meta = ChunkMeta(index, start, stop, group_starts, layout, marks)
+        return cls(meta, num_frames, seconds, thumb_bytes, by_kept)
 
     def _check(self) -> None:
         """Raises ValueError or TypeError where no chunk could have such a record."""
-        layout = self.layout
+        meta, layout = self.meta, self.meta.layout
         counts = (self.num_frames, layout.extent, self.thumb_bytes, *chain(*self.places.values()))
         if not all(type(count) is int and 0 <= count < 1 << 62 for count in counts):
             raise ValueError(f"not counts: {counts}")
-        times = (self.start_seconds, self.stop_seconds, self.watch_seconds, *self.group_starts)
+        times = (meta.start_seconds, meta.stop_seconds, self.watch_seconds, *meta.group_starts)
         if not all(math.isfinite(seconds) for seconds in times) or self.watch_seconds < 0:
             raise ValueError(f"not times: {times}")
-        if self.stop_seconds < self.start_seconds:
-            raise ValueError(f"a chunk cannot stop at {self.stop_seconds} s before it starts")
-        if tuple(self.visual.shape) != (layout.num_tokens,):
+        if meta.stop_seconds < meta.start_seconds:
+            raise ValueError(f"a chunk cannot stop at {meta.stop_seconds} s before it starts")
+        if tuple(meta.visual.shape) != (layout.num_tokens,):
             raise ValueError(f"{layout.num_tokens} tokens need as many marks")
         if max(layout.num_tokens, layout.extent) > MAX_TOKENS or int(layout.positions.min()) < 0:
             raise ValueError(f"not a layout: {layout}")

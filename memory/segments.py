@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,31 +28,29 @@ class DamagedBytesError(RuntimeError):
 class Segments:
     """The files of one kind of bytes: appended to, named by their first chunk, dropped as a whole."""
 
-    def __init__(self, folder: Path, name: str, full_bytes: int) -> None:
-        """full_bytes: a file of so many takes no other chunk."""
+    def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
-        self._full_bytes = full_bytes
 
-    def append(self, index: int, data: Tensor, last: Place | None) -> Place:
-        """Writes a chunk's bytes behind those of the one before, whose place is `last` where it is still there."""
-        segment, offset = (index, 0) if last is None else (last.segment, last.offset + last.num_bytes)
-        if offset >= self._full_bytes:
-            segment, offset = index, 0
-        return Place(segment, offset, data.nbytes, write_bytes(self._path(segment), data))
+    @contextmanager
+    def writer(self, must_flush: bool = True) -> Iterator[SegmentWriter]:
+        """For a few chunks' bytes. must_flush: whether they have to outlast a loss of power."""
+        writer = SegmentWriter(self._folder, self._path, must_flush)
+        try:
+            yield writer
+        finally:
+            writer.close()
 
     def read(self, place: Place) -> Tensor:
         """uint8 [num_bytes] on the CPU. Raises DamagedBytesError."""
         return read_bytes(self._path(place.segment), place.offset, place.num_bytes, place.checksum)
 
-    def cut(self, used: Iterable[int], last: Place | None) -> None:
-        """Takes away all bytes but those of the files `used`, of which the newest ends behind `last`."""
-        kept = {self._path(segment).name for segment in used}
+    def cut(self, sizes: Mapping[int, int]) -> None:
+        """Takes away all bytes but the first so many of each file."""
+        wanted = {self._path(segment).name: num_bytes for segment, num_bytes in sizes.items()}
         for name in kv_names(self._folder):
-            if name.startswith(f"{self._name}-") and name not in kept:
-                (self._folder / name).unlink()
-        if last is not None:
-            cut(self._path(last.segment), last.offset + last.num_bytes)
+            if name.startswith(f"{self._name}-"):
+                cut(self._folder / name, wanted.get(name, 0))
 
     def drop(self, segment: int) -> None:
         self._path(segment).unlink(missing_ok=True)
@@ -60,17 +59,42 @@ class Segments:
         return self._folder / f"{self._name}-{segment:08d}.bin"
 
 
-def write_bytes(path: Path, data: Tensor) -> int:
-    """Appends a tensor's bytes and returns their CRC-32 once they are safe on the disk."""
-    is_new = not os.path.lexists(path)
-    written = as_bytes(data)
-    with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
-        file.write(written)
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        sync_folder(path.parent)
-    return zlib.crc32(written)
+class SegmentWriter:
+    """Appends to files, each opened once, and makes all of it safe in one go."""
+
+    def __init__(self, folder: Path, path_of: Callable[[int], Path], must_flush: bool) -> None:
+        self._folder = folder
+        self._path_of = path_of
+        self._must_flush = must_flush
+        self._handles: dict[int, int] = {}
+        self._has_new_file = False
+
+    def append(self, segment: int, offset: int, data: memoryview) -> Place:
+        """Writes the next bytes of a file, of which `offset` have been written before."""
+        handle = self._handles.get(segment)
+        if handle is None:
+            path = self._path_of(segment)
+            self._has_new_file |= not os.path.lexists(path)
+            handle = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            self._handles[segment] = handle
+        done = 0
+        while done < len(data):
+            done += os.write(handle, data[done:])
+        return Place(segment, offset, len(data), zlib.crc32(data))
+
+    def flush(self) -> None:
+        """All bytes are safe on the disk afterwards."""
+        if not self._must_flush:
+            return
+        for handle in self._handles.values():
+            os.fsync(handle)
+        if self._has_new_file:
+            sync_folder(self._folder)
+
+    def close(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int, checksum: int) -> Tensor:

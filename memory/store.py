@@ -7,11 +7,12 @@
     thumbs/00000000.jpg      a picture of every chunk
     lock                     held by the one process that watches
 
-Beyond the budget the oldest dense level goes first; once there is no more of it to spare, the oldest sparse one.
-Records, index keys and thumbnails stay.
+Beyond the budget the oldest dense level goes first; once there is no more of it to spare, the oldest chunks go
+altogether, with record, index keys and thumbnail. Chunks keep their numbers.
 
-A chunk counts once its record is committed, and that comes after its bytes are flushed. So a kill at any instant loses
-the chunk under way and nothing else: bytes without a record are cut when the folder is opened to be written again.
+A chunk counts once its record is committed, and that comes after its bytes are flushed. Chunks that come together share
+one commit. So a kill at any instant loses the chunks under way and nothing else: bytes without a record are cut when
+the folder is opened to be written again. Files of evicted chunks are deleted after the commit that lets them go.
 Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may
 look on, each at what was there when it opened the folder. A folder may come from a stranger: see
 `plain_files.py` and `database.py`.
@@ -25,10 +26,11 @@ import fcntl
 import json
 import os
 import sqlite3
+import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from PIL import Image
 from torch import Tensor
 
 from errors import LonglookError
-from memory.chunk import KVChunk, pooled_layout
+from memory.chunk import ChunkMeta, KVChunk
 from memory.database import (
     FORMAT,
     DamagedDatabaseError,
@@ -50,10 +52,14 @@ from memory.database import (
     connect,
     create_tables,
     has_session,
+    limit_log,
+    log_bytes,
     read_facts,
     read_turns,
     set_fact,
 )
+from memory.eviction import BudgetTooSmallError, Ledger, Placement
+from memory.numbered import Numbered
 from memory.packing import AS_COMPUTED, KVFormat
 from memory.plain_files import (
     DATABASE,
@@ -66,17 +72,20 @@ from memory.plain_files import (
     refuse_journal,
     remove_journal,
     replace_file,
+    thumb_names,
 )
-from memory.records import KEPT, TOKEN_BYTES, Kept, Kind, Place, StoredChunk
+from memory.records import KEPT, ROW_BYTES, TOKEN_BYTES, Kept, Kind, NewChunk, Place, StoredChunk
 from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
 
-SEGMENTS_PER_BUDGET = 16  # so much of the budget is freed at a time
-MAKE_ROOM: tuple[Kept, ...] = ("dense", "sparse")  # in this order
-INSTEAD = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
+FALLBACK_TEXT = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
 
 class SessionError(LonglookError):
     """A session's folder cannot be used so; the message is one sentence for the user."""
+
+
+class SessionBusyError(SessionError):
+    """Another process holds the database for too long; trying again may help."""
 
 
 class ChunkLostError(SessionError):
@@ -84,7 +93,11 @@ class ChunkLostError(SessionError):
 
 
 class SessionStore:
-    """The folder of one session, open. `chunks` are the records of all its chunks, in order."""
+    """The folder of one session, open. `chunks` are the records of the chunks that are there, in order.
+
+    One thread may write and publish while others read. Readers of `chunks` and of keys and values must keep `publish`
+    away meanwhile; the database has a lock of its own.
+    """
 
     def __init__(
         self,
@@ -108,21 +121,27 @@ class SessionStore:
         self.read_only = read_only
         self._budget_bytes = budget_bytes
         self._keep_chunks = keep_chunks
-        self._is_interrupted = False
-        with ExitStack() as undo, self._told():
+        self._is_unclean = False  # bytes of a chunk that failed may lie about
+        self._files = {kept: Segments(folder, f"kv-{kept}") for kept in KEPT}
+        self._evicted_files: list[tuple[Kept, int]] = []  # not deleted yet
+        self._db_lock = threading.RLock()  # watching and asking threads share one connection
+        with ExitStack() as undo, self._wrap_errors():
             if not read_only:
                 undo.enter_context(lock(folder))
             self._db = undo.enter_context(closing(open_database(folder, read_only)))
             if kind is not None and not read_only and not has_session(self._db):
                 self._create(kind, settings or {}, kv_bits)
-            self._facts = self._checked_facts(kind)
-            self.chunks = self._read_chunks()
-            self._record_bytes = self._count_record_bytes()
-            self._files = {kept: Segments(folder, f"kv-{kept}", self._full_bytes(kept)) for kept in KEPT}
-            self._kv_bytes = {kept: self._count_kv_bytes(kept) for kept in KEPT}
+            with self._snapshot():
+                self._facts = self._checked_facts(kind)
+                self.chunks = self._read_chunks()
+                self._key_bytes = self._read_key_bytes()
+            self._ledger = self._counted()
+            self._watched = self._read_watched()
+            self._first_thumb = self.first_chunk  # older ones have been deleted
             if not read_only:
                 (folder / THUMBS).mkdir(exist_ok=True)
-                self._cut_tail()
+                limit_log(self._db, budget_bytes)
+                self._clean_up()
             self._closing = undo.pop_all()
 
     @property
@@ -142,74 +161,107 @@ class SessionStore:
 
     @property
     def num_chunks(self) -> int:
-        return len(self.chunks)
+        """How many chunks there have been, evicted ones included: the number of the next one."""
+        return self.chunks.stop
+
+    @property
+    def first_chunk(self) -> int:
+        """Number of the first chunk that is still there; of those before it nothing is left."""
+        return self.first("sparse")
 
     def first(self, kept: Kept) -> int:
-        """Number of the first chunk of which this is still there; all before it had to make room."""
-        return int(self._facts.get(f"first {kept}", 0))
+        """Number of the first chunk of which this level is still there; all before it had to make room."""
+        return self._ledger.first(kept)
 
     @property
     def num_forgotten(self) -> int:
-        """Chunks without keys and values, the oldest ones."""
+        """How many chunks are gone, the oldest ones."""
         return min(self.first("dense"), self.first("sparse"))
 
     @property
     def num_sparse(self) -> int:
-        """Chunks of which only the sparse level is left, the oldest ones but those forgotten."""
+        """How many chunks have lost their dense level only, the oldest ones that are there."""
         return self.first("dense") - self.num_forgotten
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of keys, values, records, index keys and thumbnails."""
-        return self._record_bytes + sum(self._kv_bytes.values())
+        return self._ledger.num_bytes
 
     def append(
         self, chunk: KVChunk, index_keys: Tensor | None, picture: NDArray[np.uint8], num_frames: int, seconds: float
     ) -> None:
         """Makes the next chunk durable; old ones may have to make room for it.
 
-        index_keys: what `index_keys` shall give back. picture: its thumbnail, uint8 [h, w, 3].
         Raises SessionError where the chunk cannot be kept; none of it is left then.
         """
-        assert chunk.index == self.num_chunks, f"{chunk!r} cannot follow {self.num_chunks} chunks"
+        self.publish(self.write([NewChunk(chunk, index_keys, picture, num_frames, seconds)]))
+        self.delete_evicted()
+
+    def write(self, chunks: Sequence[NewChunk]) -> list[WrittenChunk]:
+        """Makes the next chunks durable in one commit. They are not among `chunks` before `publish`.
+
+        So another thread may read all the while. Raises SessionError, or SessionBusyError where trying again may help;
+        nothing of the chunks is left then.
+        """
         if self.read_only:
             raise SessionError(f"{self.folder} was opened for questions only.")
-        if self._is_interrupted:
-            raise SessionError(f"{self.folder} was interrupted in the middle of a chunk; open it again to go on.")
-        keys = b"" if index_keys is None else self._to_bytes(index_keys)
-        thumb, packed = as_jpeg(picture), self._packed(chunk)
-        self._is_interrupted = True
-        try:
-            with self._told():
-                num_bytes = sum(data.nbytes for data in packed.values())
-                self._make_room(num_bytes + TOKEN_BYTES * chunk.num_tokens + len(thumb) + len(keys))
-                stored = self._written(chunk, packed, thumb, num_frames, seconds)
-                with self._db:
-                    self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", stored.row())
-                    self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (chunk.index, keys, zlib.crc32(keys)))
-        except SessionError:
-            with self._told():
-                self._cut_tail()
-            self._is_interrupted = False
-            raise
-        self.chunks.append(stored)
-        self._record_bytes += stored.record_bytes + len(keys)
-        for kept in KEPT:
-            self._kv_bytes[kept] += stored.places[kept].num_bytes
-        self._is_interrupted = False
+        prepared = [self._prepare(new) for new in chunks]
+        with self._wrap_errors():
+            if self._is_unclean:
+                self._clean_up()
+            self._is_unclean = True
+            try:
+                written = self._write_files(prepared)  # not under the database's lock: a turn of dialogue may be kept
+                self._commit(written)
+            except Exception:
+                with suppress(OSError, sqlite3.Error):
+                    self._clean_up()
+                    self._is_unclean = False
+                raise
+            self._is_unclean = False
+        return written
+
+    def publish(self, written: Sequence[WrittenChunk]) -> None:
+        """These chunks are there from now on, and those that made room for them are not."""
+        for new in written:
+            self._ledger = new.ledger
+            self._watched = new.watched
+            self.chunks.append(new.record)
+            self._key_bytes[new.record.index] = new.key_bytes
+            for record in self.chunks.drop_before(self.first_chunk):
+                del self._key_bytes[record.index]
+            self._evicted_files += new.dropped
+
+    def delete_evicted(self) -> None:
+        """Deletes what made room for published chunks; opening the folder again deletes what is left."""
+        files, self._evicted_files = self._evicted_files, []
+        with suppress(OSError):
+            for kept, segment in files:
+                self._files[kept].drop(segment)
+            names = [self.thumbnail(index).name for index in range(self._first_thumb, self.first_chunk)]
+            if names:
+                delete_files(self.folder / THUMBS, names)
+            self._first_thumb = max(self._first_thumb, self.first_chunk)
+
+    def forget_before(self, number: int) -> None:
+        """Keeps no records of these chunks in memory; they stay on the disk until they make room there."""
+        self.chunks.drop_before(number)
 
     def read(self, index: int, kept: Kept = "dense") -> Tensor:
         """The packed keys and values of a chunk: uint8 [n] on the CPU. Raises ChunkLostError."""
+        if index < self.chunks.first:
+            raise ChunkLostError(f"What was remembered as chunk {index} had to make room on the disk.")
         chunk = self.chunks[index]
-        when = f"{chunk.start_seconds:.0f} s to {chunk.stop_seconds:.0f} s"
+        when = f"{chunk.meta.start_seconds:.0f} s to {chunk.meta.stop_seconds:.0f} s"
         if index >= self.first(kept):
             try:
                 if kept == "sparse":
                     self._check_sparse_size(chunk)
                 return self._files[kept].read(chunk.places[kept])
             except DamagedBytesError as error:
-                if not self._has_gone(index, kept):
-                    what = "was left out" if kept == "sparse" or index < self.first("sparse") else INSTEAD[kept]
+                if not self._was_evicted(index, kept):
+                    what = "was left out" if kept == "sparse" or index < self.first("sparse") else FALLBACK_TEXT[kept]
                     sentence = f"What was remembered of {when} is damaged in {self.folder} and {what}: {error}."
                     raise ChunkLostError(sentence) from error
         raise ChunkLostError(f"What was remembered of {when} had to make room on the disk in the meantime.")
@@ -219,34 +271,35 @@ class SessionStore:
         return index >= self.first("exact") and self.chunks[index].places["exact"].num_bytes > 0
 
     def index_keys(self, num_heads: int) -> Iterator[Tensor]:
-        """The index keys of every chunk in order, in the type of the keys: [num_heads, n, head_dim]."""
-        kind = self.kind
-        with self._told():
-            rows = self._db.execute("SELECT number, data, checksum FROM index_keys WHERE number < ? ORDER BY number",
-                                    (self.num_chunks,))  # fmt: skip
-            num_rows = 0
-            key_bytes = num_heads * kind.head_dim * kind.torch_dtype.itemsize
-            for index, (number, data, checksum) in enumerate(rows):
+        """The index keys of every chunk that is there, in order, in the type of the keys: [num_heads, n, head_dim]."""
+        with self._wrap_errors(), self._db_lock, self._snapshot():
+            self._refresh_firsts()
+            first = max(self.chunks.first, self.first_chunk)
+            for _ in range(self.chunks.first, first):  # another process has just evicted these
+                yield self._keys_of(b"", num_heads)
+            query = "SELECT number, data, checksum FROM index_keys WHERE number >= ? AND number < ? ORDER BY number"
+            rows = self._db.execute(query, (first, self.num_chunks))
+            for index in range(first, self.num_chunks):
+                number, data, checksum = next(rows, (None, None, None))
                 if number != index:
-                    break
-                is_whole = isinstance(data, bytes) and zlib.crc32(data) == checksum
-                if not is_whole or len(data) % key_bytes:
+                    raise DamagedDatabaseError(f"the index keys of chunk {index} are missing")
+                if not isinstance(data, bytes):
+                    data, checksum = b"", None
+                if zlib.crc32(data) != checksum or len(data) % self._key_row_bytes(num_heads):
                     raise DamagedDatabaseError(f"the index keys of chunk {index} have changed")
-                keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(kind.torch_dtype)
-                yield keys.view(num_heads, keys.numel() // (num_heads * kind.head_dim), kind.head_dim)
-                num_rows += 1
-            if num_rows < self.num_chunks:
-                raise DamagedDatabaseError(f"the index keys of chunk {num_rows} are missing")
+                yield self._keys_of(data, num_heads)
 
     def replace_index(self, heads: str, keys: Iterable[Tensor]) -> None:
         """Other index keys for every chunk, and what `heads` will say about them."""
-        with self._told(), self._db:
+        with self._wrap_errors(), self._db_lock, self._db:
             self._db.execute("DELETE FROM index_keys")
-            for index, rows in enumerate(keys):
+            for index, rows in enumerate(keys, self.chunks.first):
                 data = self._to_bytes(rows)
                 self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (index, data, zlib.crc32(data)))
-            self._set("heads", heads)
-        self._record_bytes = self._count_record_bytes()
+            set_fact(self._db, "heads", heads)
+            self._key_bytes = self._read_key_bytes()
+        self._facts["heads"] = heads
+        self._ledger = self._counted()
 
     @property
     def heads(self) -> str:
@@ -264,17 +317,25 @@ class SessionStore:
             source.encode()
         except UnicodeEncodeError as error:
             raise SessionError(f"A session cannot keep {source!a}, which is not UTF-8.") from error
-        with self._told():
-            self._set("source", source)
+        self._set({"source": source})
 
     @property
     def seen_seconds(self) -> float:
         """How far was watched: to the end of the newest chunk, or as far behind it as has been said."""
-        return max([float(self._facts.get("seen seconds", 0.0)), *(chunk.stop_seconds for chunk in self.chunks[-1:])])
+        seen = float(self._facts.get("seen seconds", 0.0))
+        if not len(self.chunks):
+            return seen
+        return max(seen, self.chunks[self.num_chunks - 1].meta.stop_seconds)
 
     @property
     def frames_watched(self) -> int:
-        return sum(chunk.num_frames for chunk in self.chunks) + self.still_since[0]
+        """Of all chunks, evicted ones included, and since the newest one."""
+        return self._watched[0] + self.still_since[0]
+
+    @property
+    def watch_seconds(self) -> float:
+        """What watching all of this took."""
+        return self._watched[1] + self.still_since[1]
 
     @property
     def still_since(self) -> tuple[int, float]:
@@ -284,18 +345,16 @@ class SessionStore:
         return (frames, seconds) if chunks == self.num_chunks else (0, 0.0)
 
     def set_seen(self, seconds: float, still_since: tuple[int, float]) -> None:
-        with self._told():
-            self._set("seen seconds", repr(seconds))
-            self._set("still since", json.dumps([self.num_chunks, *still_since]))
+        self._set({"seen seconds": repr(seconds), "still since": json.dumps([self.num_chunks, *still_since])})
 
     def turns(self) -> list[tuple[str, str]]:
         """All questions and answers, in order."""
-        with self._told():
+        with self._wrap_errors(), self._db_lock:
             return read_turns(self._db)
 
     def add_turn(self, question: str, answer: str) -> None:
         """Readers may add turns as well."""
-        with self._told(), self._db:
+        with self._wrap_errors(), self._db_lock, self._db:
             add_turn(self._db, question, answer)
 
     def thumbnail(self, index: int) -> Path:
@@ -307,18 +366,24 @@ class SessionStore:
 
     def check_integrity(self) -> None:
         """Asserts that records follow each other and their bytes lie gapless in their files; reads all of them."""
-        assert [chunk.index for chunk in self.chunks] == list(range(self.num_chunks)), "a record is missing"
-        num_bytes = 0
+        assert [chunk.index for chunk in self.chunks] == list(range(self.chunks.first, self.num_chunks)), "records"
         for kept in KEPT:
             ends: dict[int, int] = {}
-            for chunk in self.chunks[self.first(kept) :]:
+            for chunk in self.chunks:
                 place = chunk.places[kept]
-                assert place.num_bytes == 0 or place.offset == ends.get(place.segment, 0), (
-                    "bytes of a file are nobody's"
-                )
-                ends[place.segment] = place.offset + (self.read(chunk.index, kept).nbytes if place.num_bytes else 0)
-            num_bytes += sum(ends.values())
-        assert self.disk_bytes == self._count_record_bytes() + num_bytes, "disk bytes are not the sum"
+                if chunk.index < self.first(kept) or not place.num_bytes:
+                    continue
+                assert place.offset == ends.get(place.segment, 0), "bytes of a file are nobody's"
+                ends[place.segment] = place.offset + self.read(chunk.index, kept).nbytes
+            if self.chunks.first == self.first_chunk:
+                assert self._ledger.num_bytes_of(kept) == sum(ends.values()), f"{kept} bytes are not the sum"
+        if self.chunks.first == self.first_chunk:
+            assert self.disk_bytes == self._counted().num_bytes, "disk bytes are not the sum"
+        with self._db_lock:
+            for table in ("chunks", "index_keys"):
+                rows = [number for (number,) in self._db.execute(f"SELECT number FROM {table} ORDER BY number")]
+                if self.heads or table == "chunks":
+                    assert self.read_only or rows == list(range(self.first_chunk, self.num_chunks)), f"rows of {table}"
 
     def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
         (self.folder / THUMBS).mkdir(exist_ok=True)
@@ -338,24 +403,44 @@ class SessionStore:
                 raise SessionError(f"{self.folder} was made with {what} {facts[name]}, not {wanted}.")
         return facts
 
-    def _read_chunks(self) -> list[StoredChunk]:
-        chunks: list[StoredChunk] = []
-        for row in self._db.execute("SELECT * FROM chunks ORDER BY number"):
+    def _read_chunks(self) -> Numbered[StoredChunk]:
+        first = int(self._facts.get("first sparse", 0))
+        chunks: Numbered[StoredChunk] = Numbered(first=first)
+        previous: StoredChunk | None = None
+        for row in self._db.execute("SELECT * FROM chunks WHERE number >= ? ORDER BY number", (first,)):
             chunk = StoredChunk.of_row(row)
             self._check_sizes(chunk)
-            if chunk.index != len(chunks):
+            if chunk.index != chunks.stop:
                 raise DamagedDatabaseError("records of chunks are missing")
-            if chunks and not chunk.is_after(chunks[-1]):
+            if previous is not None and not chunk.meta.is_after(previous.meta):
                 raise DamagedDatabaseError(f"chunk {chunk.index} lies before the one it follows")
             chunks.append(chunk)
+            previous = chunk
         return chunks
+
+    def _read_key_bytes(self) -> dict[int, int]:
+        """Bytes of index keys by chunk."""
+        return dict(self._db.execute("SELECT number, length(data) FROM index_keys WHERE data IS NOT NULL"))
+
+    def _read_watched(self) -> tuple[int, float]:
+        """Frames of all chunks there have been, and the seconds that these took."""
+        if "watched" in self._facts:
+            frames, seconds = json.loads(self._facts["watched"])
+            return frames, seconds
+        return sum(chunk.num_frames for chunk in self.chunks), sum(chunk.watch_seconds for chunk in self.chunks)
+
+    def _counted(self) -> Ledger:
+        """The books, from the records."""
+        firsts = {kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT}
+        budget_bytes = self._budget_bytes - log_bytes(self._budget_bytes)
+        return Ledger.of(self.chunks, self._key_bytes, firsts, budget_bytes, self._keep_chunks)
 
     def _check_sizes(self, chunk: StoredChunk) -> None:
         """Raises DamagedDatabaseError where a record names another number of bytes than it has.
 
         How many the sparse level has takes longer to find out: see `_check_sparse_size`.
         """
-        form, num_tokens, places = self.format, chunk.layout.num_tokens, chunk.places
+        form, num_tokens, places = self.format, chunk.meta.num_tokens, chunk.places
         is_right = places["dense"].num_bytes == form.num_bytes(num_tokens)
         is_right &= places["sparse"].num_bytes <= form.num_bytes(num_tokens)
         is_right &= places["exact"].num_bytes in (0, form.as_computed.num_bytes(num_tokens))
@@ -364,8 +449,7 @@ class SessionStore:
             raise DamagedDatabaseError(what)
 
     def _check_sparse_size(self, chunk: StoredChunk) -> None:
-        layout, _ = pooled_layout(chunk.layout, chunk.visual)
-        if chunk.places["sparse"].num_bytes != self.format.num_bytes(layout.num_tokens):
+        if chunk.places["sparse"].num_bytes != self.format.num_bytes(chunk.meta.pooled().num_tokens):
             raise DamagedBytesError("its record names a wrong number of bytes")
 
     def _packed(self, chunk: KVChunk) -> dict[Kept, Tensor]:
@@ -379,93 +463,153 @@ class SessionStore:
             packed["exact"] = form.as_computed.pack(chunk.keys, chunk.values)
         return packed
 
-    def _written(
-        self, chunk: KVChunk, packed: Mapping[Kept, Tensor], thumb: bytes, num_frames: int, seconds: float
-    ) -> StoredChunk:
-        """The chunk's bytes and thumbnail on disk; its record is not."""
-        places = dict.fromkeys(KEPT, Place(chunk.index))
-        for kept, data in packed.items():
-            places[kept] = self._files[kept].append(chunk.index, data, self._last(kept))
-        replace_file(self.thumbnail(chunk.index), thumb)
-        layout = replace(chunk.layout, positions=chunk.layout.positions.cpu())
-        return StoredChunk(
-            chunk.index, chunk.start_seconds, chunk.stop_seconds, chunk.group_starts, num_frames, seconds, layout,
-            chunk.visual.cpu(), len(thumb), places,
-        )  # fmt: skip
+    def _prepare(self, new: NewChunk) -> _PreparedChunk:
+        """All that is computed of a chunk before anything is written."""
+        keys = b"" if new.index_keys is None else self._to_bytes(new.index_keys)
+        thumb = b"" if new.thumbnail is None else as_jpeg(new.thumbnail)
+        packed = {kept: as_bytes(data) for kept, data in self._packed(new.chunk).items()}
+        return _PreparedChunk(new, new.chunk.meta(), keys, thumb, packed)
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Lets go what is least missed until so many bytes fit into the budget."""
-        newest = self.num_chunks - self._keep_chunks
-        if newest > 0 and self.has_exact(newest - 1):
-            self._let_go("exact", newest)
-        while self.disk_bytes + num_bytes > self._budget_bytes:
-            for kept in MAKE_ROOM:
-                stop = self._end_of_oldest(kept)
-                if stop <= newest:
-                    self._let_go(kept, stop)
-                    break
-            else:
-                gib = self._budget_bytes / (1 << 30)
-                raise SessionError(f"The disk budget of {gib:.3g} GiB is full.", "memory.disk_bytes")
+    def _write_files(self, prepared: Sequence[_PreparedChunk]) -> list[WrittenChunk]:
+        """Bytes and thumbnails on the disk, flushed once for all; records are not written yet.
 
-    def _end_of_oldest(self, kept: Kept) -> int:
-        """Number of the first chunk behind the oldest file."""
-        segments = [chunk.places[kept].segment for chunk in self.chunks[self.first(kept) :]]
-        return next((s for s in segments if s != segments[0]), self.num_chunks)
+        The exact copies are not flushed: without them the window is taken from the dense level.
+        """
+        ledger, (frames, seconds) = self._ledger, self._watched
+        written: list[WrittenChunk] = []
+        with ExitStack() as open_files:
+            writers = {
+                kept: open_files.enter_context(files.writer(must_flush=kept != "exact"))
+                for kept, files in self._files.items()
+            }
+            for index, item in enumerate(prepared, self.num_chunks):
+                assert item.meta.index == index, f"chunk {item.meta.index} cannot follow {index} chunks"
+                ledger = ledger.copy()
+                placement = self._placed(ledger, item)
+                places = dict.fromkeys(KEPT, Place(index))
+                for kept, data in item.packed.items():
+                    places[kept] = writers[kept].append(*placement.places[kept], data)
+                if item.thumb:
+                    replace_file(self.thumbnail(index), item.thumb)
+                new = item.new
+                record = StoredChunk(item.meta, new.num_frames, new.watch_seconds, len(item.thumb), places)
+                frames, seconds = frames + new.num_frames, seconds + new.watch_seconds
+                written.append(WrittenChunk(record, item.keys, ledger, placement.dropped, (frames, seconds)))
+            for writer in writers.values():
+                writer.flush()
+        return written
 
-    def _let_go(self, kept: Kept, stop: int) -> None:
-        """Drops the files of all chunks before `stop`, where one ends."""
-        places = [chunk.places[kept] for chunk in self.chunks[self.first(kept) : max(0, stop)]]
-        if not any(place.num_bytes for place in places):
-            return
-        self._set(f"first {kept}", str(stop))
-        self._kv_bytes[kept] -= sum(place.num_bytes for place in places)
-        for segment in {place.segment for place in places}:
-            self._files[kept].drop(segment)
+    def _placed(self, ledger: Ledger, item: _PreparedChunk) -> Placement:
+        sizes = {kept: len(data) for kept, data in item.packed.items()}
+        record_bytes = ROW_BYTES + TOKEN_BYTES * item.meta.num_tokens + len(item.thumb) + len(item.keys)
+        try:
+            return ledger.add(item.meta.index, sizes, record_bytes)
+        except BudgetTooSmallError as error:
+            gib = self._budget_bytes / (1 << 30)
+            sentence = f"The disk budget of {gib:.3g} GiB is full."
+            raise SessionError(sentence, "memory.disk_bytes") from error
 
-    def _last(self, kept: Kept) -> Place | None:
-        """Where the newest chunk's bytes are, where they are still there."""
-        return self.chunks[-1].places[kept] if self.num_chunks > self.first(kept) else None
+    def _commit(self, written: Sequence[WrittenChunk]) -> None:
+        """The records in, those of evicted chunks out, in one transaction: only now the chunks count."""
+        ledger = written[-1].ledger
+        facts = {f"first {kept}": str(ledger.first(kept)) for kept in KEPT if ledger.first(kept) != self.first(kept)}
+        facts["watched"] = json.dumps(written[-1].watched)
+        with self._db_lock, self._db:
+            for new in written:
+                keys = (new.record.index, new.keys, zlib.crc32(new.keys))
+                self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row())
+                self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", keys)
+            if ledger.first("sparse") > self.first_chunk:
+                for table in ("chunks", "index_keys"):
+                    self._db.execute(f"DELETE FROM {table} WHERE number < ?", (ledger.first("sparse"),))
+            for name, value in facts.items():
+                set_fact(self._db, name, value)
+        self._facts |= facts
 
-    def _cut_tail(self) -> None:
-        """Takes away bytes of which there is no record: of a chunk under way, or let go just before a kill."""
+    def _clean_up(self) -> None:
+        """Takes away what does not count: of a chunk under way, or evicted just before a kill."""
+        with self._db_lock:
+            newest = self._db.execute("SELECT max(number) FROM chunks").fetchone()[0]
+            if newest is not None and newest >= self.num_chunks:
+                with self._db:
+                    for table in ("chunks", "index_keys"):
+                        self._db.execute(f"DELETE FROM {table} WHERE number >= ?", (self.num_chunks,))
         for kept, files in self._files.items():
-            files.cut({chunk.places[kept].segment for chunk in self.chunks[self.first(kept) :]}, self._last(kept))
-        thumb = self.thumbnail(self.num_chunks)
-        if os.path.lexists(thumb.parent):
-            delete_files(thumb.parent, [thumb.name])
+            files.cut({file.first: file.num_bytes for file in self._ledger.files(kept)})
+        thumbs = self.folder / THUMBS
+        if os.path.lexists(thumbs):
+            numbers = range(self.first_chunk, self.num_chunks)
+            delete_files(thumbs, [name for name in thumb_names(thumbs) if int(name.partition(".")[0]) not in numbers])
 
-    def _has_gone(self, index: int, kept: Kept) -> bool:
+    def _was_evicted(self, index: int, kept: Kept) -> bool:
         """What the folder says now; another process may be writing it."""
-        with self._told():
-            newest = read_facts(self._db)
-        self._facts |= {name: value for name, value in newest.items() if name.startswith("first ")}
-        self._kv_bytes[kept] = self._count_kv_bytes(kept)
+        if self.read_only:
+            with self._wrap_errors(), self._db_lock:
+                self._refresh_firsts()
         return index < self.first(kept)
 
-    def _full_bytes(self, kept: Kept) -> int:
-        """Of a file that takes no other chunk."""
-        return 0 if kept == "exact" else self._budget_bytes // SEGMENTS_PER_BUDGET
+    def _refresh_firsts(self) -> None:
+        """Takes note of what another process has evicted."""
+        if not self.read_only:
+            return
+        newest = read_facts(self._db)
+        for kept in KEPT:
+            self._ledger.drop_before(kept, int(newest.get(f"first {kept}", 0)))
 
-    def _count_kv_bytes(self, kept: Kept) -> int:
-        return sum(chunk.places[kept].num_bytes for chunk in self.chunks[self.first(kept) :])
+    def _key_row_bytes(self, num_heads: int) -> int:
+        """Of one token's index keys."""
+        return num_heads * self.kind.head_dim * self.kind.torch_dtype.itemsize
 
-    def _count_record_bytes(self) -> int:
-        with self._told():
-            (keys,) = self._db.execute("SELECT ifnull(sum(length(data)), 0) FROM index_keys").fetchone()
-        return int(keys) + sum(chunk.record_bytes for chunk in self.chunks)
+    def _keys_of(self, data: bytes, num_heads: int) -> Tensor:
+        keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(self.kind.torch_dtype)
+        return keys.view(num_heads, len(data) // self._key_row_bytes(num_heads), self.kind.head_dim)
 
     def _to_bytes(self, index_keys: Tensor) -> bytes:
         return as_bytes(index_keys.to(self.kind.torch_dtype)).tobytes()
 
-    def _set(self, name: str, value: str) -> None:
-        """Together with what is not committed yet."""
-        with self._db:
-            set_fact(self._db, name, value)
-        self._facts[name] = value
+    def _set(self, facts: Mapping[str, str]) -> None:
+        with self._wrap_errors(), self._db_lock, self._db:
+            for name, value in facts.items():
+                set_fact(self._db, name, value)
+        self._facts |= facts
 
-    def _told(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """What is read inside was all there at one moment, whatever another process commits."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.rollback()
+
+    def _wrap_errors(self) -> AbstractContextManager[None]:
         return wrap_errors(self.folder)
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparedChunk:
+    """A chunk as bytes. keys: of the index. thumb: a JPEG."""
+
+    new: NewChunk
+    meta: ChunkMeta
+    keys: bytes
+    thumb: bytes
+    packed: Mapping[Kept, memoryview]
+
+
+@dataclass(frozen=True, eq=False)
+class WrittenChunk:
+    """A chunk that is durable and not yet published; ledger, watched: as they are with it. dropped: files."""
+
+    record: StoredChunk
+    keys: bytes
+    ledger: Ledger
+    dropped: Sequence[tuple[Kept, int]]
+    watched: tuple[int, float]
+
+    @property
+    def key_bytes(self) -> int:
+        return len(self.keys)
 
 
 def open_database(folder: Path, read_only: bool) -> sqlite3.Connection:
@@ -501,7 +645,9 @@ def wrap_errors(folder: Path) -> Iterator[None]:
         with wrap_os_errors(folder):
             yield
     except sqlite3.Error as error:
-        raise SessionError(f"{folder / DATABASE} cannot be used: {error}.") from error
+        is_busy = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        kind = SessionBusyError if is_busy else SessionError
+        raise kind(f"{folder / DATABASE} cannot be used: {error}.") from error
     except DamagedDatabaseError as error:
         raise SessionError(f"{folder} is damaged: {error}.") from error
     except ForeignDatabaseError as error:

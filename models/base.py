@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
-from keyframes.pruner import Kept, means_of
+from keyframes.pruner import TokenSelection, owner_means
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from streaming.frames import Frame
@@ -66,17 +66,17 @@ class VisualGroup:
     def num_pruned(self) -> int:
         return self.grid[0] * self.grid[1] - len(self.embeddings)
 
-    def pruned(self, stays: Kept) -> VisualGroup:
+    def pruned(self, stays: TokenSelection) -> VisualGroup:
         """What stays of a whole group."""
         assert self.kept is None, "pruned already"
         embeddings, *deepstack = (_left(features, stays) for features in (self.embeddings, *self.deepstack))
         return replace(self, embeddings=embeddings, deepstack=tuple(deepstack), kept=stays.places)
 
 
-def _left(features: Tensor, stays: Kept) -> Tensor:
+def _left(features: Tensor, stays: TokenSelection) -> Tensor:
     if stays.owners is None:
         return features[stays.places.to(features.device)]
-    return means_of(features, stays.owners.to(features.device), len(stays.places)).to(features.dtype)
+    return owner_means(features, stays.owners.to(features.device), len(stays.places)).to(features.dtype)
 
 
 def _ascend(places: Tensor, stop: int) -> bool:

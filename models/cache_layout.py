@@ -50,7 +50,7 @@ class AttentionContext:
 
     @property
     def num_new_tokens(self) -> int:
-        return self.runs[-1].own.stop
+        return int(self.runs[-1].own.stop)
 
     @property
     def num_recent_tokens(self) -> int:
@@ -108,6 +108,18 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotary embedding of [..., n, head_dim], in the half-split arrangement of the Llama and Qwen families."""
     first, second = x.chunk(2, dim=-1)
     return x * cosines + torch.cat((-second, first), dim=-1) * sines
+
+
+def signed_sines(sines: Tensor) -> Tensor:
+    """Sines [n, head_dim] with the first half negated, as `rotate_signed` takes them."""
+    first, second = sines.chunk(2, dim=-1)
+    return torch.cat((-first, second), dim=-1)
+
+
+def rotate_signed(x: Tensor, cosines: Tensor, signed: Tensor) -> Tensor:
+    """`rotate` in three kernels instead of five: a GPU takes longer to start small ones than to run them."""
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cosines, swapped, signed)
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:

@@ -25,7 +25,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from memory.chunk import KVChunk, PositionLayout
-from models.cache_layout import AttentionContext, RunView, causal_context, causal_mask, concat_positions, rotate
+from models.cache_layout import (
+    AttentionContext,
+    RunView,
+    causal_context,
+    causal_mask,
+    concat_positions,
+    rotate,
+    rotate_signed,
+    signed_sines,
+)
 from models.decode_cache import CacheRow, DecodeCache
 
 ATTENTION = "longlook"
@@ -69,7 +78,10 @@ def attend(
 
 
 class _RotatedContext:
-    """The context of one stream with its keys rotated for all layers at once: [layers, kv_heads, n, head_dim]."""
+    """The context of one stream, its keys rotated for all layers at once.
+
+    prefixes (one for each run), recent: keys and values [layers, 2, kv_heads, n, head_dim], or None without any.
+    """
 
     def __init__(self, context: AttentionContext, rotation_of: Callable[[Tensor], Rotation], device: torch.device):
         prefix = [chunk.to(device) for chunk in context.prefix]
@@ -83,29 +95,28 @@ class _RotatedContext:
         self.recent = _rotated(recent, (cosines[:num_recent], sines[:num_recent]))
         self.prefixes = [_rotated(prefix, rotation_of(run.prefix_positions)) for run in context.runs]
 
-    def keys_and_values(
-        self, layer: int, number: int, run: RunView, new_keys: Tensor, new_values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Everything that run `number` sees in a layer, given this stream's new keys (rotated) and values."""
-        parts = [self.prefixes[number]] if self.prefixes[number] is not None else []
-        keys = [part[0][layer] for part in parts if part]
-        values = [part[1][layer] for part in parts if part]
-        if self.recent is not None and run.first_visible < self.num_recent:
-            keys.append(self.recent[0][layer][:, run.first_visible :])
-            values.append(self.recent[1][layer][:, run.first_visible :])
+    def keys_and_values(self, layer: int, number: int, run: RunView, new: Tensor) -> Tensor:
+        """Everything that run `number` sees in a layer, [2, kv_heads, n, head_dim].
+
+        new: keys (rotated) and values of this stream's new tokens, in the same shape.
+        """
         start = max(0, run.first_visible - self.num_recent)
-        keys.append(new_keys[:, start : run.own.stop])
-        values.append(new_values[:, start : run.own.stop])
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        parts = [new[:, :, start : run.own.stop]]
+        if self.recent is not None and run.first_visible < self.num_recent:
+            parts.insert(0, self.recent[layer][:, :, run.first_visible :])
+        prefix = self.prefixes[number]
+        if prefix is not None:
+            parts.insert(0, prefix[layer])
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
-def _rotated(chunks: Sequence[KVChunk], rotation: Rotation) -> tuple[Tensor, Tensor] | None:
-    """Keys, rotated, and values of chunks one after the other; None if there are none."""
+def _rotated(chunks: Sequence[KVChunk], rotation: Rotation) -> Tensor | None:
+    """Keys, rotated, and values of chunks one after the other, [layers, 2, kv_heads, n, head_dim]; None without any."""
     if not chunks:
         return None
     keys = torch.cat([chunk.keys for chunk in chunks], dim=2)
     values = torch.cat([chunk.values for chunk in chunks], dim=2)
-    return rotate(keys, *rotation), values
+    return torch.stack([rotate(keys, *rotation), values], dim=1)
 
 
 class RawAttention:
@@ -118,7 +129,7 @@ class RawAttention:
     def __init__(self, contexts: Sequence[_RotatedContext], keep_queries: bool = False) -> None:
         self._contexts = contexts
         self._cosines = torch.cat([context.new_rotation[0] for context in contexts])
-        self._sines = torch.cat([context.new_rotation[1] for context in contexts])
+        self._sines = signed_sines(torch.cat([context.new_rotation[1] for context in contexts]))
         self._masks: dict[tuple[int, int], Tensor | None] = {}
         self._keep_queries = keep_queries
         self.queries: list[Tensor] = []
@@ -132,19 +143,20 @@ class RawAttention:
         self.values.append(value[0])
         if self._keep_queries:
             self.queries.append(query[0])
-        queries = rotate(query[0], self._cosines, self._sines)
-        keys = rotate(key[0], self._cosines, self._sines)
+        rotated = rotate_signed(torch.cat([query[0], key[0]]), self._cosines, self._sines)
+        queries, keys = rotated[: query.shape[1]], rotated[query.shape[1] :]
+        new = torch.stack([keys, value[0]])
         outputs = []
         start = 0
         for context in self._contexts:
             stop = start + context.num_new
-            new_keys, new_values = keys[:, start:stop], value[0][:, start:stop]
+            own_new = new[:, :, start:stop]
             for number, run in enumerate(context.runs):
-                seen = context.keys_and_values(layer, number, run, new_keys, new_values)
+                seen_keys, seen_values = context.keys_and_values(layer, number, run, own_new)
                 own = queries[:, start + run.own.start : start + run.own.stop]
-                outputs.append(self._attend_run(own, *seen, scaling))
+                outputs.append(self._attend_run(own, seen_keys, seen_values, scaling).transpose(1, 2))
             start = stop
-        return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+        return torch.cat(outputs, dim=1)
 
     def _attend_run(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """[1, heads, n, head_dim] of queries that are the last of all tokens, causal among themselves."""

@@ -139,7 +139,7 @@ def clip_patches(images: Tensor, spec: PixelSpec) -> tuple[Tensor, tuple[int, in
     size = fit_size(int(images.shape[1]), int(images.shape[2]), spec)
     pixels = normalise(resize(images.permute(0, 3, 1, 2), size), spec)
     grid = (size[0] // spec.patch_size, size[1] // spec.patch_size)
-    return patchify(pixels.unflatten(0, (-1, spec.temporal_patch_size)), spec), grid
+    return patchify(pixels.reshape(-1, spec.temporal_patch_size, *pixels.shape[1:]), spec), grid
 
 
 def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:

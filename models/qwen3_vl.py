@@ -26,8 +26,8 @@ from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
+from models.partial_vit import qwen3_vl_tower
 from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
-from models.towers import qwen3_vl_tower
 from streaming.frames import Frame
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
@@ -292,8 +292,9 @@ class Prompt:
         tokens: list[int] = []
         runs: list[PositionLayout] = []
         marks: list[bool] = []
-        for group in groups:
-            stamp = [*self._encode(f"<{group.pts_seconds:.1f} seconds>"), self._start]
+        stamps = self._encode_all([f"<{group.pts_seconds:.1f} seconds>" for group in groups])
+        for group, stamp_tokens in zip(groups, stamps, strict=True):
+            stamp = [*stamp_tokens, self._start]
             grid = grid_layout(*group.grid, group.places)
             tokens += [*stamp, *[self._pad] * grid.num_tokens, self._end]
             runs += [text_layout(len(stamp)), grid, text_layout(1)]
@@ -330,6 +331,10 @@ class Prompt:
             for token in self._reserved:
                 text = text.replace(token, "")
         return text
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, in one call of the tokenizer."""
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -19,7 +19,7 @@ import torch
 
 from config import Config
 from errors import LonglookError
-from memory.bank import MemoryFullError
+from memory.bank import NO_DEVICE_MEMORY, MemoryFullError
 from memory.records import Kind
 from memory.store import SessionStore
 from models.base import PendingAnswer, VideoLLM
@@ -245,9 +245,7 @@ def _told(error: Exception) -> Exception:
     """The error as its caller should see it: a device without memory is something that a person can mend."""
     if not isinstance(error, torch.OutOfMemoryError):
         return error
-    full = MemoryFullError(
-        "The device has no memory left; smaller chunks, fewer recalled chunks, a smaller model or the CPU need less."
-    )
+    full = MemoryFullError(NO_DEVICE_MEMORY)
     full.__cause__ = error
     return full
 

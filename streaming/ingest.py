@@ -71,7 +71,7 @@ class Ingest:
             return [PreparedChunk(frames, groups) for frames, groups in zip(parts, grouped, strict=True)]
         flat = [group for groups in grouped for group in groups]
         images = [[frame.image for frame in group] for group in flat]
-        is_new = iter(self.pruner.news(images, [group[0].pts_seconds for group in flat]))
+        is_new = iter(self.pruner.select_groups(images, [group[0].pts_seconds for group in flat]))
         return [
             PreparedChunk(frames, list(compress(groups, is_new)))
             for frames, groups in zip(parts, grouped, strict=True)

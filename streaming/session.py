@@ -23,19 +23,31 @@ from torch import Tensor
 
 from config import AnswerConfig, Config
 from errors import LonglookError
-from keyframes.borders import parts_at_cuts
+from keyframes.borders import split_at_cuts
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
-from memory.bank import KVMemory, MemoryFullError
+from memory.bank import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.index import HeadIndex
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, plan_recall, without_dense
+from memory.recall import RecallPlan, evidence, fit, numbered_from, plan_recall, without_dense
+from memory.records import NewChunk
 from memory.store import ChunkLostError, SessionError, SessionStore
 from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
-from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
+from streaming.events import (
+    MAX_QUESTION_CHARACTERS,
+    Answer,
+    AnswerPiece,
+    AskEvent,
+    Evidence,
+    Notice,
+    Stats,
+    Thumbnail,
+    Watched,
+    WatchEvent,
+)
 from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 
@@ -90,14 +102,15 @@ class Session:
         self._committed = threading.Condition(self._lock)
         self._under_way: Future[list[PrefilledChunk]] | None = None  # chunks that are not in memory yet
         self._store = store
-        self._memory = KVMemory(config.memory, model.device, store)
+        index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
+        self._memory = KVMemory(config.memory, model.device, store, index, self._lock)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._ingest: Ingest | None = None  # None if it must begin anew
-        self._index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._dialogue: list[Turn] = []
         self._stats = Stats()
+        self._counts = self._memory.counts()
         self._closed = False
-        self._num_told = 0  # of the memory's losses
+        self._closing = threading.Event()
         self._num_pruned = 0
         self._group_tokens = 0  # of the newest group, before pruning
         self._seen_seconds = 0.0
@@ -110,8 +123,9 @@ class Session:
 
         ahead: frames are available without waiting (a file), so several chunks of a small model may
         share a pass (`streaming/batching.py`). They become what they would be one by one.
-        Ends where the frames end, host memory or disk are full (told in a Notice) or the session is closed. An error
-        leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the disk.
+        Ends where the frames end or the session is closed; and, told in a Notice, where device or folder keep failing.
+        An error leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the
+        disk.
         """
         yield from self._losses()
         memory = self._config.memory
@@ -142,11 +156,15 @@ class Session:
 
         Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
         trace in the dialogue.
-        Raises LonglookError for an empty question, where nothing has been watched, and when closed.
+        Raises LonglookError for a question that is empty or too long, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
             raise LonglookError("the question is empty")
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise LonglookError(
+                f"the question has {len(question):,} characters; at most {MAX_QUESTION_CHARACTERS:,} are read"
+            )
         started = time.perf_counter()
         evidence: list[Evidence] = []
         text = ""
@@ -197,19 +215,19 @@ class Session:
     def close(self) -> None:
         """Gives the memory back, after the chunk under way; may be called twice, and while another thread watches."""
         with self._lock:
-            self._closed = True
-            self._index = None
+            was_closed, self._closed = self._closed, True
             self._carriers.close()
-            self._memory.close()
-            if self._store is not None:
-                self._leave(self._store)
+        self._closing.set()
+        self._memory.stop()
+        if self._store is not None and not was_closed:
+            self._keep_seen(self._store)
+        self._memory.close()
 
-    def _leave(self, store: SessionStore) -> None:
-        """Says how far was watched: what came behind the newest chunk and showed nothing new need not be seen again."""
+    def _keep_seen(self, store: SessionStore) -> None:
+        """Says how far was watched: static frames after the newest chunk need not be seen again."""
         if not store.read_only and self._seen_seconds > store.seen_seconds:
             with suppress(SessionError):
                 store.set_seen(self._seen_seconds, self._still_since)
-        store.close()
 
     def follow(self, source: str) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far came from elsewhere."""
@@ -237,6 +255,22 @@ class Session:
 
         started: when the parts were first waited for, by `time.perf_counter`. events: what happened is appended.
         """
+        for seconds in RETRY_SECONDS:  # the device may be full of answers that end soon
+            try:
+                ingest, results = self._prefill(parts, is_live)
+                break
+            except MemoryFullError:
+                if self._closing.wait(seconds):
+                    raise
+        else:
+            ingest, results = self._prefill(parts, is_live)
+        try:
+            self._commit(results, started, events)
+        finally:
+            self._let_questions_in()
+        self._ingest = ingest
+
+    def _prefill(self, parts: Sequence[Sequence[Frame]], is_live: bool) -> tuple[Ingest, list[PrefilledChunk]]:
         with self._lock:
             self._check_open()
             ingest, self._ingest = self._ingest or Ingest(self._model, self._config), None  # begins anew after an error
@@ -247,16 +281,16 @@ class Session:
         num_tokens = num_visual_tokens(self._model, [frame for part in parts for frame in part])
         self._under_way = self._engine.prefill(work, num_tokens, is_live)
         try:
-            for chunk in self._under_way.result():
-                with self._lock:
-                    self._check_open()
-                    events += self._remember(chunk, started)
-                started = time.perf_counter()
-        finally:
-            with self._committed:
-                self._under_way = None
-                self._committed.notify_all()
-        self._ingest = ingest
+            return ingest, self._under_way.result()
+        except BaseException:
+            self._let_questions_in()
+            raise
+
+    def _let_questions_in(self) -> None:
+        """What the model has seen can be asked about now."""
+        with self._committed:
+            self._under_way = None
+            self._committed.notify_all()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -270,27 +304,67 @@ class Session:
         prefix = [self._model.prefix(), *self._carriers.before(index - len(recent))]
         return PrefillWork(ingest, prepared, prefix, recent, num_recent, index)
 
-    def _remember(self, result: PrefilledChunk, started: float) -> list[WatchEvent]:
-        """Keeps a chunk, or extends the newest one; says what that changed."""
+    def _commit(self, results: Sequence[PrefilledChunk], started: float, events: list[WatchEvent]) -> None:
+        """Several chunks share a commit. If that fails each has its own, so that those before the failing one stay."""
+        try:
+            events += self._remember(results, started)
+        except SessionClosedError:
+            raise
+        except Exception:
+            if len(results) == 1:
+                raise
+            for result in results:
+                events += self._remember([result], started)
+                started = time.perf_counter()
+
+    def _remember(self, results: Sequence[PrefilledChunk], started: float) -> list[WatchEvent]:
+        """Keeps the chunks, or extends the newest one; says what that changed."""
+        self._check_open()
+        pictures = [thumbnail(result.prepared.frames) for result in results]
+        new = self._new_chunks(results, pictures, time.perf_counter() - started)
+        try:
+            counts = iter(self._memory.append_all(new, self._let_questions_in) if new else [])
+        except ValueError as error:
+            if self._closed:
+                raise SessionClosedError("this session is closed") from error
+            raise
+        seconds = time.perf_counter() - started
+        events: list[WatchEvent] = []
+        with self._lock:
+            self._check_open()
+            for result, picture in zip(results, pictures, strict=True):
+                before = self._counts
+                if result.chunk is not None:
+                    self._counts = next(counts)
+                self._count_watched(result, seconds)
+                events += [*self._eviction_notices(before), picture, Watched(self._seen_seconds, self._stats)]
+                seconds = 0.0
+        return [*events, *self._losses()]
+
+    def _new_chunks(
+        self, results: Sequence[PrefilledChunk], pictures: Sequence[Thumbnail], seconds: float
+    ) -> list[NewChunk]:
+        """What is kept of the chunks; frames that showed nothing new are counted with the chunk after them."""
+        chunks: list[NewChunk] = []
+        num_frames, watch_seconds = self._still_since
+        for result, picture in zip(results, pictures, strict=True):
+            num_frames += len(result.prepared.frames)
+            watch_seconds += seconds
+            seconds = 0.0
+            if result.chunk is not None:
+                keys = self._profile.keys_of(result.chunk) if self._profile else None
+                chunks.append(NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds))
+                num_frames, watch_seconds = 0, 0.0
+        return chunks
+
+    def _count_watched(self, result: PrefilledChunk, seconds: float) -> None:
+        """Everything that a chunk in memory, or one without anything new, changes here."""
         frames = result.prepared.frames
-        before, shown = self._stats, thumbnail(frames)
-        since = self._still_since[0] + len(frames), self._still_since[1] + time.perf_counter() - started
-        if result.chunk is not None:
-            self._append(result.chunk, shown, *since)
+        since = self._still_since[0] + len(frames), self._still_since[1] + seconds
         self._still_since = since if result.chunk is None else (0, 0.0)
         self._count_pruned(result)
         self._seen_seconds = frames[-1].pts_seconds
-        self._count(len(frames), time.perf_counter() - started)
-        return [*self._made_room(before), shown, Watched(self._seen_seconds, self._stats)]
-
-    def _append(self, chunk: KVChunk, shown: Thumbnail, num_frames: int, seconds: float) -> None:
-        """One chunk to disk and into memory."""
-        keys = self._profile.keys_of(chunk) if self._profile else None  # before memory and index change together
-        if self._store is not None:
-            self._store.append(chunk, keys, shown.image, num_frames, seconds)
-        self._memory.append(chunk)
-        if self._index is not None and keys is not None:
-            self._index.add(chunk.index, keys)
+        self._count(len(frames), seconds)
 
     def _count_pruned(self, result: PrefilledChunk) -> None:
         """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the size of the last
@@ -303,7 +377,7 @@ class Session:
     def _still_there(self, index: int) -> KVChunk | None:
         """A chunk, sparse where that is all there is, or None where it has gone from the disk."""
         with suppress(ChunkLostError):
-            return None if index in self._memory.gone else self._memory.get([index])[0]
+            return None if self._memory.is_evicted(index) else self._memory.get([index])[0]
         return self._still_there(index)
 
     def _retrieve(self, question: str, evidence: list[Evidence]) -> AnswerRequest:
@@ -316,7 +390,8 @@ class Session:
                 self._committed.wait()  # what the model has seen is part of what is asked about
             self._check_askable()
             plan, context = self._retrieve_context(question)
-            evidence += evidence_of(plan, self._memory.spans(), self._now() + 1 / self._config.read.fps)
+            memory, stop_seconds = self._memory, self._now() + 1 / self._config.read.fps
+            evidence += evidence_of(plan, memory.spans(), stop_seconds, memory.first_chunk)
             num_tokens = sum(chunk.num_tokens for chunk in context)
             self._stats = replace(self._stats, context_tokens=num_tokens)
             return AnswerRequest(self._words(question), context, self._earlier(), self._config.answer)
@@ -332,29 +407,37 @@ class Session:
 
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
-        memory, spans = self._config.memory, self._memory.spans()
-        named = chunk_ranges(named_spans(question, self._now()), spans)
+        memory, spans, first = self._config.memory, self._memory.spans(), self._memory.first_chunk
+        named = chunk_ranges(named_spans(question, self._now()), spans, has_beginning=first == 0)
         if self._answers_from_window(question, named):
             plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
         else:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(self._words(question), named)
-            plan = plan_recall(scores, named, len(spans), *budgets, gone=self._memory.gone, margin=memory.recall_margin)
-        plan = without_dense(plan, self._memory.only_sparse)
+            gone = {index - first for index in self._memory.damaged}
+            plan = plan_recall(scores, named, len(spans), *budgets, gone=gone, margin=memory.recall_margin)
+        plan = numbered_from(plan, first)
+        plan = without_dense(plan, [index for index in plan.indices if self._memory.is_sparse_only(index)])
         return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
 
     def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
-        """Evidence per chunk: by the retrieval heads, else by attention mass on the sparse level of a sample."""
-        memory, num_chunks = self._config.memory, self._memory.num_chunks
-        if self._index is not None and self._profile is not None:
+        """Evidence per remembered chunk: by retrieval heads, else by attention mass on the sparse level of a sample.
+
+        named: of each named time the chunks, counted from the first that is remembered.
+        """
+        memory, first, index = self._config.memory, self._memory.first_chunk, self._memory.index
+        num_chunks, num_damaged = self._memory.num_chunks - first, len(self._memory.damaged)
+        if index is not None and self._profile is not None:
             queries = self._profile.queries_of(self._model, question)
-            near = {i for r in named for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))}
-            found = self._index.search(queries, limit=memory.recall_chunks + memory.window_chunks, also=near)
-            return evidence(found, self._profile.norms)
-        looked_at = [i for i in candidates(num_chunks - memory.window_chunks) if i not in self._memory.gone]
+            near = {first + i for r in named for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))}
+            limit = memory.recall_chunks + memory.window_chunks + num_damaged
+            return evidence(index.search(queries, limit, also=near), self._profile.norms)
+        looked_at = [
+            i for i in candidates(num_chunks - memory.window_chunks) if not self._memory.is_evicted(first + i)
+        ]
         if len(looked_at) <= memory.recall_chunks:
             return None  # all of them come back anyway
-        levels = (self._sparse(chunk) for index in looked_at for chunk in self._memory.get([index]))
+        levels = (self._sparse(chunk) for i in looked_at for chunk in self._memory.get([first + i]))
         return as_scores(attention_mass(self._model.all_question_queries(question), levels), looked_at, num_chunks)
 
     def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
@@ -372,8 +455,9 @@ class Session:
     def _shown_at(self, seconds: float) -> float:
         if seconds > self._now():
             return seconds
-        (around,) = chunk_ranges([Span(seconds, seconds + 1)], self._memory.spans())
-        starts = [start for index in around for start in self._memory.group_starts(index)]
+        first = self._memory.first_chunk
+        (around,) = chunk_ranges([Span(seconds, seconds + 1)], self._memory.spans(), has_beginning=first == 0)
+        starts = [start for index in around for start in self._memory.group_starts(first + index)]
         return stamp_of(seconds, starts, self._model.frames_per_group / self._config.read.fps)
 
     def _context(self, plan: RecallPlan) -> list[KVChunk]:
@@ -387,7 +471,7 @@ class Session:
 
     def _sparse(self, chunk: KVChunk, sparse: str = "pooled") -> KVChunk:
         """The sparse level of a chunk from memory, which may be it already."""
-        if chunk.index in self._memory.only_sparse:
+        if self._memory.is_sparse_only(chunk.index):
             return chunk
         return chunk.pooled() if sparse == "pooled" else chunk.salient()
 
@@ -405,59 +489,54 @@ class Session:
         if self._store is None:
             return
         try:
-            with self._lock:  # a chunk may be on its way to the same folder
-                self._store.add_turn(turn.question, turn.answer)
+            self._store.add_turn(turn.question, turn.answer)
         except SessionError as error:
             yield Notice(f"This answer was not kept: {error}")
 
     def _losses(self) -> Iterator[Notice]:
         """What was found to be lost since this was last said."""
-        with self._lock:
-            losses = self._memory.losses[self._num_told :]
-            self._num_told += len(losses)
-        yield from map(Notice, losses)
+        yield from self._memory.take_notices()
 
-    def _made_room(self, before: Stats) -> Iterator[Notice]:
+    def _eviction_notices(self, before: MemoryCounts) -> Iterator[Notice]:
         """What had to make room on the disk for the newest chunk."""
-        spans, now = self._memory.spans(), self._stats
+        now = self._counts
         budget = (
             f"The disk budget of {self._config.memory.disk_bytes / (1 << 30):.3g} GiB is full: what was seen before"
         )
-        if now.forgotten_chunks > before.forgotten_chunks:
-            yield Notice(f"{budget} {spans[now.forgotten_chunks][0]:.0f} s can't be recalled now.")
-        dense_from = now.forgotten_chunks + now.sparse_chunks
-        if dense_from > before.forgotten_chunks + before.sparse_chunks:
-            yield Notice(f"{budget} {spans[dense_from][0]:.0f} s is now remembered sparse, with fewer details.")
+        if now.disk_forgotten_chunks > before.disk_forgotten_chunks:
+            yield Notice(f"{budget} {now.disk_starts_seconds:.0f} s can't be recalled now.")
+        dense_before = before.disk_forgotten_chunks + before.sparse_chunks
+        if now.disk_forgotten_chunks + now.sparse_chunks > dense_before:
+            seconds = now.dense_starts_seconds
+            yield Notice(f"{budget} {seconds:.0f} s is now remembered sparse, with fewer details.")
 
     def _restore(self, store: SessionStore) -> None:
         """Index, dialogue and counters as they were; nothing is encoded again."""
-        if self._index is not None and self._profile is not None:
-            for number, keys in enumerate(stored_keys(store, self._profile, self._still_there)):
-                self._index.add(number, keys)
+        if self._profile is not None:
+            self._memory.fill_index(stored_keys(store, self._profile, self._still_there))
         elif store.heads and not store.read_only:
             store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         self._seen_seconds = store.seen_seconds
         self._still_since = store.still_since
-        seconds = self._still_since[1] + sum(chunk.watch_seconds for chunk in store.chunks)
-        self._count(store.frames_watched, seconds)
+        self._counts = self._memory.counts()
+        self._count(store.frames_watched, store.watch_seconds)
 
     def _count(self, frames: int, seconds: float) -> None:
-        memory, prefix, index = self._memory, self._model.prefix(), self._index
-        on_device = self._carriers.memory_bytes + prefix.memory_bytes + (index.device_bytes if index else 0)
+        counts, on_device = self._counts, self._carriers.memory_bytes + self._model.prefix().memory_bytes
         self._stats = replace(
             self._stats,
             frames_read=self._stats.frames_read + frames,
-            chunks=memory.num_chunks,
-            tokens=memory.num_tokens,
-            visual_tokens=memory.num_visual_tokens,
+            chunks=counts.chunks,
+            tokens=counts.tokens,
+            visual_tokens=counts.visual_tokens,
             pruned_tokens=self._num_pruned,
             watch_seconds=self._stats.watch_seconds + seconds,
-            device_bytes=memory.device_bytes + on_device,
-            host_bytes=memory.host_bytes + (index.host_bytes if index else 0),
-            disk_bytes=self._store.disk_bytes if self._store else 0,
-            sparse_chunks=self._store.num_sparse if self._store else 0,
-            forgotten_chunks=self._store.num_forgotten if self._store else 0,
+            device_bytes=counts.device_bytes + on_device,
+            host_bytes=counts.host_bytes,
+            disk_bytes=counts.disk_bytes,
+            sparse_chunks=counts.sparse_chunks,
+            forgotten_chunks=counts.forgotten_chunks,
         )
 
 
@@ -467,7 +546,8 @@ def stored_keys(
     """The index keys of every chunk for the heads of this profile; those of other heads are made anew from the KV."""
     heads = repr([(head.layer, head.head) for head in profile.heads])
     if store.heads != heads:
-        remade = (keys_again(still_there(index), profile, store.kind.head_dim) for index in range(store.num_chunks))
+        numbers = range(store.chunks.first, store.num_chunks)
+        remade = (keys_again(still_there(index), profile, store.kind.head_dim) for index in numbers)
         if store.read_only:
             yield from remade
             return
@@ -486,12 +566,14 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
     A cut is known a few frames later, so a run is given that much later then.
     """
     if borders == "cuts":
-        return parts_at_cuts(frames, -(-count // 2), count)
+        return split_at_cuts(frames, -(-count // 2), count)
     frames = iter(frames)
     return iter(lambda: list(islice(frames, count)), [])
 
 
-def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float) -> tuple[Evidence, ...]:
+def evidence_of(
+    plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float, first_chunk: int = 0
+) -> tuple[Evidence, ...]:
     """What an answer rests on: named times first, then by score; in a tie what was recalled before the window.
 
     Chunks side by side are one stretch where a time was named, and in the window. Those recalled stay apart, since each
@@ -499,8 +581,9 @@ def evidence_of(plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seco
     """
     found: list[Evidence] = []
     for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
-        stop_seconds = spans[chunk.index + 1][0] if chunk.index + 1 < len(spans) else now_seconds
-        new = Evidence(spans[chunk.index][0], stop_seconds, chunk.score, chunk.why, chunk.level)
+        place = chunk.index - first_chunk  # of `spans`, which begin with that chunk
+        stop_seconds = spans[place + 1][0] if place + 1 < len(spans) else now_seconds
+        new = Evidence(spans[place][0], stop_seconds, chunk.score, chunk.why, chunk.level)
         if found and _are_one(found[-1], new):
             last = found.pop()
             new = replace(new, start_seconds=last.start_seconds, score=max(last.score, new.score))

@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 import torch
 
+from models.partial_vit import RaggedAttention, Tower
 from models.qwen3_vl import Qwen3VL
-from models.towers import Attending, Tower
 from streaming.engine import load_engine
 from streaming.events import Answer
 from streaming.file_source import FileSource
@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     here = {way: answers("cpu", way) for way in WAYS}
     with pretended_device():
-        with counted(Attending, "attend") as in_part, counted(Tower, "refreshed_by_keys") as by_keys:
+        with counted(RaggedAttention, "attend") as in_part, counted(Tower, "forward_by_keys") as by_keys:
             there = {way: answers(NAME, way) for way in WAYS}
         told = complaint()
     calls = [in_part.call_count, by_keys.call_count]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from errors import LonglookError
 from models.calibration import Profile, RetrievalHead
 from streaming.batching import BATCH_FRAMES
 from streaming.engine import Engine
+from streaming.events import WatchEvent
 from streaming.frames import Frame
+from streaming.ingest import PrefilledChunk
 from streaming.session import Session
 from tests.clips import write_clip
 from tests.golden import Recipe, make, make_named, steady
@@ -140,10 +142,11 @@ def test_pruning_is_chosen_by_name_and_told_in_the_stats(model: str, clip: Path)
     assert "--prune must be one of none, novelty" in refusal(ask(model, clip, "What?", "--prune", "best"))
 
 
-def test_a_small_host_budget_ends_watching_with_advice_and_answers_all_the_same(model: str, clip: Path) -> None:
+def test_a_small_host_budget_forgets_the_oldest_with_advice_and_answers_all_the_same(model: str, clip: Path) -> None:
     result = ask(model, clip, "What?", "--host-budget", 0, "--json")
     (found,) = answers(result)
-    assert found["stats"]["chunks"] == 2 and "--host-budget" in result.stderr
+    assert (found["stats"]["chunks"], found["stats"]["forgotten_chunks"]) == (6, 4)
+    assert "the oldest chunks are forgotten. Give more with --host-budget." in result.stderr
 
 
 def test_a_truncated_file_is_answered_with_a_warning(model: str, tmp_path: Path) -> None:
@@ -339,6 +342,14 @@ def test_an_empty_question_is_told_before_anything_is_watched(model: str, clip: 
     assert "question is empty" in refusal(ask(model, clip, "What?", "  "))
 
 
+def test_a_question_of_a_book_is_told_before_anything_is_watched(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.engine.load_engine", lambda *_: pytest.fail("loaded for nothing"))
+    sentence = refusal(ask(model, clip, "What?", "x" * 4001))
+    assert sentence == "A question has 4,001 characters; at most 4,000 are read."
+
+
 @pytest.mark.parametrize(
     "arguments", [["ask"], ["ask", "clip.mp4"], ["ask", "clip.mp4", "What?", "--fsp", "1"], ["aks"]]
 )
@@ -363,14 +374,15 @@ CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Ctrl-C is pressed while a chunk of this number is under way."""
-    append = Session._append
+    remember = Session._remember
 
-    def pressed(session: Session, *given: Any) -> None:
-        if session._memory.num_chunks == chunk:
+    def pressed(session: Session, results: Sequence[PrefilledChunk], started: float) -> list[WatchEvent]:
+        first = session.memory.num_chunks
+        if chunk in range(first, first + len(results)):
             signal.raise_signal(signal.SIGINT)
-        append(session, *given)
+        return remember(session, results, started)
 
-    monkeypatch.setattr(Session, "_append", pressed)
+    monkeypatch.setattr(Session, "_remember", pressed)
 
 
 def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
@@ -498,7 +510,7 @@ CHILD = """
     import select, signal, sys
     sys.argv = ["app.py", *sys.argv[1:]]
     import streaming.session as session
-    append = session.Session._append
+    remember = session.Session._remember
 
     def tell(word):
         print(word, file=sys.stderr, flush=True)
@@ -511,9 +523,9 @@ CHILD = """
                 told = True
                 tell("noticed")
         sys.stdin.readline()
-        append(self, *given)
+        return remember(self, *given)
 
-    session.Session._append = waiting
+    session.Session._remember = waiting
     import app
     app.main()
 """

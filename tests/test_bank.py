@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from memory.bank import KVMemory, MemoryFullError
+from memory.bank import KVMemory
 from memory.chunk import KVChunk, PositionLayout
 from memory.pool import HostPool, PoolFullError
+from memory.records import NewChunk
 
 LAYERS, HEADS, DIM = 3, 2, 8
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
@@ -36,7 +37,7 @@ def make_memory(
 ) -> KVMemory:
     memory = KVMemory(MemoryConfig(window_chunks=window_chunks, host_bytes=host_bytes), torch.device(device))
     for index in range(num_chunks):
-        memory.append(make_chunk(index, tokens_of(index)))
+        memory.append(NewChunk(make_chunk(index, tokens_of(index))))
     return memory
 
 
@@ -75,7 +76,7 @@ def test_a_change_of_one_value_in_one_chunk_would_be_noticed() -> None:
 def test_keys_keep_their_type_and_bits(dtype: torch.dtype) -> None:
     memory = make_memory()
     for index in range(4):
-        memory.append(make_chunk(index, dtype=dtype))
+        memory.append(NewChunk(make_chunk(index, dtype=dtype)))
     back = memory.get([0])[0]
     assert back.keys.dtype == dtype
     assert torch.equal(back.keys, make_chunk(0, dtype=dtype).keys)
@@ -123,7 +124,7 @@ def test_device_bytes_are_what_the_window_really_takes() -> None:
 def test_a_larger_chunk_than_any_before_gets_a_larger_block() -> None:
     memory = make_memory(4)
     before = memory.device_bytes
-    memory.append(make_chunk(4, num_tokens=400))
+    memory.append(NewChunk(make_chunk(4, num_tokens=400)))
     assert memory.device_bytes > before
     assert not differs(memory.get([4])[0], make_chunk(4, num_tokens=400))
     memory.check_integrity()
@@ -133,7 +134,7 @@ def test_memory_does_not_keep_the_larger_tensor_alive_that_a_chunk_was_cut_from(
     chunk = make_chunk(0)
     context = torch.randn(LAYERS, HEADS, 5000, DIM)
     memory = make_memory()
-    memory.append(replace(chunk, keys=context[:, :, -20:], values=context[:, :, -20:]))
+    memory.append(NewChunk(replace(chunk, keys=context[:, :, -20:], values=context[:, :, -20:])))
     assert torch.equal(memory.window()[0].keys, context[:, :, -20:])
     assert memory.window()[0].keys.untyped_storage().nbytes() < context.nbytes / 10
 
@@ -142,7 +143,7 @@ def test_a_chunk_handed_out_keeps_its_values_while_the_stream_goes_on() -> None:
     memory = make_memory(6)
     held = [*memory.window(), *memory.get([0, 1])]
     for index in range(6, 20):
-        memory.append(make_chunk(index, tokens_of(index)))
+        memory.append(NewChunk(make_chunk(index, tokens_of(index))))
     assert not any(differs(chunk, make_chunk(chunk.index, tokens_of(chunk.index))) for chunk in held)
 
 
@@ -154,17 +155,21 @@ def test_the_counts_are_sums_over_chunks() -> None:
     assert memory.spans() == [(chunk.start_seconds, chunk.stop_seconds) for chunk in chunks]
 
 
-def test_a_full_host_tier_refuses_in_one_sentence_and_loses_nothing() -> None:
-    budget = 3 * make_chunk(0).memory_bytes + 100
+def test_a_full_host_tier_forgets_the_oldest_and_says_so_once() -> None:
+    budget = 4 * (make_chunk(0).memory_bytes + make_chunk(0).meta().memory_bytes)
     memory = make_memory(host_bytes=budget)
-    for index in range(5):
-        memory.append(make_chunk(index))
-    with pytest.raises(MemoryFullError, match=r"after 40 s of video.*3 chunks") as full:
-        memory.append(make_chunk(5))
-    assert full.value.knob == "memory.host_bytes", "which the command line knows by another name"
-    memory.check_integrity()
-    assert memory.host_reserved_bytes <= budget
-    assert not any(differs(chunk, make_chunk(chunk.index)) for chunk in memory.get(range(5)))
+    for index in range(40):
+        memory.append(NewChunk(make_chunk(index)))
+        memory.check_integrity()
+        assert memory.host_reserved_bytes + memory.search_bytes <= budget
+        assert not any(differs(c, make_chunk(c.index)) for c in memory.get(range(memory.first_chunk, index + 1)))
+    assert memory.num_chunks == 40 and 35 <= memory.first_chunk <= 37
+    (notice,) = memory.take_notices()
+    assert "the oldest chunks are forgotten" in notice.text
+    assert notice.knob == "memory.host_bytes", "which the command line knows by another name"
+    assert memory.take_notices() == [] and memory.is_evicted(3) and not memory.is_evicted(39)
+    with pytest.raises(IndexError, match="chunk 3 is not among"):
+        memory.get([3])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_a_full_host_tier_refuses_in_one_sentence_and_loses_nothing() -> None:
 def test_a_chunk_that_does_not_follow_is_refused(chunk: KVChunk, sentence: str) -> None:
     memory = make_memory(3)
     with pytest.raises(ValueError, match=sentence):
-        memory.append(chunk)
+        memory.append(NewChunk(chunk))
     memory.check_integrity()
     assert memory.num_chunks == 3
 
@@ -205,7 +210,7 @@ def test_a_closed_memory_gives_everything_back_and_takes_nothing() -> None:
     memory.close()
     assert (memory.num_chunks, memory.device_bytes, memory.host_bytes, memory.host_reserved_bytes) == (0, 0, 0, 0)
     with pytest.raises(ValueError, match="closed"):
-        memory.append(make_chunk(0))
+        memory.append(NewChunk(make_chunk(0)))
 
 
 @pytest.mark.parametrize("slab_bytes", [7, 64, 1000])

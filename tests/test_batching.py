@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from config import PruneConfig, ReuseConfig
+from memory.bank import KVMemory
 from models.base import PrefillRequest, num_visual_tokens
 from models.loading import load
 from models.pixels import PixelSpec, fit_size
@@ -205,14 +206,18 @@ def test_a_session_remembers_what_it_would_one_by_one(
     assert many.seen_seconds == one.seen_seconds == 30.0
 
 
-def test_a_memory_that_fills_up_within_a_batch_keeps_what_came_before(checkpoint: Path) -> None:
+def test_a_memory_that_fills_up_within_a_batch_forgets_what_it_would_one_by_one(checkpoint: Path) -> None:
     one, _ = watched(tiny_engine(checkpoint, window_chunks=2), noise_frames(80), ahead=False)
     room = 7 * one.memory.get([0])[0].memory_bytes
     engine = tiny_engine(checkpoint, window_chunks=2, host_bytes=room)
     alone, told_alone = watched(engine, noise_frames(80), ahead=False)
     session, told = watched(engine, noise_frames(80), ahead=True)
-    assert isinstance(told[-1], Notice) and told[-1] == told_alone[-1]
-    assert session.stats.chunks == alone.stats.chunks < 20
+    notices = [event for event in told if isinstance(event, Notice)]
+    assert len(notices) == 1 and "are forgotten" in notices[0].text
+    assert len([event for event in told_alone if isinstance(event, Notice)]) == 1
+    assert session.memory.spans() == alone.memory.spans() and session.memory.first_chunk > 8
+    assert session.stats.forgotten_chunks == alone.stats.forgotten_chunks == session.memory.first_chunk
+    assert session.stats.chunks == alone.stats.chunks == 20
     assert sum(isinstance(event, Watched) for event in told) == session.stats.chunks
     assert sum(isinstance(event, Thumbnail) for event in told) == session.stats.chunks
     session.memory.check_integrity()
@@ -221,19 +226,20 @@ def test_a_memory_that_fills_up_within_a_batch_keeps_what_came_before(checkpoint
 def test_what_was_remembered_before_an_error_is_told(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = Session._append
+    push = KVMemory._push
 
-    def failing(session: Session, chunk: Any, *given: Any) -> None:
-        if chunk.index == 5:  # the fifth of the second batch
+    def failing(memory: KVMemory, resident: Any, *given: Any) -> Any:
+        if resident.meta.index == 5:  # the fifth of the second batch
             raise ZeroDivisionError
-        append(session, chunk, *given)
+        return push(memory, resident, *given)
 
-    monkeypatch.setattr(Session, "_append", failing)
+    monkeypatch.setattr(KVMemory, "_push", failing)
     session, told = tiny_engine(checkpoint).open(), []
     with pytest.raises(ZeroDivisionError):
         for event in session.watch(noise_frames(80), ahead=True):
             told.append(event)
     assert sum(isinstance(event, Watched) for event in told) == session.stats.chunks == 5
+    session.memory.check_integrity()
 
 
 def test_a_run_is_the_same_bit_by_bit_whatever_the_clock_says(

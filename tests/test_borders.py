@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from config import MemoryConfig
-from keyframes.borders import parts_at_cuts, with_cuts
+from keyframes.borders import mark_cuts, split_at_cuts
 from keyframes.cuts import LAG_FRAMES
 from streaming.session import in_parts
 from tests.scenery import Picture
@@ -14,7 +14,7 @@ from tests.test_detector import frames_of, shot
 
 def lengths(pictures: list[Picture], least: int, most: int) -> list[int]:
     frames = frames_of(pictures, fps=2)
-    parts = list(parts_at_cuts(frames, least, most))
+    parts = list(split_at_cuts(frames, least, most))
     assert [frame.index for part in parts for frame in part] == list(range(len(frames))), "none is lost or swapped"
     return [len(part) for part in parts]
 
@@ -32,9 +32,9 @@ def test_quick_cuts_do_not_make_tiny_parts() -> None:
 def test_a_part_is_given_as_soon_as_its_border_is_known() -> None:
     frames = frames_of(shot(1, 30))
     taken = []
-    next(parts_at_cuts((frame for frame in frames if not taken.append(frame.index)), 4, 8))  # type: ignore[func-returns-value]
+    next(split_at_cuts((frame for frame in frames if not taken.append(frame.index)), 4, 8))  # type: ignore[func-returns-value]
     assert len(taken) == 8 + LAG_FRAMES
-    assert list(with_cuts([])) == []
+    assert list(mark_cuts([])) == []
 
 
 def test_a_session_ends_chunks_where_its_settings_say() -> None:

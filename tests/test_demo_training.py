@@ -343,7 +343,8 @@ def test_what_a_pruner_keeps_of_the_bank_is_what_it_would_keep_of_the_pictures(b
     found = []
     for start, stop in pairwise(borders):
         pruner = NoveltyPruner(PruneConfig("novelty"))
-        found += pruner.news([[*frames] for frames in bank.frames[start:stop]], [float(k) for k in range(stop - start)])
+        images, seconds = [[*frames] for frames in bank.frames[start:stop]], [float(k) for k in range(stop - start)]
+        found += pruner.select_groups(images, seconds)
     assert np.mean(worth.news[1] == np.array(found)) > 0.9  # another measure of change, at another threshold
     assert np.array_equal(np.sort(worth.order), np.tile(np.arange(TOKENS_PER_GROUP), (len(bank.frames), 1)))
 

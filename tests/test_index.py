@@ -206,3 +206,91 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
         index.search(torch.zeros(HEADS, 1, DIM + 1), limit=1)
     with pytest.raises(ValueError, match="nothing to search for"):
         index.search(torch.zeros(HEADS, 0, DIM), limit=1)
+
+
+# Chunks that are gone.
+
+
+def evicted(chunks: list[Tensor], first: int, segment_tokens: int = SEGMENT) -> HeadIndex:
+    """An index that has had all chunks and lost the oldest, some of them while it grew."""
+    index = HeadIndex(HEADS, DIM, segment_tokens=segment_tokens)
+    for number, keys in enumerate(chunks):
+        index.add(number, keys)
+        index.evict_before(min(first, number // 2))
+        index.check_integrity()
+    index.evict_before(first)
+    index.check_integrity()
+    return index
+
+
+@pytest.mark.parametrize("first", [1, 13, 39, 40])
+def test_flat_the_chunks_that_are_left_have_their_scores_and_the_others_none(first: int) -> None:
+    chunks = history(40)
+    index = evicted(chunks, first, FLAT)
+    assert (index.first_chunk, index.num_chunks) == (first, 40)
+    wanted = plain_maxsim(chunks, queries())[:, first:]
+    torch.testing.assert_close(index.search(queries(), 4), wanted, atol=1e-5, rtol=0)
+    assert index.search(queries(), 4).shape == (HEADS, 40 - first)
+    assert index.num_tokens == sum(keys.shape[1] for keys in chunks[first:])
+
+
+@pytest.mark.parametrize("first", [50, 99, 150, 250])
+def test_in_lists_the_best_of_what_is_left_is_found(first: int) -> None:
+    found = 0
+    for seed in range(10):
+        chunks, query = history(300, seed), queries(1, seed + 100)
+        scores = evicted(chunks, first).search(query, 4)
+        best = plain_maxsim(chunks, query)[:, first:].topk(4).indices
+        plain = plain_maxsim(chunks, query)[:, first:].gather(1, best)
+        found += int(torch.isclose(scores.gather(1, best), plain, atol=1e-5, rtol=0).sum())
+    assert found / (HEADS * 4 * 10) >= 0.99
+
+
+def lookalikes() -> tuple[list[Tensor], Tensor]:
+    """400 chunks: the first 240 all match the query better than chunk 250 does, which matches better than the rest."""
+    chunks, query = history(400), queries(1)
+    for number in range(240):
+        chunks[number] = torch.cat([chunks[number], (3 + 0.01 * number) * query], 1)
+    chunks[250] = torch.cat([chunks[250], 2 * query], 1)
+    return chunks, query
+
+
+def test_lookalikes_that_are_gone_do_not_hide_what_is_there() -> None:
+    chunks, query = lookalikes()
+    index = HeadIndex(HEADS, DIM, segment_tokens=SEGMENT)
+    for number, keys in enumerate(chunks):
+        index.add(number, keys)
+    assert any(segment.first_chunk < 240 < segment.stop for segment in index._segments), "one becomes partly gone"
+    assert int(index.search(query, 2).argmax(1).max()) < 240, "they do hide it as long as they are there"
+    index.evict_before(240)
+    assert index.search(query, 2).argmax(1).tolist() == [10, 10]
+
+
+def test_what_is_gone_gives_its_bytes_back() -> None:
+    chunks = history(300)
+    index, sizes = HeadIndex(HEADS, DIM, segment_tokens=SEGMENT), []
+    for number in range(3000):
+        index.add(number, chunks[number % 300])
+        index.evict_before(number - 250)
+        sizes.append(index.host_bytes)
+    index.check_integrity()
+    assert max(sizes[2000:]) <= 1.02 * max(sizes[500:1000]), "it does not grow"
+    assert len(index._segments) <= 5 and index.num_tokens < 4000
+    index.evict_before(3000)
+    assert (index.host_bytes, index.num_tokens, len(index._segments), len(index._blocks)) == (0, 0, 0, 0)
+    index.add(3000, chunks[7])
+    assert index.search(queries(), 1).shape == (HEADS, 1)
+
+
+def test_the_newest_chunk_can_be_taken_back() -> None:
+    chunks = history(60)
+    index, same = build(chunks[:40], FLAT), build(chunks[:40], FLAT)
+    for number in range(40, 60):
+        index.add_flat(number, chunks[number])
+    for _ in range(20):
+        index.remove_newest()
+        index.check_integrity()
+    assert torch.equal(index.search(queries(), 4), same.search(queries(), 4))
+    assert index.host_bytes == same.host_bytes
+    index.add(40, chunks[40])
+    torch.testing.assert_close(index.search(queries(), 4), plain_maxsim(chunks[:41], queries()), atol=1e-5, rtol=0)

@@ -115,9 +115,9 @@ def test_other_retrieval_heads_get_their_keys_from_what_is_stored(engine: Engine
     watched(mixed, 16)
     whole = Engine(engine.model, other, engine.config).open()
     watched(whole)
-    assert mixed._index is not None and whole._index is not None
+    assert mixed.memory.index is not None and whole.memory.index is not None
     query = torch.randn(1, 3, engine.model.head_dim)
-    assert torch.equal(mixed._index.search(query, 8), whole._index.search(query, 8))
+    assert torch.equal(mixed.memory.index.search(query, 8), whole.memory.index.search(query, 8))
     mixed.close()
 
 
@@ -130,10 +130,10 @@ def test_lists_are_learnt_again_from_the_keys_that_are_stored(
     session.close()
     again, whole = engine.open(tmp_path / "s", read_only=True), engine.open()
     watched(whole)
-    assert again._index is not None and whole._index is not None
-    assert again._index.num_tokens > 64 and again._index.host_bytes == whole._index.host_bytes
+    assert again.memory.index is not None and whole.memory.index is not None
+    assert again.memory.index.num_tokens > 64 and again.memory.index.host_bytes == whole.memory.index.host_bytes
     query = torch.randn(2, 3, engine.model.head_dim)
-    assert torch.equal(again._index.search(query, 1), whole._index.search(query, 1))
+    assert torch.equal(again.memory.index.search(query, 1), whole.memory.index.search(query, 1))
     again.close()
 
 
@@ -360,6 +360,6 @@ def test_keys_that_were_not_made_are_not_taken_for_none(engine: Engine, tmp_path
     session, whole = engine.open(tmp_path / "s"), engine.open()
     watched(whole, 0, 24)
     query = torch.randn(2, 3, engine.model.head_dim)
-    assert session._index is not None and whole._index is not None
-    assert torch.equal(session._index.search(query, 8), whole._index.search(query, 8))
+    assert session.memory.index is not None and whole.memory.index is not None
+    assert torch.equal(session.memory.index.search(query, 8), whole.memory.index.search(query, 8))
     session.close()

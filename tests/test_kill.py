@@ -62,6 +62,7 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
 
 Content = list[tuple[object, ...]]
 DENSE, EXACT = -3, -1  # in a chunk's tuple
+GONE = (None,) * 13  # a chunk's tuple where all of it has made room
 
 
 def content(folder: Path) -> Content:
@@ -75,15 +76,14 @@ def content(folder: Path) -> Content:
         assert "There is no session" in str(error)  # killed while it was made
         return []
     keys = [rows.numpy().tobytes() for rows in store.index_keys(2)]
-    assert len(keys) == store.num_chunks
-    found: Content = []
+    assert len(keys) == len(store.chunks)
+    found: Content = [GONE] * store.first_chunk
     for chunk in store.chunks:
         index, start, stop, num_frames, _, extent, _, starts, _, positions, visual, _ = chunk.row()
         picture = store.thumbnail(chunk.index).read_bytes()
         kv = tuple(kept_bytes(store, chunk.index, kept) for kept in KEPT)
-        found.append(
-            (index, start, stop, num_frames, extent, starts, positions, visual, keys[chunk.index], picture, *kv)
-        )
+        own_keys = keys[index - store.first_chunk]
+        found.append((index, start, stop, num_frames, extent, starts, positions, visual, own_keys, picture, *kv))
     store.close()
     return found
 

@@ -172,7 +172,7 @@ def test_an_offending_file_is_caught() -> None:
         "models.calibration": "import importlib\nfaiss = importlib.import_module('faiss')",
         "streaming.live_source": "from decord import VideoReader",
         "models.qwen3_vl": "from transformers import DynamicCache",
-        "models.towers": "import transformers\ncache = transformers.DynamicCache()",
+        "models.partial_vit": "import transformers\ncache = transformers.DynamicCache()",
         "models.llava_onevision": "from transformers.cache_utils import Cache",
         "memory.store": "from transformers import AutoConfig",
         "memory.index": "from .chunk import KVChunk",

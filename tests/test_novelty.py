@@ -12,7 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from keyframes.novelty import SAMPLES, Kept, averaged, change, measured, novelty, of_samples, otsu, small, unexplained
+from keyframes.novelty import (
+    SAMPLES,
+    ReferenceFrame,
+    average_patches,
+    change,
+    downsample,
+    motion_residual,
+    novelty,
+    otsu,
+    patch_stats,
+    stats_of_samples,
+)
 from tests.scenery import HEIGHT, WIDTH, Picture, lit, noisy, place, view
 
 GRID = (9, 16)
@@ -22,7 +33,7 @@ UNCHANGED = 0.05
 
 def compared(picture: Picture, kept: Picture) -> Tensor:
     """[rows, columns]"""
-    pictures = small([kept, picture], GRID)
+    pictures = downsample([kept, picture], GRID)
     return novelty(pictures[1:], pictures[0])[0]
 
 
@@ -100,8 +111,8 @@ def test_most_of_a_page_may_change_without_making_its_white_rest_new() -> None:
 
 def test_slow_change_adds_up_against_what_was_kept_and_not_from_picture_to_picture() -> None:
     before, after = view(place(7)).astype(np.float64), view(place(8)).astype(np.float64)
-    pictures = small([lit((1 - k / 60) * before + k / 60 * after) for k in range(61)], GRID)
-    kept = Kept()
+    pictures = downsample([lit((1 - k / 60) * before + k / 60 * after) for k in range(61)], GRID)
+    kept = ReferenceFrame()
     assert (kept.novelty(pictures[:1]) == 1).all()
     kept.keep(pictures[0])
     assert share(novelty(pictures[1:], pictures[:-1])) == 0
@@ -109,8 +120,8 @@ def test_slow_change_adds_up_against_what_was_kept_and_not_from_picture_to_pictu
 
 
 def test_what_was_measured_once_says_the_same_in_every_comparison() -> None:
-    pictures = small([view(place(seed)) for seed in (9, 10, 11)], GRID)
-    once = measured(pictures)
+    pictures = downsample([view(place(seed)) for seed in (9, 10, 11)], GRID)
+    once = patch_stats(pictures)
     assert len(once) == 3 and once.grid == GRID
     for k in range(3):
         assert torch.equal(change(once, once[k : k + 1]), novelty(pictures, pictures[k]).flatten(1))
@@ -127,8 +138,9 @@ def test_patches_as_a_tower_gets_them_say_what_the_picture_says(side: int) -> No
     pixels = torch.from_numpy(np.stack([np.asarray(Image.fromarray(scene).resize(size)) for scene in scenes]))
     cut = pixels.reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4).flatten(1, 2)
     shuffled = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
-    patches = of_samples(averaged(cut[:, shuffled]), GRID)
-    found, wanted = change(patches, patches[:1]), novelty(small(scenes, GRID), small(scenes[:1], GRID)[0]).flatten(1)
+    patches = stats_of_samples(average_patches(cut[:, shuffled]), GRID)
+    found = change(patches, patches[:1])
+    wanted = novelty(downsample(scenes, GRID), downsample(scenes[:1], GRID)[0]).flatten(1)
     assert float((found - wanted[:, shuffled]).abs().mean()) < 0.05
     assert float((found - wanted)[1].abs().mean()) > 0.1, "the order is theirs"
     assert share(found[0]) == 0
@@ -136,10 +148,10 @@ def test_patches_as_a_tower_gets_them_say_what_the_picture_says(side: int) -> No
 
 def test_a_batch_says_what_its_pictures_say_one_by_one_whatever_their_size() -> None:
     scenes = [view(place(11)), view(place(12)), view(place(11))[:100, :200], view(place(11), right=9)]
-    pictures = small(scenes, GRID)
+    pictures = downsample(scenes, GRID)
     assert pictures.shape == (4, 3, GRID[0] * SAMPLES, GRID[1] * SAMPLES)
     for picture, scene in zip(pictures, scenes, strict=True):
-        assert torch.equal(picture, small([scene], GRID)[0])
+        assert torch.equal(picture, downsample([scene], GRID)[0])
     batch = novelty(pictures, pictures[0])
     assert batch.shape == (4, *GRID)
     assert float(batch.min()) == 0 and float(batch.max()) <= 1
@@ -151,7 +163,7 @@ def test_what_moves_a_little_is_explained_by_the_picture_before_and_a_cut_is_not
     scene = place(13)
     left = {"pan": view(scene, right=7), "tilt": view(scene, down=-7), "cut": view(place(14))}
     unlike = {
-        name: float((unexplained(small([view(scene), picture], GRID)) > 4).float().mean())
+        name: float((motion_residual(downsample([view(scene), picture], GRID)) > 4).float().mean())
         for name, picture in left.items()
     }
     assert unlike["pan"] < 0.1 and unlike["tilt"] < 0.1
@@ -159,9 +171,9 @@ def test_what_moves_a_little_is_explained_by_the_picture_before_and_a_cut_is_not
 
 
 def test_a_run_is_compared_neighbour_with_neighbour() -> None:
-    pictures = small([view(place(seed)) for seed in range(4)], GRID)
-    pairs = [unexplained(pictures[k : k + 2]) for k in range(3)]
-    assert torch.equal(unexplained(pictures), torch.cat(pairs))
+    pictures = downsample([view(place(seed)) for seed in range(4)], GRID)
+    pairs = [motion_residual(pictures[k : k + 2]) for k in range(3)]
+    assert torch.equal(motion_residual(pictures), torch.cat(pairs))
 
 
 @pytest.mark.parametrize(("low", "high", "least", "most"), [(0.1, 0.8, 0.15, 0.8), (0.0, 0.02, 0.1, 0.1)])

@@ -9,6 +9,7 @@ from torch import Tensor
 from config import MemoryConfig
 from memory.bank import KVMemory
 from memory.packing import OVER_CHANNELS, OVER_TOKENS, KVFormat, rounded
+from memory.records import NewChunk
 from tests.test_bank import differs, make_chunk
 
 LAYERS, HEADS, TOKENS, DIM = 3, 2, 37, 16
@@ -91,7 +92,7 @@ def test_the_host_holds_8_bits_and_the_window_what_was_computed() -> None:
     memory = KVMemory(MemoryConfig(window_chunks=2, kv_bits=8, host_bytes=1 << 20), torch.device("cpu"))
     chunks = [make_chunk(index) for index in range(6)]
     for chunk in chunks:
-        memory.append(chunk)
+        memory.append(NewChunk(chunk))
         memory.check_integrity()
     assert memory.host_bytes == 4 * KVFormat.of(chunks[0].keys, 8).num_bytes(20) < 4 * chunks[0].memory_bytes / 2
     found = memory.get(range(6))

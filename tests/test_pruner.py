@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from config import PruneConfig
-from keyframes.pruner import TokenPruner, count_of, make_pruner
+from keyframes.pruner import TokenPruner, make_pruner, num_kept_tokens
 from streaming.file_source import FileSource
 from streaming.frames import Frame
 from tests.golden import HEIGHT, WIDTH, Recipe, make, paint, steady
@@ -51,7 +51,7 @@ def features(seed: int, n: int = N) -> Tensor:
 
 
 def is_news(pruner: TokenPruner, *images: NDArray[np.uint8], at: float = 0.0) -> bool:
-    return pruner.news([images], [at])[0]
+    return pruner.select_groups([images], [at])[0]
 
 
 def test_the_first_group_is_news_and_what_does_not_change_is_not() -> None:
@@ -128,7 +128,7 @@ def test_groups_in_one_call_are_news_as_they_are_one_by_one(size: int) -> None:
     def found(step: int) -> list[bool]:
         novelty = pruner("novelty", refresh_seconds=2.0)
         cuts = range(0, len(groups), step)
-        return [new for k in cuts for new in novelty.news(groups[k : k + step], times[k : k + step])]
+        return [new for k in cuts for new in novelty.select_groups(groups[k : k + step], times[k : k + step])]
 
     wanted = found(1)
     assert 0.1 < np.mean(wanted) < 0.9
@@ -165,7 +165,7 @@ def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(tmp_path: Path,
 
 def number_of_news(pruner: TokenPruner, frames: Sequence[Frame]) -> int:
     pairs = list(zip(frames[::2], frames[1::2], strict=False))
-    return sum(pruner.news([[a.image, b.image] for a, b in pairs], [a.pts_seconds for a, _ in pairs]))
+    return sum(pruner.select_groups([[a.image, b.image] for a, b in pairs], [a.pts_seconds for a, _ in pairs]))
 
 
 @pytest.mark.parametrize("strategy", ALL)
@@ -174,7 +174,7 @@ def test_a_fixed_share_stays_in_order_each_place_once(strategy: str, share: floa
     one = pruner(strategy, budget=share)
     for number in range(3):
         places = one.keep(features(number)).places
-        assert len(places) == count_of(share, N) and bool((places.diff() > 0).all())
+        assert len(places) == num_kept_tokens(share, N) and bool((places.diff() > 0).all())
         assert int(places[0]) >= 0 and int(places[-1]) < N
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.novelty import SAMPLES, Patches, measured
+from keyframes.novelty import SAMPLES, Patches, patch_stats
 from keyframes.references import References
 
 ROWS = COLUMNS = 8
@@ -33,7 +33,7 @@ ORDER = torch.arange(ROWS * COLUMNS).reshape(ROWS // 2, 2, COLUMNS // 2, 2).tran
 
 def by_token(pictures: Tensor) -> Patches:
     """Small pictures [n, 3, h, w] with the four patches of a token next to each other."""
-    rows = measured(pictures)
+    rows = patch_stats(pictures)
     return Patches(rows.samples[:, ORDER], rows.moments[:, :, ORDER], rows.grid)
 
 
@@ -78,5 +78,5 @@ def test_a_stream_in_parts_has_the_references_of_the_whole() -> None:
 def test_another_size_begins_anew() -> None:
     references = References(2, 2, CONFIG)
     references.follow(by_token(torch.stack([picture(1)] * 2)))
-    smaller = measured(torch.stack([picture(1)[:, : 4 * SAMPLES, : 4 * SAMPLES]] * 2))
+    smaller = patch_stats(torch.stack([picture(1)[:, : 4 * SAMPLES, : 4 * SAMPLES]] * 2))
     assert references.follow(smaller)[1] == [True, False]

@@ -8,8 +8,8 @@ import pytest
 
 from config import ReuseConfig
 from models.base import VisualGroup
+from models.partial_vit import Tower
 from models.qwen3_vl import Qwen3VL
-from models.towers import Tower
 from streaming.frames import Frame
 from tests.tiny import noise_frames
 
@@ -45,7 +45,7 @@ def test_all_refreshed_is_the_stock_tower(tiny: Qwen3VL, strategy: str, monkeypa
     frames = noise_frames(10, *SIZE)
     everything = ReuseConfig(strategy, refresh_share=1.0, still_below=0.0)
     assert apart(reused(tiny, frames, everything), tiny.encode(frames)) < TOLERANCE
-    method = "walk" if strategy == "novelty" else "refreshed_by_keys"
+    method = "forward_partial" if strategy == "novelty" else "forward_by_keys"
     monkeypatch.delattr(Tower, method)
     with pytest.raises(AttributeError, match=method):
         reused(tiny, frames, everything)

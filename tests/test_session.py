@@ -172,14 +172,19 @@ def test_an_answer_over_a_long_past_leaves_nothing_on_the_device(tiny: Qwen3VL, 
     assert session.stats.device_bytes == before
 
 
-def test_a_full_host_memory_is_told_and_what_was_seen_can_be_asked_about() -> None:
+def test_a_full_host_memory_forgets_the_oldest_is_told_once_and_watching_goes_on() -> None:
     model = GatedModel()
-    session = opened(model, settings(window_chunks=2, host_bytes=200))
-    events = list(session.watch(noise_frames(40, 2, 2)))
-    assert isinstance(events[-1], Notice) and "--host-budget" in events[-1].text
-    assert session.stats.chunks == 5, "three chunks of 64 bytes on the host, two in the window"
+    session = opened(model, settings(window_chunks=2, host_bytes=10_000))
+    events = list(session.watch(noise_frames(80, 2, 2)))
+    (notice,) = (event for event in events if isinstance(event, Notice))
+    assert "--host-budget" in notice.text and "the oldest chunks are forgotten" in notice.text
+    assert (session.stats.chunks, session.stats.frames_read) == (20, 80)
+    assert 10 < session.stats.forgotten_chunks < 18
     session._memory.check_integrity()
+    assert asked(session, "What was at 0:01?").text == "".join(WORDS)
+    assert model.asked[-1][1] == [-1, 18, 19], "what was named is gone, and nothing else stands for it"
     assert asked(session).text == "".join(WORDS)
+    assert session.stats.forgotten_chunks in model.asked[-1][1], "the oldest that is there is recalled"
 
 
 # The dialogue.
@@ -408,3 +413,11 @@ def test_a_picture_of_each_chunk_is_told_small(tiny: Qwen3VL) -> None:
     pictures = [event for event in session.watch(noise_frames(6, 300, 500)) if isinstance(event, Thumbnail)]
     assert [picture.pts_seconds for picture in pictures] == [1.0, 2.5]
     assert all(picture.image.shape == (115, 192, 3) for picture in pictures)
+
+
+def test_a_question_of_many_pages_is_refused_in_a_sentence_and_a_long_one_is_answered() -> None:
+    session = opened(GatedModel(), settings())
+    watched(session, noise_frames(4, 2, 2))
+    with pytest.raises(ValueError, match="4,001 characters; at most 4,000"):
+        next(session.ask("q" * 4001))
+    assert asked(session, "q" * 4000).text == "".join(WORDS)

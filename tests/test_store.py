@@ -18,7 +18,7 @@ from config import MemoryConfig
 from memory.bank import KVMemory
 from memory.chunk import KVChunk
 from memory.packing import KVFormat
-from memory.records import KEPT, Kept, Kind
+from memory.records import KEPT, Kept, Kind, NewChunk
 from memory.segments import read_bytes
 from memory.store import ChunkLostError, SessionError, SessionStore
 from tests.test_bank import DIM, HEADS, LAYERS, differs, make_chunk, tokens_of
@@ -90,15 +90,28 @@ def memory_over(store: SessionStore, host_bytes: int = LARGE) -> KVMemory:
 
 def wrong_chunks(memory: KVMemory) -> list[int]:
     """Those that are not what they should be: exact in the window, else as kept; sparse where that is all there is."""
-    back = memory.get([index for index in range(memory.num_chunks) if index not in memory.gone])
+    back = memory.get([index for index in range(memory.num_chunks) if not memory.is_evicted(index)])
     return [chunk.index for chunk in back if differs(chunk, right(memory, chunk.index))]
+
+
+def gone(memory: KVMemory) -> set[int]:
+    return {index for index in range(memory.num_chunks) if memory.is_evicted(index)}
+
+
+def sparse_only(memory: KVMemory) -> set[int]:
+    return {index for index in range(memory.num_chunks) if memory.is_sparse_only(index)}
+
+
+def new_chunk(index: int) -> NewChunk:
+    chunk = make_chunk(index, tokens_of(index))
+    return NewChunk(chunk, keys_for(chunk), PICTURE, 16, 0.25)
 
 
 def right(memory: KVMemory, index: int) -> KVChunk:
     chunk = make_chunk(index, tokens_of(index))
     if index in memory.window_indices:
         return chunk
-    return kept(chunk.pooled() if index in memory.only_sparse else chunk, memory._bits)
+    return kept(chunk.pooled() if memory.is_sparse_only(index) else chunk, memory._bits)
 
 
 def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(folder: Path, bits: int) -> None:
@@ -168,8 +181,7 @@ def test_what_leaves_the_host_is_read_from_disk(tmp_path: Path, host_chunks: int
     with opened(tmp_path / "s", bits=bits) as store:
         memory = memory_over(store, host_bytes=host_chunks * store.format.num_bytes(20))
         for index in range(14):
-            fill(store, index + 1)
-            memory.append(make_chunk(index, tokens_of(index)))
+            memory.append(new_chunk(index))
             memory.check_integrity()
             assert not wrong_chunks(memory)
         assert (len(memory.host_indices) < 12) == (host_chunks < 100), "the host budget must matter here"
@@ -212,7 +224,7 @@ def test_a_flipped_byte_costs_its_chunk_the_details_and_is_said(folder: Path) ->
         memory = memory_over(store)
         with pytest.raises(ChunkLostError, match=r"8 s to 16 s is damaged .* comes back sparse .* checksum"):
             memory.get([0, 1, 2])
-        assert (memory.only_sparse, memory.gone, len(memory.losses)) == ({1}, set(), 1)
+        assert (sparse_only(memory), gone(memory), len(memory.losses)) == ({1}, set(), 1)
         assert memory.get([1])[0].num_tokens < make_chunk(1, tokens_of(1)).num_tokens
         assert not wrong_chunks(memory)
         memory.check_integrity()
@@ -226,7 +238,7 @@ def test_a_chunk_that_is_damaged_at_both_levels_is_left_out(folder: Path) -> Non
         for sentence in ("comes back sparse", "was left out"):
             with pytest.raises(ChunkLostError, match=sentence):
                 memory.get([0, 1, 2])
-        assert (memory.only_sparse, memory.gone, len(memory.losses)) == (set(), {1}, 2)
+        assert (sparse_only(memory), gone(memory), len(memory.losses)) == (set(), {1}, 2)
         assert not wrong_chunks(memory)
         memory.check_integrity()
 
@@ -234,7 +246,7 @@ def test_a_chunk_that_is_damaged_at_both_levels_is_left_out(folder: Path) -> Non
 def test_every_flipped_byte_is_noticed(folder: Path, bits: int) -> None:
     generator = np.random.default_rng(0)
     with opened(folder, read_only=True) as store:
-        there = [(c.index, kept, c.places[kept]) for kept in KEPT for c in store.chunks[store.first(kept) :]]
+        there = [(c.index, kept, c.places[kept]) for kept in KEPT for c in store.chunks if c.index >= store.first(kept)]
         places = [(index, kept, place) for index, kept, place in there if place.num_bytes]
         assert len(places) == (12 if bits == 16 else 15), "in 8 bits the newest three are there as computed as well"
         for index, kept, place in places:
@@ -254,13 +266,12 @@ def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(
         flip_chunk(folder, 5, "exact")
     with opened(folder) as store:
         memory = memory_over(store)
-        assert (memory.only_sparse, memory.window()) == ({5}, [])
+        assert (sparse_only(memory), memory.window()) == ({5}, [])
         for index in range(6, 10):
-            fill(store, index + 1)
-            memory.append(make_chunk(index, tokens_of(index)))
+            memory.append(new_chunk(index))
             memory.check_integrity()
         assert not wrong_chunks(memory)
-        assert memory.only_sparse == {5}
+        assert sparse_only(memory) == {5}
 
 
 def test_a_window_whose_exact_copy_is_damaged_is_taken_in_8_bits_and_that_is_said(tmp_path: Path) -> None:
@@ -417,12 +428,11 @@ def test_beyond_the_budget_the_oldest_dense_level_goes_then_the_oldest_sparse_an
         memory = memory_over(store, host_bytes=0)
         for index in range(100):
             dense_before, sparse_before = store.first("dense"), store.first("sparse")
-            fill(store, index + 1)
-            memory.append(make_chunk(index, tokens_of(index)))
+            memory.append(new_chunk(index))
             memory.check_integrity()
             assert on_disk(tmp_path) <= store.disk_bytes <= budget
-            assert memory.only_sparse == set(range(store.num_forgotten, store.num_forgotten + store.num_sparse))
-            assert memory.gone == set(range(store.num_forgotten))
+            assert sparse_only(memory) == set(range(store.num_forgotten, store.num_forgotten + store.num_sparse))
+            assert gone(memory) == set(range(store.num_forgotten))
             if store.first("sparse") > sparse_before:
                 seen.add("sparse")
                 assert len(kv_files(store.folder, "dense")) <= 2, "something dense could still have gone"
@@ -432,13 +442,15 @@ def test_beyond_the_budget_the_oldest_dense_level_goes_then_the_oldest_sparse_an
                 assert not wrong_chunks(memory)
         assert seen == {"dense", "sparse"}
         assert not wrong_chunks(memory)
-        assert memory.gone and memory.only_sparse
+        assert gone(memory) and sparse_only(memory)
     with opened(tmp_path / "s", budget_bytes=budget) as store:
         store.check_integrity()
-        assert len(list(store.index_keys(HEADS))) == 100
-        assert store.thumbnail(0).is_file()
+        assert len(list(store.index_keys(HEADS))) == 100 - store.first_chunk
+        assert [path.name for path in sorted((tmp_path / "s" / "thumbs").iterdir())] == [
+            store.thumbnail(index).name for index in range(store.first_chunk, 100)
+        ]
         again = memory_over(store)
-        assert (again.gone, again.only_sparse) == (memory.gone, memory.only_sparse)
+        assert (gone(again), sparse_only(again)) == (gone(memory), sparse_only(memory))
         assert not wrong_chunks(again)
         with pytest.raises(ChunkLostError, match="had to make room"):
             store.read(0)
@@ -464,12 +476,12 @@ def test_a_reader_sees_what_was_forgotten_while_it_looked(tmp_path: Path) -> Non
             fill(store, 30)
             with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
                 memory.get([2])
-            assert (2 in memory.only_sparse, memory.gone) == (True, set())
+            assert (memory.is_sparse_only(2), gone(memory)) == (True, set())
             assert not wrong_chunks(memory)
             fill(store, 90)
             with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
                 memory.get([2])
-            assert 2 in memory.gone
+            assert memory.is_evicted(2)
 
 
 def test_replaced_index_keys_come_back(folder: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from keyframes.vit_cacher import BEFORE, Features, Reference
-from models import towers
-from models.towers import Attending, standing, taken
+from keyframes.vit_cacher import PREVIOUS, Features, Reference
+from models import partial_vit
+from models.partial_vit import RaggedAttention, feature_rows, gather_tokens
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 TOLERANCE = 1e-5
@@ -34,7 +34,7 @@ def chosen(tiny: Tiny, *tokens: Sequence[int]) -> Tensor:
 def whole(tiny: Tiny, patches: Tensor, keep: Sequence[int] = ()) -> tuple[Features, list[Reference]]:
     """Everything computed, with references of the groups in `keep`."""
     everything = chosen(tiny, *[range(tiny.num_tokens)] * len(patches))
-    return tiny.tower.walk(patches, tiny.grid, everything, range(len(patches)), None, keep, outputs=True)
+    return tiny.tower.forward_partial(patches, tiny.grid, everything, range(len(patches)), None, keep, outputs=True)
 
 
 def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
@@ -43,12 +43,12 @@ def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
 
 def refreshed(tiny: Tiny, patches: Tensor, reference: Reference, marks: Tensor) -> Features:
     """Groups that all build on one from before."""
-    return tiny.tower.walk(patches, tiny.grid, marks, [BEFORE] * len(patches), reference)[0]
+    return tiny.tower.forward_partial(patches, tiny.grid, marks, [PREVIOUS] * len(patches), reference)[0]
 
 
-def refreshed_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, *counts: int) -> Features:
+def forward_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, *counts: int) -> Features:
     """So many patches of each group."""
-    return tiny.tower.refreshed_by_keys(patches, tiny.grid, reference, torch.tensor(counts))
+    return tiny.tower.forward_by_keys(patches, tiny.grid, reference, torch.tensor(counts))
 
 
 @pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
@@ -68,11 +68,11 @@ def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(t
     stock, _ = tiny.stock(patches)
     everything = chosen(tiny, *[range(tiny.num_tokens)] * 2)
     assert distance(refreshed(tiny, patches, reference, everything), stock) < TOLERANCE
-    assert distance(refreshed_by_keys(tiny, patches, reference, *[tiny.num_patches] * 2), stock) < TOLERANCE
+    assert distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches] * 2), stock) < TOLERANCE
     but_one = everything.clone()
     but_one[1, 2] = False
     assert distance(refreshed(tiny, patches, reference, but_one), stock) > 0.01
-    assert distance(refreshed_by_keys(tiny, patches, reference, *[tiny.num_patches - 2] * 2), stock) > 0.01
+    assert distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches - 2] * 2), stock) > 0.01
 
 
 def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(tiny: Tiny) -> None:
@@ -82,14 +82,14 @@ def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(ti
     stock, _ = tiny.stock(twice)
     for tokens in ([[0], [3]], [[4, 1], [2]]):
         assert distance(refreshed(tiny, twice, reference, chosen(tiny, *tokens)), stock) < TOLERANCE
-    assert distance(refreshed_by_keys(tiny, twice, reference, 6, 3), stock) < TOLERANCE
+    assert distance(forward_by_keys(tiny, twice, reference, 6, 3), stock) < TOLERANCE
 
 
 @pytest.mark.parametrize("call_work", [0, 2**30], ids=["attending apart", "attending together"])
 def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(
     tiny: Tiny, call_work: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(towers, "CALL_WORK", call_work)
+    monkeypatch.setattr(partial_vit, "CALL_WORK", call_work)
     reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(6, seed=2)
     marks = chosen(tiny, [3], [0, 1, 2, 4, 5], [2, 5], [], [0], [1, 2, 3])
     together = refreshed(tiny, patches, reference, marks)
@@ -103,11 +103,11 @@ def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(
 def test_by_keys_too_a_group_is_in_a_batch_as_it_is_alone(tiny: Tiny) -> None:
     reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(3, seed=2)
     counts = (12, 4, 8)
-    together = refreshed_by_keys(tiny, patches, reference, *counts)
+    together = forward_by_keys(tiny, patches, reference, *counts)
     for row, count in enumerate(counts):
-        alone = refreshed_by_keys(tiny, patches[row : row + 1], reference, count)
+        alone = forward_by_keys(tiny, patches[row : row + 1], reference, count)
         assert distance(alone, together.alone(row)) < TOLERANCE
-        more = refreshed_by_keys(tiny, patches[row : row + 1], reference, count + 4)
+        more = forward_by_keys(tiny, patches[row : row + 1], reference, count + 4)
         assert distance(more, together.alone(row)) > 0.01
 
 
@@ -116,9 +116,9 @@ def test_groups_go_with_what_they_build_on_as_they_go_behind_it(tiny: Tiny) -> N
     before, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(6, seed=2)
     everything = range(tiny.num_tokens)
     marks = chosen(tiny, [1], everything, [0, 2], everything, [3], [4, 5])
-    bases = [BEFORE, 1, 1, 3, 1, 3]
-    together, (last,) = tiny.tower.walk(patches, tiny.grid, marks, bases, before, [3])
-    references = {BEFORE: before, 1: reference_of(tiny, patches[1:2]), 3: reference_of(tiny, patches[3:4])}
+    bases = [PREVIOUS, 1, 1, 3, 1, 3]
+    together, (last,) = tiny.tower.forward_partial(patches, tiny.grid, marks, bases, before, [3])
+    references = {PREVIOUS: before, 1: reference_of(tiny, patches[1:2]), 3: reference_of(tiny, patches[3:4])}
     for row, base in enumerate(bases):
         alone = refreshed(tiny, patches[row : row + 1], references[base], marks[row : row + 1])
         assert distance(alone, together.alone(row)) < TOLERANCE
@@ -165,7 +165,7 @@ def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_rec
         marks = chosen(tiny, tokens)
         patches = marks.repeat_interleave(tiny.tower.merge_size**2, 1)
         found = []
-        layers = tiny.tower.walked_layers(after, tiny.grid, marks, standing(marks, [BEFORE]), reference)
+        layers = tiny.tower.partial_layers(after, tiny.grid, marks, feature_rows(marks, [PREVIOUS]), reference)
         for hidden, part, right in zip(old, layers, stock, strict=True):
             mixed = hidden.clone()
             mixed[patches] = part
@@ -182,7 +182,7 @@ def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
     reference = reference_of(tiny, before)
     (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
     counts = torch.tensor([2 * tiny.tower.merge_size**2])
-    layers = tiny.tower.refreshed_by_keys_layers(after, tiny.grid, reference, counts)
+    layers = tiny.tower.layers_by_keys(after, tiny.grid, reference, counts)
     ours = [nearness(a, b) for a, b in zip(layers, stock, strict=True)]
     control = [nearness(a, b) for a, b in zip(old, stock, strict=True)]
     assert all(a > 0.98 for a in ours), ours
@@ -197,15 +197,15 @@ def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
     wanted = refreshed(tiny, later, alone, tokens)
     assert distance(wanted, refreshed(tiny, later, among, tokens)) < TOLERANCE
     assert distance(wanted, refreshed(tiny, later, last, tokens)) > 0.01
-    by_keys = refreshed_by_keys(tiny, later, alone, 12)
-    assert distance(by_keys, refreshed_by_keys(tiny, later, among, 12)) < TOLERANCE
-    assert distance(by_keys, refreshed_by_keys(tiny, later, last, 12)) > 0.01
+    by_keys = forward_by_keys(tiny, later, alone, 12)
+    assert distance(by_keys, forward_by_keys(tiny, later, among, 12)) < TOLERANCE
+    assert distance(by_keys, forward_by_keys(tiny, later, last, 12)) > 0.01
 
 
 def test_siglip_has_places_for_its_own_grid_only() -> None:
     tiny = tiny_siglip()
     with pytest.raises(ValueError, match="5 x 5 patches, not 4 x 5"):
-        tiny.tower.walk(tiny.patches(1)[:, :20], (4, 5), torch.ones(1, 20, dtype=torch.bool), [0])
+        tiny.tower.forward_partial(tiny.patches(1)[:, :20], (4, 5), torch.ones(1, 20, dtype=torch.bool), [0])
 
 
 # Rows
@@ -213,14 +213,14 @@ def test_siglip_has_places_for_its_own_grid_only() -> None:
 
 def test_tokens_that_are_not_computed_stand_where_their_base_does() -> None:
     marks = torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 1]]).bool()
-    assert standing(marks, [BEFORE, 1, 1, BEFORE]).tolist() == [[5, 0, 7], [1, 2, 3], [1, 2, 3], [5, 6, 4]]
+    assert feature_rows(marks, [PREVIOUS, 1, 1, PREVIOUS]).tolist() == [[5, 0, 7], [1, 2, 3], [1, 2, 3], [5, 6, 4]]
 
 
 def test_groups_that_attend_together_are_alike_in_size() -> None:
     counts = [1, 7, 0, 2, 3, 8]
     fresh = torch.arange(9) < torch.tensor(counts)[:, None]
     for few, sizes in ((1, [[1], [2, 3], [7], [8]]), (3, [[1, 2, 3], [7], [8]]), (9, [[1, 2, 3, 7, 8]])):
-        found = Attending.of(fresh, torch.arange(6)[:, None].expand(-1, 9), few)
+        found = RaggedAttention.of(fresh, torch.arange(6)[:, None].expand(-1, 9), few)
         assert [sorted(len(set(rows)) for rows in batch.rows.tolist()) for batch in found.batches] == sizes
         stands = [counts[int(row)] for batch in found.batches for row in batch.seen[:, 0]]
         assert stands == [len(set(rows)) for batch in found.batches for rows in batch.rows.tolist()]
@@ -233,7 +233,7 @@ def test_every_row_gets_its_own_result(few: int) -> None:
     groups = torch.arange(6)[:, None].expand(-1, 9)
     rows = torch.arange(21.0)[:, None]
     pairs = torch.arange(6.0)[:, None, None].expand(-1, 2, 1)
-    seen = Attending.of(fresh, groups, few).attend(lambda q, keys, _: 10 * q + keys[:, :1], rows, pairs)
+    seen = RaggedAttention.of(fresh, groups, few).attend(lambda q, keys, _: 10 * q + keys[:, :1], rows, pairs)
     owners = fresh.nonzero()[:, 0]
     assert seen[:, 0].tolist() == (10 * rows[:, 0] + owners).tolist()
     assert all(a < b for a, b in pairwise(seen[:, 0].tolist()))
@@ -241,5 +241,5 @@ def test_every_row_gets_its_own_result(few: int) -> None:
 
 def test_each_row_of_a_batch_has_its_own_choice() -> None:
     x = torch.arange(12.0).reshape(2, 3, 2)
-    assert taken(x, torch.tensor([[2], [0]]))[:, 0].tolist() == [[4.0, 5.0], [6.0, 7.0]]
+    assert gather_tokens(x, torch.tensor([[2], [0]]))[:, 0].tolist() == [[4.0, 5.0], [6.0, 7.0]]
     assert Features(x).deepstack == ()

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from config import ReuseConfig
-from keyframes.vit_cacher import BEFORE, Features, Reference, VitCacher, Work, plan, share_of, token_novelty
+from keyframes.vit_cacher import (
+    PREVIOUS,
+    Features,
+    Reference,
+    VitCacher,
+    Work,
+    num_tokens_in_share,
+    plan,
+    token_novelty,
+)
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 ROWS, COLUMNS = 4, 4  # patches; a token is one patch
@@ -27,7 +36,7 @@ class FakeTower:
         self.calls: list[str] = []
         self.chosen: list[Tensor] = []  # bool [g, n] of each walk
 
-    def walk(
+    def forward_partial(
         self,
         patches: Tensor,
         grid: tuple[int, int],
@@ -39,11 +48,11 @@ class FakeTower:
     ) -> tuple[Features, list[Reference]]:
         self.calls.append(f"walk {chosen.sum(1).tolist()}")
         self.chosen.append(chosen)
-        old = [before.features.embeddings[0] if base == BEFORE and before else patches[base] for base in bases]
+        old = [before.features.embeddings[0] if base == PREVIOUS and before else patches[base] for base in bases]
         made = torch.where(chosen[..., None], patches, torch.stack(old))
         return Features(made), [Reference(Features(made[k : k + 1]), torch.empty(0)) for k in keep]
 
-    def refreshed_by_keys(
+    def forward_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Features:
         shown = int(reference.features.embeddings[0, 0, 0])
@@ -187,8 +196,8 @@ def test_the_novelty_of_a_token_is_that_of_its_newest_patch() -> None:
 
 
 def test_one_changed_token_is_never_too_many() -> None:
-    assert share_of(3, 0.25) == 1
-    assert share_of(196, 0.25) == 49
+    assert num_tokens_in_share(3, 0.25) == 1
+    assert num_tokens_in_share(196, 0.25) == 49
     steps = plan(changes(0, 1)[:, None, :3], [True, False], None, CONFIG)
     assert [step.work for step in steps] == [WHOLE, REFRESHED]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from keyframes.vit_cacher import Features
-from models.towers import Tower, qwen3_vl_tower, siglip_tower
+from models.partial_vit import Tower, qwen3_vl_tower, siglip_tower
 from tests.tiny import tiny_network
 
 QWEN_GRID, SIGLIP_GRID = (4, 6), (5, 5)

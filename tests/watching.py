@@ -28,7 +28,7 @@ from streaming.engine import Engine
 from streaming.events import Watched
 from tests.tiny import noise_frames
 
-STORE_FILES = ("store.py", "segments.py", "records.py", "plain_files.py")
+STORE_FILES = ("store.py", "segments.py", "records.py", "plain_files.py", "eviction.py", "bank.py")
 NUM_FRAMES = 38  # the last chunk is shorter
 
 

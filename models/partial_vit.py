@@ -1,12 +1,13 @@
 """Vision towers computed in part, composed from the stock ones' sub-modules: no forward replaced, no weight copied.
 
-The layers are walked here in the stock arithmetic: with every patch computed both are equal. Two ways to do less:
+The layers run here in the stock arithmetic: with every patch computed the result equals the stock tower's. Two ways
+to do less:
 
-- `walk`: of each group chosen patches only, in every layer the same ones. The others are its base's in every layer, so
-  nothing is computed for them but what the chosen ones read: their keys and values. Groups computed whole are those
-  with every patch chosen. All groups go through at once, as the rows of one batch, also the bases themselves.
-- `refreshed_by_keys`: STC (arXiv 2512.00891). All patches go through every layer with fresh keys; those whose keys
-  moved most from the reference's get fresh values, attention and MLP, the others the reference's outputs.
+- `forward_partial` recomputes the same subset of patches in every layer. All other patches reuse the reference frame's
+  keys and values. A group whose every patch is chosen is computed whole. All groups of a call are rows of one batch,
+  and so are the references that they build on.
+- `forward_by_keys` is STC (arXiv 2512.00891). Every patch gets a fresh key in every layer. Those whose keys moved most
+  from the reference's get fresh values, attention and MLP; the others keep the reference's outputs.
 
 Which groups are computed how is the business of `keyframes/vit_cacher.py`.
 """
@@ -46,7 +47,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class TowerParts:
     """What sets one family of towers apart; C is the width, T the patches of a group.
 
     embed: patches [k, values] to [k, C]. places: a grid in patches to (added [T, C], rotation [2, T, head_dim] or
@@ -68,7 +69,7 @@ class Parts:
 class Tower:
     """A `keyframes.vit_cacher.VisionTower` over a stock one; shared and immutable. Runs without gradients."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: TowerParts) -> None:
         self.frames_per_group = parts.frames_per_group
         self.merge_size = parts.merge_size
         self._parts = parts
@@ -79,11 +80,11 @@ class Tower:
         """All of every group, patches [g, T, values]: what the stock tower gives. Groups of one grid attend in one call
         a layer, where the stock tower calls once for each."""
         everything = torch.ones(len(patches), patches.shape[1] // self.merge_size**2, dtype=torch.bool)
-        features, _ = self.walk(patches, grid, everything.to(patches.device), range(len(patches)))
+        features, _ = self.forward_partial(patches, grid, everything.to(patches.device), range(len(patches)))
         return features
 
     @torch.no_grad()
-    def walk(
+    def forward_partial(
         self,
         patches: Tensor,
         grid: tuple[int, int],
@@ -93,38 +94,38 @@ class Tower:
         keep: Sequence[int] = (),
         outputs: bool = False,
     ) -> tuple[Features, list[Reference]]:
-        tokens = standing(chosen, bases)
-        kept = Kept(self._of_patches(tokens[[*keep]]), outputs)
-        levels = self._finish(self.walked_layers(patches, grid, chosen, tokens, before, kept if keep else None))
+        tokens = feature_rows(chosen, bases)
+        kept = ReferenceRecorder(self._of_patches(tokens[[*keep]]), outputs)
+        levels = self._finish(self.partial_layers(patches, grid, chosen, tokens, before, kept if keep else None))
         if before is not None:
             levels = [torch.cat([fresh, old[0]]) for fresh, old in zip(levels, before.features, strict=True)]
-        features = Features.of(picked(level, tokens) for level in levels)
+        features = Features.of(gather_rows(level, tokens) for level in levels)
         return features, kept.references(features, keep)
 
     @torch.no_grad()
-    def refreshed_by_keys(
+    def forward_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Features:
-        layers = self.refreshed_by_keys_layers(patches, grid, reference, counts)
+        layers = self.layers_by_keys(patches, grid, reference, counts)
         levels = self._finish(hidden.flatten(0, 1) for hidden in layers)
         return Features.of(level.reshape(len(patches), -1, level.shape[-1]) for level in levels)
 
-    def walked_layers(
+    def partial_layers(
         self,
         patches: Tensor,
         grid: tuple[int, int],
         chosen: Tensor,
         tokens: Tensor,
         before: Reference | None = None,
-        kept: Kept | None = None,
+        kept: ReferenceRecorder | None = None,
     ) -> Iterator[Tensor]:
-        """[R, C] behind each layer, of the patches of all `chosen` tokens, row by row; `tokens` as of `standing`."""
+        """[R, C] after each layer, of the patches of all `chosen` tokens, row by row; `tokens`: see `feature_rows`."""
         fresh = chosen.repeat_interleave(self.merge_size**2, 1)
         attend: Callable[[Tensor, Tensor], Tensor]
         if bool(chosen.all()):
             before, attend = None, partial(self._attend_whole, len(patches))
         else:
-            groups = Attending.of(fresh, self._of_patches(tokens), CALL_WORK / self._parts.width / fresh.shape[1])
+            groups = RaggedAttention.of(fresh, self._of_patches(tokens), CALL_WORK / self._parts.width / fresh.shape[1])
             attend = partial(groups.attend, self._attend)
         added, rotation = self._places(grid)
         rows = fresh.flatten().nonzero()[:, 0]
@@ -134,7 +135,7 @@ class Tower:
         for number, layer in enumerate(self._parts.layers):
             projected = layer.project(layer.attention_norm(hidden), ALL)
             if rotation is not None:
-                projected[:, :2] = turned(projected[:, :2], rotation)
+                projected[:, :2] = apply_rotary(projected[:, :2], rotation)
             queries, pairs = projected[:, 0], projected[:, 1:]
             seen = pairs if before is None else torch.cat([pairs, before.pairs[number]])
             attended = layer.output(attend(queries, seen))
@@ -145,7 +146,7 @@ class Tower:
                 kept.add(pairs, attended, transformed)
             yield hidden
 
-    def refreshed_by_keys_layers(
+    def layers_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Iterator[Tensor]:
         """[g, T, C] behind each layer; `counts` patches of each group are recomputed in each (STC-Cacher)."""
@@ -157,17 +158,17 @@ class Tower:
         for number, layer in enumerate(self._parts.layers):
             x = layer.attention_norm(hidden)
             old_keys, old_values = reference.pairs[number].unbind(1)
-            keys = turned(layer.project(x, KEY), rotation)[:, :, 0]
+            keys = apply_rotary(layer.project(x, KEY), rotation)[:, :, 0]
             similarity = cosine_similarity(keys, old_keys, dim=-1)
             chosen = similarity.topk(most, largest=False).indices
             chosen = torch.where(filled, chosen, chosen[:, :1])  # groups with fewer compute their first over again
-            x = taken(x, chosen)
-            values = replaced(old_values, chosen, layer.project(x, VALUE)[:, :, 0])
-            queries = turned(layer.project(x, QUERY), None if rotation is None else rotation[:, chosen])[:, :, 0]
+            x = gather_tokens(x, chosen)
+            values = scatter_tokens(old_values, chosen, layer.project(x, VALUE)[:, :, 0])
+            queries = apply_rotary(layer.project(x, QUERY), None if rotation is None else rotation[:, chosen])[:, :, 0]
             attended = layer.output(self._attend(queries, keys, values))
-            hidden = hidden + replaced(reference.attended[number], chosen, attended)
-            transformed = layer.mlp(layer.mlp_norm(taken(hidden, chosen)))
-            hidden = hidden + replaced(reference.transformed[number], chosen, transformed)
+            hidden = hidden + scatter_tokens(reference.attended[number], chosen, attended)
+            transformed = layer.mlp(layer.mlp_norm(gather_tokens(hidden, chosen)))
+            hidden = hidden + scatter_tokens(reference.transformed[number], chosen, transformed)
             yield hidden
 
     def _of_patches(self, tokens: Tensor) -> Tensor:
@@ -198,16 +199,16 @@ class Tower:
         return [self._parts.finish(hidden), *deepstack]
 
 
-def standing(chosen: Tensor, bases: Sequence[int]) -> Tensor:
-    """Where every token's features stand, int64 [g, n]: its own where it is `chosen`, bool [g, n], else its base's; the
-    chosen ones row by row, and behind them those of the reference from before, which is base -1."""
+def feature_rows(chosen: Tensor, bases: Sequence[int]) -> Tensor:
+    """Index of each token's feature row, int64 [g, n]. Recomputed tokens (`chosen`, bool [g, n]) come first, in order,
+    then the rows of the previous reference (base -1)."""
     own = chosen.flatten().cumsum(0).reshape(chosen.shape) - 1
     before = own[-1, -1] + 1 + torch.arange(chosen.shape[1], device=chosen.device)
     return torch.where(chosen, own, torch.cat([own, before[None]])[[*bases]])
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class ReferenceRecorder:
     """What references need of the groups at `rows`, int64 [k, T], layer by layer; of what layers add only if `outputs`
     are wanted."""
 
@@ -241,14 +242,14 @@ class Batch:
 
 
 @dataclass(frozen=True, eq=False)
-class Attending:
+class RaggedAttention:
     """How R rows attend, every group on its own. order: int64 [R], where each stands among the batches' results."""
 
     batches: list[Batch]
     order: Tensor
 
     @classmethod
-    def of(cls, fresh: Tensor, seen: Tensor, few: float) -> Attending:
+    def of(cls, fresh: Tensor, seen: Tensor, few: float) -> RaggedAttention:
         """In no batch a group has more than twice the rows of another; those with up to `few` are alike.
 
         fresh: bool [g, T], the patches that are rows. seen: int64 [g, T], the rows that a group sees.
@@ -272,18 +273,18 @@ class Attending:
     def attend(self, attention: Callable[[Tensor, Tensor, Tensor], Tensor], queries: Tensor, seen: Tensor) -> Tensor:
         """[R, C] of queries [R, C] over keys and values [rows, 2, C]."""
         results = [
-            attention(picked(queries, batch.rows), *picked(seen, batch.seen).unbind(2)).flatten(0, 1)
+            attention(gather_rows(queries, batch.rows), *gather_rows(seen, batch.seen).unbind(2)).flatten(0, 1)
             for batch in self.batches
         ]
         return torch.cat(results).index_select(0, self.order)
 
 
-def picked(x: Tensor, rows: Tensor) -> Tensor:
+def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """[..., C] of [R, ..., C] at `rows`, in one copy of whole rows."""
     return x.index_select(0, rows.flatten()).reshape(*rows.shape, *x.shape[1:])
 
 
-def turned(x: Tensor, rotation: Tensor | None) -> Tensor:
+def apply_rotary(x: Tensor, rotation: Tensor | None) -> Tensor:
     """Rotary embedding of [(g,) k, p, C] with cosines and sines [2, (g,) k, head_dim], in float32 as the stock."""
     if rotation is None:
         return x
@@ -292,12 +293,12 @@ def turned(x: Tensor, rotation: Tensor | None) -> Tensor:
     return rotate(heads, cosines, sines).flatten(-2).to(x.dtype)
 
 
-def taken(x: Tensor, chosen: Tensor) -> Tensor:
+def gather_tokens(x: Tensor, chosen: Tensor) -> Tensor:
     """Rows `chosen` [g, k] of [g, T, ...], each group its own."""
     return x[torch.arange(len(x), device=x.device)[:, None], chosen]
 
 
-def replaced(old: Tensor, chosen: Tensor, fresh: Tensor) -> Tensor:
+def scatter_tokens(old: Tensor, chosen: Tensor, fresh: Tensor) -> Tensor:
     """[g, T, C]: [T, C] for every group, with rows `chosen` [g, k] replaced by [g, k, C]."""
     whole = old.repeat(len(chosen), 1, 1)
     whole[torch.arange(len(chosen), device=old.device)[:, None], chosen] = fresh
@@ -337,7 +338,7 @@ def qwen3_vl_tower(visual: Any) -> Tower:
 
     mergers = zip(visual.deepstack_visual_indexes, visual.deepstack_merger_list, strict=True)
     return Tower(
-        Parts(
+        TowerParts(
             width=visual.blocks[0].attn.proj.in_features,
             num_heads=visual.blocks[0].attn.num_heads,
             frames_per_group=visual.patch_embed.temporal_patch_size,
@@ -381,7 +382,7 @@ def siglip_tower(vision: Any) -> Tower:
         return Layer(block.layer_norm1, project, attention.out_proj, block.layer_norm2, block.mlp)
 
     return Tower(
-        Parts(
+        TowerParts(
             width=vision.config.hidden_size,
             num_heads=vision.config.num_attention_heads,
             frames_per_group=1,
