@@ -57,14 +57,9 @@ class ReadConfig:
     """How a source is read."""
 
     fps: float = 2.0  # frames sampled per second of video; Qwen3-VL's own video default
-    queue_frames: int = 32  # frames decoded ahead of the model
-    stall_seconds: float = 20.0  # a decoder that gives nothing for so long is given up
 
     def __post_init__(self) -> None:
         _check("read.fps", self.fps, 0 < self.fps <= 60, "lie in (0, 60]")
-        _check_least("read", self, {"queue_frames": 1})
-        is_wait = 0 < self.stall_seconds < math.inf
-        _check("read.stall_seconds", self.stall_seconds, is_wait, "be more than 0")
 
 
 @dataclass(frozen=True)

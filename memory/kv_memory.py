@@ -39,6 +39,7 @@ from memory.kv_codec import KVFormat
 from memory.numbered import Numbered
 from memory.records import Kept, NewChunk
 from memory.retrieval_index import HeadIndex
+from streaming.events import Notice
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
 BLOCK_STEP_BYTES = 512  # what a GPU's allocator rounds to as well
@@ -125,7 +126,7 @@ class KVMemory:
         self._metas: Numbered[ChunkMeta] = Numbered()
         self._addresses: deque[int] = deque()  # in the host pool, of the chunks that left the window last
         self._lost: dict[tuple[int, Kept], str] = {}  # what was found damaged or gone on disk, and what to say of it
-        self._notices: list[str] = []  # not told yet
+        self._notices: list[Notice] = []  # not told yet
         self._has_told_of_host = self._has_told_of_disk = False
         self._window: deque[_Resident] = deque()
         self._pending: dict[int, KVChunk] = {}  # chunks that are not durable yet, wherever they are besides
@@ -209,7 +210,7 @@ class KVMemory:
         """A sentence for each chunk and level that could not be read from disk, in the order of finding."""
         return list(self._lost.values())
 
-    def take_notices(self) -> list[str]:
+    def take_notices(self) -> list[Notice]:
         """What was lost since this was last asked for, a sentence each."""
         with self._lock:
             notices, self._notices = self._notices, []
@@ -520,7 +521,7 @@ class KVMemory:
             self._evict_unreachable()
             if not self._has_told_of_disk:
                 self._has_told_of_disk = True
-                self._notices.append(f"{error} The oldest of what was seen makes room.")
+                self._notices.append(Notice(f"{error} The oldest of what was seen makes room.", error.knob))
         self._store.delete_evicted()
 
     def _check_open(self) -> None:
@@ -617,10 +618,11 @@ class KVMemory:
             return
         self._has_told_of_host = True
         gib, seconds = self._host_bytes / (1 << 30), self.stop_seconds or 0.0
-        self._notices.append(
+        sentence = (
             f"The host memory for this stream is full after {seconds:.0f} s of video: {gib:.3g} GiB. From now on the "
             "oldest chunks are forgotten."
         )
+        self._notices.append(Notice(sentence, "memory.host_bytes"))
 
     def _resident(self, chunk: KVChunk) -> _Resident:
         """A copy of the chunk in a block of its own: prefill may hand us a view that keeps far more alive."""
@@ -662,7 +664,7 @@ class KVMemory:
         except ChunkLostError as error:
             if kept != "exact" or self._store.has_exact(index):  # else it has left the writer's window since
                 self._lost[index, kept] = str(error)
-                self._notices.append(str(error))
+                self._notices.append(Notice(str(error), error.knob))
             if self._store.read_only:
                 self._evict_unreachable()  # of what another process has evicted
             raise

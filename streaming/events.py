@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_QUESTION_CHARACTERS = 4000  # a person's is shorter; its times are parsed on the device's thread
+
 
 @dataclass(frozen=True)
 class Stats:

@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 from streaming.frames import Frame
 from streaming.opening import SourceError
 
+QUEUE_FRAMES = 32  # decoded ahead of the model: a pass of a small model takes as many
+STALL_SECONDS = 20.0  # a disk that wakes up, or a network drive, is slow for a few seconds only
 _QUEUE_BYTES = 512 << 20  # no more pixels wait than that, however large the frames: 20 of 4K
 _JOIN_SECONDS = 5.0  # a thread inside a C call is not waited for any longer
 
@@ -65,8 +67,8 @@ class Reader:
     def __init__(
         self,
         source: Source,
-        queue_frames: int = 32,
-        stall_seconds: float = 20.0,
+        queue_frames: int = QUEUE_FRAMES,
+        stall_seconds: float = STALL_SECONDS,
         when_full: Literal["wait", "drop_oldest"] = "wait",
     ) -> None:
         if queue_frames < 1 or stall_seconds <= 0:

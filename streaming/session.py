@@ -36,12 +36,22 @@ from memory.retrieval_index import HeadIndex
 from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
-from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
+from streaming.events import (
+    MAX_QUESTION_CHARACTERS,
+    Answer,
+    AnswerPiece,
+    AskEvent,
+    Evidence,
+    Notice,
+    Stats,
+    Thumbnail,
+    Watched,
+    WatchEvent,
+)
 from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 
 T = TypeVar("T")
-MAX_QUESTION_CHARACTERS = 4000  # a person's question is shorter; its times are parsed on the device's thread
 THUMBNAIL_SIDE = 192  # pixels of the longer side
 
 
@@ -485,7 +495,7 @@ class Session:
 
     def _losses(self) -> Iterator[Notice]:
         """What was found to be lost since this was last said."""
-        yield from map(Notice, self._memory.take_notices())
+        yield from self._memory.take_notices()
 
     def _eviction_notices(self, before: MemoryCounts) -> Iterator[Notice]:
         """What had to make room on the disk for the newest chunk."""

@@ -141,11 +141,11 @@ def test_pruning_is_chosen_by_name_and_told_in_the_stats(model: str, clip: Path)
     assert "--prune must be one of none, novelty" in refusal(ask(model, clip, "What?", "--prune", "best"))
 
 
-def test_a_small_host_budget_forgets_the_oldest_and_watches_and_answers_all_the_same(model: str, clip: Path) -> None:
+def test_a_small_host_budget_forgets_the_oldest_with_advice_and_answers_all_the_same(model: str, clip: Path) -> None:
     result = ask(model, clip, "What?", "--host-budget", 0, "--json")
     (found,) = answers(result)
-    assert found["stats"]["chunks"] == 6 and found["stats"]["host_bytes"] < 100_000
-    assert result.stderr.count("oldest chunks are forgotten") == 1
+    assert (found["stats"]["chunks"], found["stats"]["forgotten_chunks"]) == (6, 4)
+    assert "the oldest chunks are forgotten. Give more with --host-budget." in result.stderr
 
 
 def test_a_truncated_file_is_answered_with_a_warning(model: str, tmp_path: Path) -> None:
@@ -339,6 +339,14 @@ def test_no_message_of_the_library_names_an_option(folder: str) -> None:
 
 def test_an_empty_question_is_told_before_anything_is_watched(model: str, clip: Path) -> None:
     assert "question is empty" in refusal(ask(model, clip, "What?", "  "))
+
+
+def test_a_question_of_a_book_is_told_before_anything_is_watched(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.engine.load_engine", lambda *_: pytest.fail("loaded for nothing"))
+    sentence = refusal(ask(model, clip, "What?", "x" * 4001))
+    assert sentence == "A question has 4,001 characters; at most 4,000 are read."
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,9 @@ def test_a_full_host_tier_forgets_the_oldest_and_says_so_once() -> None:
         assert memory.host_reserved_bytes + memory.search_bytes <= budget
         assert not any(differs(c, make_chunk(c.index)) for c in memory.get(range(memory.first_chunk, index + 1)))
     assert memory.num_chunks == 40 and 35 <= memory.first_chunk <= 37
-    (sentence,) = memory.take_notices()
-    assert "the oldest chunks are forgotten" in sentence and "--" not in sentence
+    (notice,) = memory.take_notices()
+    assert "the oldest chunks are forgotten" in notice.text
+    assert notice.knob == "memory.host_bytes", "which the command line knows by another name"
     assert memory.take_notices() == [] and memory.is_evicted(3) and not memory.is_evicted(39)
     with pytest.raises(IndexError, match="chunk 3 is not among"):
         memory.get([3])

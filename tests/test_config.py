@@ -50,8 +50,6 @@ def test_nothing_changes_a_configuration() -> None:
         ({"read": {"fps": NAN}}, "read.fps must be a number, not nan"),
         ({"read": {"fps": 61}}, "fps"),
         ({"read": {"fps": None}}, "read.fps must be a number"),
-        ({"read": {"queue_frames": 0}}, "queue_frames"),
-        ({"read": {"stall_seconds": 0}}, "stall_seconds"),
         ({"answer": {"max_new_tokens": 0}}, "answer.max_new_tokens must be at least 1, not 0"),
         ({"answer": {"temperature": -0.1}}, "temperature"),
         ({"answer": {"temperature": NAN}}, "answer.temperature must be a number, not nan"),

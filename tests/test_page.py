@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from config import ReadConfig
+from streaming.reader import Reader
 from tests.clips import write_clip
 from tests.fakes import FakeEngine
 from tests.waiting import wait_until
@@ -264,9 +266,12 @@ def test_the_number_of_open_sessions_is_bounded_and_the_idlest_makes_room(clip: 
     assert all(session.closed for session in engine.sessions)
 
 
-def test_closing_in_the_middle_of_watching_ends_its_thread(clip: Path, tmp_path: Path) -> None:
+def test_closing_in_the_middle_of_watching_ends_its_thread(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ui.viewing.Reader", partial(Reader, queue_frames=1))
     engine = FakeEngine()
-    tabs = TabRegistry(engine, ReadConfig(queue_frames=1), tmp_path / "pictures")
+    tabs = TabRegistry(engine, ReadConfig(), tmp_path / "pictures")
     tab = tabs.begin("tab", clip, clip.name)
     tabs.close("tab")
     assert tab.finished.is_set()

@@ -81,7 +81,7 @@ def test_the_embedded_model_answers_every_suggestion_right_as_soon_as_it_is_show
                 answers.append((item["question"], getattr(answer, "text", ""), item["answer"]))
 
     read = engine.config.read
-    with Reader(FileSource(path, read.fps), read.queue_frames, read.stall_seconds) as reader:
+    with Reader(FileSource(path, read.fps)) as reader:
         for _ in session.watch(reader, ahead=True):
             suggested = set(suggestions_for(path, True, session.seen_seconds or 0.0))
             ask(suggested - shown)

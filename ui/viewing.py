@@ -154,7 +154,7 @@ class TabSession:
     def _watch(self) -> None:
         source = FileSource(self.path, self._config.fps)
         self._update(duration_seconds=source.info.duration_seconds or 0.0)
-        with Reader(source, self._config.queue_frames, self._config.stall_seconds) as self._reader:
+        with Reader(source) as self._reader:
             if self._closing.is_set():  # `close` may not have seen the reader
                 return
             frames = takewhile(lambda _: not self._stopping.is_set(), self._reader)

@@ -15,6 +15,7 @@ from config import Value
 from errors import LonglookError
 from memory.plain_files import DATABASE
 from models.checkpoint import check_can_be_had, recommended_config
+from streaming.events import MAX_QUESTION_CHARACTERS
 from streaming.file_source import SourceInfo, probe
 from ui.cli.console import loading, program, warn
 from ui.cli.settings import Settings
@@ -48,6 +49,12 @@ def video_and_questions(words: Sequence[str], session: str | None) -> tuple[Path
         raise LonglookError("A question is empty.")
     if any("\ud800" <= letter <= "\udfff" for question in questions for letter in question):
         raise LonglookError("A question is not valid UTF-8.")
+    for question in questions:
+        if len(question.strip()) > MAX_QUESTION_CHARACTERS:
+            raise LonglookError(
+                f"A question has {len(question):,} characters; at most "
+                f"{MAX_QUESTION_CHARACTERS:,} are read."
+            )
     return video, questions
 
 

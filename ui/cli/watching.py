@@ -54,7 +54,7 @@ def watch_video(
     ends = [end for end in (source.info.duration_seconds, stop_seconds) if end is not None]
     try:
         with (
-            Reader(source, read.queue_frames, read.stall_seconds) as reader,
+            Reader(source) as reader,
             watch_progress(start_seconds, min(ends, default=None)) as progress,
         ):
             frames = announced(reader, start_seconds)
