@@ -251,7 +251,7 @@ def test_where_the_disk_is_full_before_its_budget_the_oldest_makes_room(
         memory.append(new_chunk(100))
     assert store.disk_bytes < before - 100_000 and memory.num_chunks == 101
     (notice,) = memory.take_notices()
-    assert "no space left on device. The oldest of what was seen makes room." in notice
+    assert "no space left on device. The oldest of what was seen makes room." in notice.text
     assert memory.is_sparse_only(0) and not memory.is_sparse_only(95)
     memory.check_integrity()
     store.check_integrity()
