@@ -78,7 +78,7 @@ class MemoryConfig:
     carrier_tokens: int = 0  # timestamp tokens of chunks before `prefill_chunks` that a chunk sees
     recall: str = "always"  # "auto" skips recall when the model is sure, "never" always does
     sure_below: float = 0.6  # "auto" skips recall when the model's uncertainty is below this
-    kv_bits: int = 16  # KV cache on host and disk: 16 as computed, 8 rounded (`memory/packing.py`)
+    kv_bits: int = 16  # KV cache on host and disk: 16 as computed, 8 rounded (`memory/kv_codec.py`)
     host_bytes: int = 8 << 30  # budget of the host tier
     disk_bytes: int = 64 << 30  # budget of a session's folder, if it has one
 

@@ -27,11 +27,11 @@ from torch import Tensor
 from bench.machine import describe, save
 from bench.report import table
 from config import MemoryConfig
-from memory.bank import KVMemory
 from memory.chunk import KVChunk, PositionLayout
-from memory.index import HeadIndex
+from memory.disk_tier import SessionStore
+from memory.kv_memory import KVMemory
 from memory.records import Kind, NewChunk
-from memory.store import SessionStore
+from memory.retrieval_index import HeadIndex
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK_SECONDS = 8.0  # 16 frames at 2 a second
@@ -262,16 +262,18 @@ def main(
     host_mib: Annotated[float, typer.Option(help="Budget of the host.")] = 16.0,
     disk_mib: Annotated[float, typer.Option(help="Budget of the folder.")] = 12.0,
     readings: Annotated[int, typer.Option(help="How many readings of each way.", min=4)] = 60,
+    place: Annotated[Path | None, typer.Option(help="Where the session's folder goes; a temporary one.")] = None,
     out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS / "endless",
 ) -> None:
     """Watch for a month, and say what grew."""
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=place) as folder:
         runs = run(days, minutes, host_mib, disk_mib, readings, Path(folder))
     lines = report(runs)
     data = {"runs": [asdict(one) for one in runs]}
-    save(out, "A stream that does not end", describe(), lines, data)
+    about = {**describe(), "folder": "in memory" if place == Path("/dev/shm") else "on a disk"}
+    save(out, "A stream that does not end", about, lines, data)
     print("\n".join(lines))
 
 

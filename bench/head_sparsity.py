@@ -27,7 +27,7 @@ from bench.recall import plain
 from bench.report import table
 from memory.address import in_seconds
 from memory.chunk import KVChunk, cells
-from memory.packing import KVFormat
+from memory.kv_codec import KVFormat
 from models.calibration import Profile
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine

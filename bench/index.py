@@ -27,8 +27,8 @@ from bench.machine import describe, save
 from bench.report import table
 from memory.address import in_seconds
 from memory.chunk import KVChunk
-from memory.index import SEGMENT_TOKENS, HeadIndex
-from memory.recall import evidence
+from memory.recall_policy import evidence
+from memory.retrieval_index import SEGMENT_TOKENS, HeadIndex
 from streaming.engine import load_engine
 from streaming.session import in_parts
 

@@ -24,10 +24,10 @@ from bench.clips import FPS, static_camera
 from bench.machine import describe, now, save
 from bench.report import table
 from config import AnswerConfig, MemoryConfig
-from memory.bank import KVMemory
-from memory.index import HeadIndex
-from memory.recall import numbered_from, plan_recall
+from memory.kv_memory import KVMemory
+from memory.recall_policy import numbered_from, plan_recall
 from memory.records import NewChunk
+from memory.retrieval_index import HeadIndex
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model

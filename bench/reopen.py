@@ -27,9 +27,9 @@ from bench.ingest import QUESTION, repeated_frames, two_heads
 from bench.machine import describe, save
 from bench.report import table
 from config import AnswerConfig, Config, MemoryConfig
-from memory.bank import KVMemory
-from memory.index import HeadIndex
-from memory.store import SessionStore
+from memory.disk_tier import SessionStore
+from memory.kv_memory import KVMemory
+from memory.retrieval_index import HeadIndex
 from models.shapes import random_model
 from streaming.engine import Engine, kept_settings, kind_of
 from streaming.events import Answer
@@ -99,12 +99,12 @@ class Bench:
         with stopwatch(spent.append):
             store = self._store(folder)
         with stopwatch(spent.append):
-            KVMemory(config, torch.device("cpu"), store).close()
+            memory = KVMemory(config, torch.device("cpu"), store)
         with stopwatch(spent.append):
             index = HeadIndex(len(self.engine.profile.heads), model.head_dim, model.dtype)
             for number, keys in enumerate(store.index_keys(index.num_heads)):
                 index.add(number, keys)
-        store.close()
+        memory.close()  # and the store with it
         forget(folder)
         with stopwatch(spent.append):
             session = self.engine.open(folder, read_only=True)

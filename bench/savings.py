@@ -28,7 +28,7 @@ from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
 from memory.chunk import KVChunk
-from memory.packing import AS_COMPUTED, KVFormat
+from memory.kv_codec import AS_COMPUTED, KVFormat
 from models.base import num_visual_tokens
 from models.checkpoint import recommended_settings
 from models.qwen3_vl import Qwen3VL

@@ -98,12 +98,16 @@ class Ledger:
         dropped = self._drop_files("exact", newest)
         num_bytes = sum(sizes.values()) + record_bytes
         while self.num_bytes + num_bytes > self._budget_bytes:
-            dropped += self._drop_oldest(newest)
+            dropped += self._drop_oldest_before(newest)
         places: dict[Kept, tuple[int, int]] = {}
         for kept, size in sizes.items():
             places[kept] = self._place(kept, index)
             self._put(kept, index, places[kept][0], size, record_bytes if kept == "sparse" else 0)
         return Placement(places, dropped)
+
+    def drop_oldest(self, num_chunks: int) -> list[tuple[Kept, int]]:
+        """Drops the oldest file of a history of so many chunks. Raises BudgetTooSmallError where none can go."""
+        return self._drop_oldest_before(num_chunks - self._keep_chunks)
 
     def drop_before(self, kept: Kept, number: int) -> None:
         """Another process dropped the files of the chunks before `number`."""
@@ -127,7 +131,7 @@ class Ledger:
         files.append(replace(last, stop=index + 1, num_bytes=last.num_bytes + num_bytes, record_bytes=record))
         self.num_bytes += num_bytes + record_bytes
 
-    def _drop_oldest(self, newest: int) -> list[tuple[Kept, int]]:
+    def _drop_oldest_before(self, newest: int) -> list[tuple[Kept, int]]:
         for kept in EVICTION_ORDER:
             files = self._files[kept]
             if files and files[0].stop <= newest:

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory.disk_tier import SessionStore, check_is_session, is_locked, lock, wrap_os_errors
 from memory.plain_files import (
     DATABASE,
     DATABASE_FILES,
@@ -20,7 +21,6 @@ from memory.plain_files import (
     kv_names,
     thumb_names,
 )
-from memory.store import SessionStore, check_is_session, is_locked, lock, wrap_os_errors
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory.chunk import ChunkMeta, KVChunk, PositionLayout
-from memory.database import DamagedDatabaseError
+from memory.session_db import DamagedDatabaseError
 
 Kept = Literal["dense", "sparse", "exact"]
 KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")  # the last for a window of chunks that are rounded otherwise

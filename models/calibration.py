@@ -22,7 +22,7 @@ from torch import Tensor
 from config import MemoryConfig
 from errors import LonglookError
 from memory.chunk import KVChunk
-from memory.recall import HeadNorm, evidence, head_norms
+from memory.recall_policy import HeadNorm, evidence, head_norms
 from models.base import Head, VideoLLM
 from models.demo.world import COLOURS, SHAPES, Scene, WorldEvent, background_kind, place_things, render
 from streaming.frames import Frame

@@ -19,9 +19,9 @@ import torch
 
 from config import Config
 from errors import LonglookError
-from memory.bank import NO_DEVICE_MEMORY, MemoryFullError
+from memory.disk_tier import SessionStore
+from memory.kv_memory import NO_DEVICE_MEMORY, MemoryFullError
 from memory.records import Kind
-from memory.store import SessionStore
 from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
 from models.checkpoint import recommended_config

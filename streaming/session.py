@@ -25,14 +25,14 @@ from config import AnswerConfig, Config
 from errors import LonglookError
 from keyframes.borders import split_at_cuts
 from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
-from memory.bank import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
-from memory.index import HeadIndex
+from memory.disk_tier import ChunkLostError, SessionError, SessionStore
+from memory.kv_memory import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall import RecallPlan, evidence, fit, numbered_from, plan_recall, without_dense
+from memory.recall_policy import RecallPlan, evidence, fit, numbered_from, plan_recall, without_dense
 from memory.records import NewChunk
-from memory.store import ChunkLostError, SessionError, SessionStore
+from memory.retrieval_index import HeadIndex
 from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens

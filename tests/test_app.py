@@ -24,7 +24,6 @@ from errors import LonglookError
 from models.calibration import Profile, RetrievalHead
 from streaming.batching import BATCH_FRAMES
 from streaming.engine import Engine
-from streaming.events import WatchEvent
 from streaming.frames import Frame
 from streaming.ingest import PrefilledChunk
 from streaming.session import Session
@@ -146,6 +145,8 @@ def test_a_small_host_budget_forgets_the_oldest_with_advice_and_answers_all_the_
     result = ask(model, clip, "What?", "--host-budget", 0, "--json")
     (found,) = answers(result)
     assert (found["stats"]["chunks"], found["stats"]["forgotten_chunks"]) == (6, 4)
+    assert found["stats"]["host_bytes"] < 100_000
+    assert result.stderr.count("oldest chunks are forgotten") == 1
     assert "the oldest chunks are forgotten. Give more with --host-budget." in result.stderr
 
 
@@ -374,15 +375,15 @@ CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Ctrl-C is pressed while a chunk of this number is under way."""
-    remember = Session._remember
+    commit = Session._commit
 
-    def pressed(session: Session, results: Sequence[PrefilledChunk], started: float) -> list[WatchEvent]:
-        first = session.memory.num_chunks
-        if chunk in range(first, first + len(results)):
+    def pressed(session: Session, results: Sequence[PrefilledChunk], *given: Any) -> None:
+        first = session._memory.num_chunks
+        if first <= chunk < first + len(results):
             signal.raise_signal(signal.SIGINT)
-        return remember(session, results, started)
+        commit(session, results, *given)
 
-    monkeypatch.setattr(Session, "_remember", pressed)
+    monkeypatch.setattr(Session, "_commit", pressed)
 
 
 def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
@@ -510,7 +511,7 @@ CHILD = """
     import select, signal, sys
     sys.argv = ["app.py", *sys.argv[1:]]
     import streaming.session as session
-    remember = session.Session._remember
+    commit = session.Session._commit
 
     def tell(word):
         print(word, file=sys.stderr, flush=True)
@@ -523,9 +524,9 @@ CHILD = """
                 told = True
                 tell("noticed")
         sys.stdin.readline()
-        return remember(self, *given)
+        commit(self, *given)
 
-    session.Session._remember = waiting
+    session.Session._commit = waiting
     import app
     app.main()
 """
@@ -533,7 +534,7 @@ CHILD = """
 
 @pytest.fixture
 def child(model: str, clip: Path) -> Iterator[subprocess.Popen[str]]:
-    """`ask` in a process that waits for a line of input before each chunk, and has a first chunk behind it."""
+    """`ask` in a process that waits for a line of input before each commit, and has a first chunk already."""
     command = [sys.executable, "-c", textwrap.dedent(CHILD), "ask", str(clip), "What?", "--json"]
     options = ["--model", model, *SIX_CHUNKS, "--max-tokens", "4"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from memory.bank import KVMemory
 from memory.chunk import KVChunk, PositionLayout
-from memory.pool import HostPool, PoolFullError
+from memory.host_pool import HostPool, PoolFullError
+from memory.kv_memory import KVMemory
 from memory.records import NewChunk
 
 LAYERS, HEADS, DIM = 3, 2, 8

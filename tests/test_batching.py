@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from config import PruneConfig, ReuseConfig
-from memory.bank import KVMemory
+from memory.kv_memory import KVMemory
 from models.base import PrefillRequest, num_visual_tokens
 from models.loading import load
 from models.pixels import PixelSpec, fit_size

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from config import MemoryConfig
-from memory import bank as bank_module
-from memory.bank import KVMemory, MemoryFullError
-from memory.index import HeadIndex
-from memory.pool import HostPool, PoolFullError
+from memory import kv_memory as bank_module
+from memory.disk_tier import SessionBusyError, SessionError, SessionStore
+from memory.host_pool import HostPool, PoolFullError
+from memory.kv_memory import KVMemory, MemoryFullError
 from memory.records import NewChunk
-from memory.store import SessionBusyError, SessionError, SessionStore
+from memory.retrieval_index import HeadIndex
 from streaming.engine import Engine
 from streaming.events import Answer, Notice, Watched
 from streaming.session import Session
@@ -192,7 +192,7 @@ def test_a_device_that_stays_full_is_told_in_a_sentence(memory: KVMemory, monkey
 
 
 def test_a_database_that_is_busy_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory.database.BUSY_SECONDS", 0.02)
+    monkeypatch.setattr("memory.session_db.BUSY_SECONDS", 0.02)
     store = SessionStore(tmp_path / "s", KIND, {}, 1 << 40, 2)
     memory = KVMemory(MemoryConfig(window_chunks=2), CPU, store)
     memory.append(new_chunk(0))
@@ -233,6 +233,36 @@ def test_a_folder_that_could_not_be_cleaned_up_is_when_the_next_chunk_comes(
     memory.append(new_chunk(2))
     store.check_integrity()
     memory.check_integrity()
+    memory.close()
+
+
+def test_where_the_disk_is_full_before_its_budget_the_oldest_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SessionStore(tmp_path / "s", KIND, {}, 2_000_000, 2)
+    memory = KVMemory(MemoryConfig(window_chunks=2, host_bytes=0), CPU, store)
+    for index in range(100):
+        memory.append(new_chunk(index))
+    assert sum(memory.is_sparse_only(index) for index in range(100)) == 0
+    before = store.disk_bytes
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", Failing(os.write, full, times=2))
+        memory.append(new_chunk(100))
+    assert store.disk_bytes < before - 100_000 and memory.num_chunks == 101
+    (notice,) = memory.take_notices()
+    assert "no space left on device. The oldest of what was seen makes room." in notice
+    assert memory.is_sparse_only(0) and not memory.is_sparse_only(95)
+    memory.check_integrity()
+    store.check_integrity()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", Failing(os.write, full, times=100))
+        with pytest.raises(SessionError, match="no space left"):
+            memory.append(new_chunk(101))
+    assert not memory.is_sparse_only(95), "not everything goes because others fill the disk"
+    memory.append(new_chunk(101))
+    memory.check_integrity()
+    assert not wrong_chunks(memory)
     memory.close()
 
 

@@ -18,26 +18,33 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Turn, VideoLLM
-from models.demo.world import background, render
+from models.demo.world import SHAPES, background, render
 from streaming.frames import Frame
 from training.bind import StoredChunk
 from training.evaluate import (
     BEGIN,
     CARD,
+    COLUMNS,
     END,
+    IN_WORLD,
     LENGTHS,
+    PAINTER,
+    PHRASES,
     SIDES,
     Verdict,
+    caption_facts,
     judge,
+    longest_common,
     make_clip,
     measured_section,
     paint,
     rows,
     tally,
+    things_told,
     update_card,
     write,
 )
-from training.questions import FAMILIES
+from training.questions import FAMILIES, NOT_SHOWN
 from training.samples import SAMPLES, describe, to_json
 from training.scenes import moments, random_scene
 
@@ -108,6 +115,32 @@ def test_clips_take_turns_in_length_and_vary_in_size_and_codec() -> None:
     assert sizes <= set(SIDES) and len(sizes) > 2 and any(c.hidden for clip in clips for c in clip.chunks)
 
 
+def test_the_other_painters_clips_are_of_one_shape_and_things_of_any_size() -> None:
+    clips = [make_clip(1, number, PAINTER) for number in range(9)]
+    shapes, sizes = set(), set()
+    for clip in clips:
+        frames = [frame for part in clip.frames for frame in part]
+        assert all(frame.image.shape == frames[0].image.shape for frame in frames)
+        shapes.add(frames[0].image.shape)
+        sizes |= {t.size for chunk in clip.chunks for m in chunk.truth for event in m.events for t in event.things}
+        for part, chunk in zip(clip.frames, clip.chunks, strict=True):
+            middles = [(a.pts_seconds + b.pts_seconds) / 2 for a, b in zip(part[::2], part[1::2], strict=True)]
+            assert middles == pytest.approx([moment.pts_seconds for moment in chunk.truth])
+    assert len(shapes) > 3 and min(sizes) < 0.2 and max(sizes) > 0.5
+    assert [c.questions for c in clips] != [make_clip(1, number).questions for number in range(9)]
+
+
+def test_other_phrases_are_asked_about_the_same_pictures() -> None:
+    plain, phrased = make_clip(1, 4), make_clip(1, 4, PHRASES)
+    assert plain.chunks == phrased.chunks
+    assert all(
+        np.array_equal(one.image, other.image)
+        for ours, theirs in zip(plain.frames, phrased.frames, strict=True)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+    assert not {q.text for q in plain.questions} & {q.text for q in phrased.questions}
+
+
 def test_frames_are_painted_at_their_size_and_a_codec_only_blurs_them() -> None:
     scenes = [random_scene(np.random.default_rng(k), 1) for k in range(2)]
     chunk = StoredChunk((4, 5, 6, 7), tuple(moments(scenes[1], 500.0)))
@@ -131,30 +164,47 @@ def test_a_model_is_asked_as_a_session_asks_and_does_not_get_what_is_hidden() ->
     assert oracle.prefilled == [[-1, *range(max(0, n - 2), n)] for n in range(len(clip.chunks))]
 
 
-def verdict(family: str, group: str, right: bool, length: str = "1 chunk") -> Verdict:
-    return Verdict(length, family, group, "what?", "yes", "yes" if right else "no")
+def verdict(family: str, group: str, right: bool, length: str = "1 chunk", kind: str = IN_WORLD) -> Verdict:
+    return Verdict(kind, length, family, group, "what?", "yes", "yes" if right else "no")
 
 
+NOT_ASKED = dict.fromkeys(COLUMNS, (0, 0))
 VERDICTS = [
     verdict("when", "when", True),
     verdict("when", "when", False, "2-3 chunks"),
     verdict("first", "order", True),
     verdict("after", "order", True),
     verdict("caption", "caption", False, "4-9 chunks"),
+    verdict("when", "when", False, kind=PAINTER),
+    verdict("first", "order", True, "4-9 chunks", PHRASES),
 ]
 
 
-def test_answers_are_counted_by_group_and_length() -> None:
+def test_answers_are_counted_by_group_and_length_and_by_the_kind_of_clip() -> None:
     by_group = tally(VERDICTS, "group")
-    assert by_group["when"] == {"1 chunk": (1, 1), "2-3 chunks": (0, 1), "4-9 chunks": (0, 0), "all": (1, 2)}
-    assert by_group["order"]["all"] == (2, 2) and tally(VERDICTS, "family")["after"]["all"] == (1, 1)
+    assert by_group["when"] == NOT_ASKED | {"1 chunk": (1, 1), "2-3 chunks": (0, 1), "all": (1, 2), PAINTER: (0, 1)}
+    assert by_group["order"] == NOT_ASKED | {"1 chunk": (2, 2), "all": (2, 2), PHRASES: (1, 1)}
+    assert tally(VERDICTS, "family")["after"]["all"] == (1, 1)
     header, *lines = rows(VERDICTS)
-    assert header == ["questions", "asked", "1 chunk", "2-3 chunks", "4-9 chunks", "all", "target"]
+    assert header == ["questions", "asked", "1 chunk", "2-3 chunks", "4-9 chunks", "all", PAINTER, PHRASES, "target"]
     assert lines == [
-        ["when", "2", "100.0 %", "0.0 %", "-", "50.0 %", "95 %"],
-        ["order", "2", "100.0 %", "-", "-", "100.0 %", "90 %"],
-        ["caption", "1", "-", "-", "0.0 %", "0.0 %", ""],
+        ["when", "3", "100.0 %", "0.0 %", "-", "50.0 %", "0.0 %", "-", "95 %"],
+        ["order", "3", "100.0 %", "-", "-", "100.0 %", "-", "100.0 %", "90 %"],
+        ["caption", "1", "-", "-", "0.0 %", "0.0 %", "-", "-", ""],
     ]
+
+
+def test_a_caption_is_judged_by_the_things_it_tells_in_order() -> None:
+    told = "a red star. Then the digit 7. Then an orange ring and a blue heart and more"
+    assert things_told(told) == ["red star", "digit 7", "orange ring", "blue heart"]
+    assert longest_common("abcd", "axcd") == 3 and longest_common("ab", "ba") == 1 and longest_common("", "a") == 0
+    repeated = "a red star. Then a red star. Then the digit 7"
+    judged = [
+        Verdict(IN_WORLD, "1 chunk", "caption", "caption", "what?", told, repeated),
+        Verdict(IN_WORLD, "1 chunk", "when", "when", "when?", told, told),
+    ]
+    assert caption_facts(judged) == (2 / 3, 2 / 4)
+    assert caption_facts([]) == (0.0, 0.0)
 
 
 def test_figures_go_to_the_card_and_to_json_and_nothing_else_changes(tmp_path: Path) -> None:
@@ -162,12 +212,13 @@ def test_figures_go_to_the_card_and_to_json_and_nothing_else_changes(tmp_path: P
     card.write_text(f"# Before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     write(VERDICTS, RUN, card, results)
     once = card.read_text(encoding="utf-8")
-    assert once.startswith(f"# Before\n{BEGIN}\n| questions") and once.endswith(f"{END}\nafter\n") and "old" not in once
+    assert "in world 0.0 % / 0.0 %" in once and once.startswith(f"# Before\n{BEGIN}\n| questions")
+    assert once.endswith(f"{END}\nafter\n") and "old" not in once
     assert "commit `abc`, 2026-01-01, on a machine" in once
     write(VERDICTS, RUN, card, results)
     assert card.read_text(encoding="utf-8") == once
     kept = json.loads(results.read_text(encoding="utf-8"))
-    assert kept["commit"] == "abc" and kept["group"]["when"]["all"] == [1, 2] and kept["questions"] == 5
+    assert kept["commit"] == "abc" and kept["group"]["when"]["all"] == [1, 2] and kept["questions"] == 7
     with pytest.raises(ValueError, match="no section"):
         update_card("# A card", measured_section(VERDICTS, RUN))
 
@@ -207,7 +258,7 @@ def test_a_samples_questions_name_events_that_are_there(bundled: Any) -> None:
                 for event in bundled.told["events"]
                 if name in {thing["name"] for thing in event["things"]}
             ]
-            if question["answer"] != "no" and "object" not in name and "thing" not in name and "one" not in name:
+            if question["answer"] not in ("no", NOT_SHOWN) and name.split()[1] in SHAPES:
                 assert any(span in question["spans"] for span in shown), question
 
 

@@ -10,19 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from models.demo.tokenizer import SPECIAL, UNKNOWN, build_tokenizer, vocabulary
+from models.demo.tokenizer import OTHER_ANSWER, READ_AS, SPECIAL, UNKNOWN, build_tokenizer, vocabulary
 from models.demo.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, WorldEvent
 from models.sampling import TextStream
 from training.bind import ClipMaker, Stage
+from training.phrases import HELD_OUT, PATTERNS, compose, may_compose
 from training.questions import (
+    CAPTION_EVENTS,
     FAMILIES,
-    OTHER_ANSWER,
-    PHRASES,
+    NOT_SHOWN,
+    UNSEEN,
     Facts,
     Question,
     ask,
     caption,
     listing,
+    phrased,
 )
 from training.scenes import Moment, group_times, random_scene
 from training.streams import make_stream, stream_questions
@@ -103,7 +106,7 @@ class Check:
 
     def colour(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         shape = next(s for s in SHAPES if re.search(rf"\b{s}\b", text))
-        return {t.colour for t in self.all_things() if t.shape == shape}
+        return {t.colour for t in self.all_things() if t.shape == shape} or {NOT_SHOWN}
 
     def shape(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         colour = next(c for c in COLOURS if re.search(rf"\b{c}\b", text))
@@ -111,7 +114,7 @@ class Check:
 
     def when(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         starts = [min(f.second for f in self.frames if f.event == e) for e in self.events_with(names[0])]
-        return {f"at {s} seconds" for s in starts} if len(starts) == 1 else set()
+        return {f"at {s} seconds" for s in starts} if len(starts) == 1 else set() if starts else {NOT_SHOWN}
 
     def what_at(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return {told(things) for things in self.at(seconds[0])}
@@ -127,11 +130,15 @@ class Check:
         return {str(len(self.things[e])) for e in events} if len(events) == 1 else set()
 
     def direction(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
+        if not self.events_with(names[0]):
+            return {NOT_SHOWN}
         moves = {t.motion for e in self.events_with(names[0]) for t in self.things[e] if t.name == names[0]}
         steady = any(f.steady and f.event in self.events_with(names[0]) for f in self.frames)
         return {"it stays still" if m == "still" else m for m in moves} if steady else set()
 
     def after(self, text: str, names: list[str], seconds: list[int], step: int = 1) -> set[str]:
+        if not self.events_with(names[0]):
+            return {NOT_SHOWN}
         (event,) = self.events_with(names[0])
         return {told(self.things[self.order[self.order.index(event) + step]])}
 
@@ -152,6 +159,9 @@ class Check:
     def last(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return {told(self.things[self.order[-1]])}
 
+    def now(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
+        return {told(things) for things in self.at(self.frames[-1].second)}
+
     def digit(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return {str(t.digit) for t in self.all_things() if t.digit is not None}
 
@@ -164,8 +174,13 @@ class Check:
         return {"yes" if found else "no"}
 
     def caption(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
-        begun = " then ".join(told(self.things[e]) for e in self.order[:3]) or "nothing"
-        return {begun + (" and more" if len(self.order) > 3 else "")}
+        different = list(dict.fromkeys(told(self.things[e]) for e in self.order))
+        sentences: list[str] = []
+        for sentence in different:
+            if len(sentences) == 8 or len(NAME.findall(" ".join([*sentences, sentence]))) > 12:
+                break
+            sentences.append(sentence)
+        return {(". Then ".join(sentences) or "nothing") + (" and more" if len(sentences) < len(different) else "")}
 
     def other(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return {OTHER_ANSWER}
@@ -244,10 +259,10 @@ def facts_of(*groups: str) -> Facts:
 
 
 def texts(facts: Facts, family: str) -> set[tuple[str, str]]:
-    """All (text, answer) of many draws; the text without its phrasing's words."""
+    """All (text, answer) of many draws about what was shown; the text without its phrasing's words."""
     rng = np.random.default_rng(0)
     made = [ask(rng, facts, family) for _ in range(80)]
-    return {(" ".join(NAME.findall(q.text)), q.answer) for q in made if q}
+    return {(" ".join(NAME.findall(q.text)), q.answer) for q in made if q and q.answer != NOT_SHOWN}
 
 
 def test_what_has_two_answers_is_not_asked() -> None:
@@ -298,7 +313,26 @@ def test_things_are_listed_in_one_order_however_they_were_drawn() -> None:
     drawn = [WorldEvent(0, 1, tuple(thing(n) for n in order)) for order in (names, names[::-1])]
     assert listing(drawn[0]) == listing(drawn[1]) == "a red circle and a cyan star and an orange heart"
     assert listing(WorldEvent(0, 1, (thing("red ring", "up"),)), motion=True) == "a red ring moving up"
-    assert caption([]) == "nothing" and caption(drawn * 2).endswith(" and more")
+
+
+def test_a_caption_tells_each_thing_once_in_order_and_says_where_it_stops() -> None:
+    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    shown = [WorldEvent(k, k + 1, (thing(name),)) for k, name in enumerate(names)]
+    assert caption([]) == "nothing"
+    assert caption([shown[0], shown[9], shown[0]]) == "a red circle. Then a green square"
+    assert caption(shown).count(". Then ") == CAPTION_EVENTS - 1 and caption(shown).endswith(" and more")
+    four = tuple(thing(name) for name in ("red circle", "blue star", "cyan ring", "white heart"))
+    crowds = [WorldEvent(k, k + 1, four[: 4 - k]) for k in range(2)]
+    assert len(NAME.findall(caption([*crowds, *shown]))) == 12
+
+
+def test_what_was_never_shown_is_said_to_be_so() -> None:
+    facts, rng = facts_of("red circle", "", "blue star"), np.random.default_rng(0)
+    for family in UNSEEN:
+        made = [q for _ in range(200) if (q := ask(rng, facts, family))]
+        unseen = [q for q in made if q.answer == NOT_SHOWN]
+        assert 0.02 * len(made) < len(unseen) < len(made), family
+        assert not any("red circle" in q.text or "blue star" in q.text or q.events for q in unseen)
 
 
 def test_a_streams_questions_are_the_same_each_time_and_none_is_there_twice() -> None:
@@ -316,22 +350,81 @@ def test_a_streams_questions_are_the_same_each_time_and_none_is_there_twice() ->
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [family for family in PHRASES if family != "other"])
+ONE = {"name": "red circle", "other": "blue star", "shape": "ring", "colour": "cyan", "second": 45321}
+OTHER = {"name": "red ring", "other": "white star", "shape": "heart", "colour": "blue", "second": 45322}
+
+
+@pytest.mark.parametrize("family", [family for family in PATTERNS if family != "other"])
 def test_a_phrasing_reads_the_same_in_any_case_and_with_any_punctuation(family: str) -> None:
-    for phrase in PHRASES[family]:
-        text = phrase.format(name="red circle", other="blue star", shape="ring", colour="cyan", second=45321)
-        plain = ids(text)
-        assert UNKNOWN not in TOKENIZER.convert_ids_to_tokens(plain), text
-        bare = re.sub(r"[^\w\s]", "", text)
-        for same in (text.upper(), text.lower(), bare, f"  {bare} ?!... ", text.replace(" ", "   ")):
-            assert ids(same) == plain, same
-        other = phrase.format(name="red ring", other="white star", shape="heart", colour="blue", second=45322)
-        assert (ids(other) != plain) == ("{" in phrase)
+    rng = np.random.default_rng(0)
+    for pattern in PATTERNS[family]:
+        for _ in range(12):
+            phrase = compose(rng, pattern)
+            text = phrase.format(**ONE)
+            plain = ids(text)
+            assert UNKNOWN not in TOKENIZER.convert_ids_to_tokens(plain), text
+            bare = re.sub(r"[^\w\s]", "", text)
+            for same in (text.upper(), text.lower(), bare, f"  {bare} ?!... ", text.replace(" ", "   ")):
+                assert ids(same) == plain, same
+            assert (ids(phrase.format(**OTHER)) != plain) == ("{" in phrase)
 
 
-def test_colour_and_color_are_both_known() -> None:
-    one, other = ids("What colour is the star?"), ids("What color is the star?")
-    assert TOKENIZER.unk_token_id not in one + other and len(one) == len(other) and one != other
+def test_a_grammar_composes_many_phrases_and_keeps_what_is_asked() -> None:
+    rng = np.random.default_rng(1)
+    for family, patterns in PATTERNS.items():
+        made = {compose(rng, pattern) for pattern in patterns for _ in range(60)}
+        assert len(made) > 25, family
+        assert not any(re.search(r"[\[\]|]|  | [?.,]|^\s|\s$", phrase) for phrase in made)
+        fields = {tuple(sorted(re.findall(r"{(\w+)}", phrase))) for phrase in made}
+        assert len(fields) == 1, (family, fields)
+
+
+def test_an_alternative_that_is_never_closed_is_an_error() -> None:
+    with pytest.raises((ValueError, IndexError)):
+        compose(np.random.default_rng(0), "[a|b")
+    with pytest.raises(ValueError, match="never opened"):
+        compose(np.random.default_rng(0), "a]")
+
+
+def test_what_is_left_out_is_never_composed_and_what_is_composed_is_recognised() -> None:
+    rng = np.random.default_rng(2)
+    assert set(HELD_OUT) == set(FAMILIES)
+    for family, phrases in HELD_OUT.items():
+        for phrase in phrases:
+            assert not any(may_compose(pattern, phrase) for pattern in PATTERNS.get(family, ())), phrase
+    for patterns in PATTERNS.values():
+        for pattern in patterns:
+            assert may_compose(pattern, compose(rng, pattern))
+
+
+def test_a_question_may_hold_a_strange_word_and_keeps_its_moment() -> None:
+    rng = np.random.default_rng(3)
+    texts_asked = [phrased(rng, "what_at", {"second": 75}, strange=1.0) for _ in range(40)]
+    assert all(re.search(r"\b75 seconds\b", text) for text in texts_asked)
+    assert all(UNKNOWN in TOKENIZER.convert_ids_to_tokens(ids(text)) for text in texts_asked)
+
+
+def test_words_that_mean_the_same_are_read_as_one() -> None:
+    for one, other in (
+        ("Please tell me what colour is the star?", "What color is the star?"),
+        ("What color is the star?", "what colour is the star"),
+        ("What's shown now?", "What is displayed at the moment?"),
+        ("Is there a violet ring?", "is there a purple doughnut"),
+        ("What is the number of shapes at 5 seconds?", "What is the how many shapes at 5 seconds"),
+    ):
+        assert ids(one) == ids(other), (one, other)
+    assert ids("What was shown later, the star or the ring?") == ids("What was shown last, the star or the ring?")
+
+
+def test_no_reading_is_read_again_and_none_is_a_word_of_an_answer() -> None:
+    story = "a red circle moving left. Then the digit 7 and more"
+    answers = [OTHER_ANSWER, NOT_SHOWN, story, "it stays still", "nothing"]
+    for number, (_, read) in enumerate(READ_AS):
+        for found, _ in READ_AS[number + 1 :]:
+            assert not re.search(found, read), (found, read)
+    for found, _ in READ_AS:
+        for answer in answers:
+            assert not re.search(found, answer), (found, answer)
 
 
 def test_answers_come_back_letter_for_letter_whole_and_in_pieces() -> None:
@@ -377,7 +470,7 @@ def test_a_strange_word_is_one_unknown_token() -> None:
     tokens = TOKENIZER.convert_ids_to_tokens(ids("What colour is the zebra?"))
     assert tokens == ["what", "colour", "is", "the", UNKNOWN]
     assert ids("xylophone") == ids("Wildebeest") == [TOKENIZER.unk_token_id]
-    assert any(UNKNOWN in TOKENIZER.convert_ids_to_tokens(ids(text)) for text in PHRASES["other"])
+    assert any(UNKNOWN in TOKENIZER.convert_ids_to_tokens(ids(text)) for text in HELD_OUT["other"])
 
 
 def test_control_tokens_stand_for_themselves_and_ids_never_move() -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.demo.architecture import SIDE
 from models.demo.world import (
     BACKGROUNDS,
     COLOURS,
     MOTIONS,
+    OUTLINE,
     SHAPES,
     SPEED,
     Scene,
@@ -23,16 +25,25 @@ from models.demo.world import (
     make_things,
     render,
 )
-from training.bank import GRID, SIDE, scene_frames, scene_labels, through_codec
+from training.bank import GRIDS, scene_frames
+from training.looks import ASPECTS, CLASSIC, LEFT_OUT, PAINTERS, Look, canvas_size, look_of, make_canvas
+from training.painters import BY_NAME
+from training.pictures import CELL, LABELS, scene_labels, scene_pictures, through_codec
 from training.scenes import CHUNK_SECONDS, GROUP_SECONDS, Moment, group_times, moments, random_scene
 
 PLAIN = next(seed for seed in range(100) if background_kind(seed) == "plain")
 SIZE = 0.4
 LARGE = 256
+GRID = SIDE // CELL
 
 
 def scene_of(*things: Thing, seed: int = PLAIN, seconds: float = 2.0) -> Scene:
     return Scene(4.0, seed, (WorldEvent(0.0, seconds, things),))
+
+
+def classic(scene: Scene) -> Look:
+    """As the world itself paints a scene."""
+    return Look(scene.background_seed, CLASSIC, outline=OUTLINE)
 
 
 def changed(scene: Scene, seconds: float = 0.0, side: int = LARGE) -> NDArray[np.bool_]:
@@ -166,28 +177,28 @@ def test_a_moment_is_named_by_the_second_of_its_stamp() -> None:
 
 
 def test_labels_tell_what_the_pixels_of_a_token_show() -> None:
-    rng, cell = np.random.default_rng(3), SIDE // GRID
+    rng = np.random.default_rng(3)
     told = right = 0
     for _ in range(10):
         scene = random_scene(rng, 1)
-        labels = scene_labels(scene)
+        labels = scene_labels(scene, classic(scene))
         for group, (first, second) in enumerate(group_times(scene)):
             pictures = [render(scene, t, SIDE) for t in (first, second)]
             masks = [changed(scene, t, SIDE) for t in (first, second)]
             for token in range(GRID * GRID):
-                y, x = token // GRID * cell, token % GRID * cell
-                painted = sum(int(mask[y : y + cell, x : x + cell].sum()) for mask in masks)
+                y, x = token // GRID * CELL, token % GRID * CELL
+                painted = sum(int(mask[y : y + CELL, x : x + CELL].sum()) for mask in masks)
                 shape, colour, motion, digit, _, frames = labels[group, token]
                 if shape == 0:
-                    assert painted <= 12 and colour == motion == digit == frames == 0
+                    assert painted <= 24 and colour == motion == digit == frames == 0
                 elif shape > 0:
-                    assert painted >= 24 and (digit > 0) == (shape == 9)
+                    assert painted >= 16 and (digit > 0) == (shape == 9)
                     value = list(COLOURS.values())[colour - 1]
                     told += 1
-                    right += any((p[y : y + cell, x : x + cell] == value).all(axis=2).any() for p in pictures)
+                    right += any((p[y : y + CELL, x : x + CELL] == value).all(axis=2).any() for p in pictures)
                     for bit, mask in enumerate(masks):
                         if frames >> bit & 1:
-                            assert mask[y : y + cell, x : x + cell].any()
+                            assert mask[y : y + CELL, x : x + CELL].any()
     assert told > 100 and right > 0.9 * told
 
 
@@ -195,18 +206,87 @@ def test_a_label_follows_its_thing() -> None:
     corner = {name: scene_of(Thing("square", name, 0.22, 0.375, 0.375), seconds=4.0) for name in ("red", "cyan")}
     column = {name: list(COLOURS).index(name) + 1 for name in corner}
     for name, scene in corner.items():
-        labels = scene_labels(scene)[0]
+        labels = scene_labels(scene, classic(scene))[0]
         assert labels[1 * GRID + 1].tolist() == [SHAPES.index("square") + 1, column[name], 1, 0, 1, 3]
         assert not labels[3 * GRID + 3].any()
 
 
 def test_the_bank_holds_frames_as_the_model_will_see_them_and_a_codec_only_blurs_them() -> None:
     scene = random_scene(np.random.default_rng(1), 1)
-    frames = scene_frames(scene, np.random.default_rng(0))
+    frames = scene_frames(scene, classic(scene))
     assert frames.shape == (4, 2, SIDE, SIDE, 3) and frames.dtype == np.uint8
     plain = np.stack([render(scene, t, 128) for pair in group_times(scene) for t in pair])
-    coded = through_codec(plain, 23)
-    assert coded.shape == plain.shape and not np.array_equal(coded, plain)
-    assert np.abs(coded.astype(float) - plain).mean() < 12
+    for codec in ("libx264", "libvpx-vp9", "mjpeg"):
+        coded = through_codec(plain, 23, codec)
+        assert coded.shape == plain.shape and not np.array_equal(coded, plain)
+        assert np.abs(coded.astype(float) - plain).mean() < 12
     halved = plain.reshape(8, SIDE, 2, SIDE, 2, 3).mean(axis=(2, 4))
     assert np.abs(frames.reshape(8, SIDE, SIDE, 3) - halved).mean() < 12
+
+
+# --- as others paint it -----------------------------------------------------------------------------------------------
+
+EVERY_PAINTER = (*PAINTERS, LEFT_OUT)
+
+
+def painted_by(painter: str, thing: Thing, side: int = LARGE) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Where a painter changes a black picture, and the picture."""
+    picture = np.zeros((side, side, 3), dtype=np.float32)
+    look = Look(7, painter, backdrop="flat")
+    BY_NAME[painter](make_canvas(look, picture), thing, 0.0, look)
+    return picture.max(axis=2) > 8, picture
+
+
+@pytest.mark.parametrize("painter", EVERY_PAINTER)
+def test_every_painter_puts_every_shape_where_it_says_in_its_colour(painter: str) -> None:
+    for shape in SHAPES:
+        mask, picture = painted_by(painter, Thing(shape, "orange", SIZE, 0.6, 0.35))
+        x, y = middle(mask)
+        assert abs(x - 0.6) < 0.07 and abs(y - 0.35) < 0.07, shape
+        rows, columns = np.nonzero(mask)
+        assert 0.6 * SIZE < max(np.ptp(rows), np.ptp(columns)) / LARGE < 1.1 * SIZE, shape
+        inside = picture[mask].mean(axis=0)
+        assert np.abs(inside / inside.max() - np.array(COLOURS["orange"]) / 255).max() < 0.15, shape
+
+
+@pytest.mark.parametrize("painter", EVERY_PAINTER)
+def test_no_painter_draws_two_shapes_or_two_digits_alike(painter: str) -> None:
+    shapes = [painted_by(painter, Thing(shape, "red", SIZE, 0.5, 0.5))[0] for shape in SHAPES]
+    digits = [painted_by(painter, Thing("digit", "red", 0.8, 0.5, 0.5, "still", n))[0] for n in range(10)]
+    for group in (shapes, digits):
+        for one, other in combinations(group, 2):
+            assert (one & other).sum() / (one | other).sum() < 0.95
+
+
+def test_no_two_painters_paint_the_same_picture() -> None:
+    thing = Thing("star", "red", SIZE, 0.5, 0.5)
+    pictures = [painted_by(painter, thing)[1] for painter in EVERY_PAINTER]
+    assert all(not np.array_equal(one, other) for one, other in combinations(pictures, 2))
+
+
+def test_a_look_belongs_to_a_seed_and_training_never_draws_the_painter_that_is_left_out() -> None:
+    looks = [look_of(seed) for seed in range(400)]
+    assert looks == [look_of(seed) for seed in range(400)]
+    assert {look.painter for look in looks} == set(PAINTERS) and LEFT_OUT not in PAINTERS
+    assert {look.grid for look in looks} == set(GRIDS)
+    assert {look_of(seed, (LEFT_OUT,)).painter for seed in range(50)} == {LEFT_OUT}
+
+
+def test_pictures_of_a_look_have_its_shape_and_its_labels_one_for_each_token() -> None:
+    for number, grid in enumerate(GRIDS):
+        scene = random_scene(np.random.default_rng(number), 1)
+        look = Look(scene.background_seed, PAINTERS[number % len(PAINTERS)], grid=grid)
+        pictures = scene_pictures(scene, look)
+        height, width = canvas_size(look)
+        assert pictures.shape == (8, height, width, 3) and abs(width / height / ASPECTS[grid] - 1) < 0.05
+        assert scene_frames(scene, look).shape == (4, 2, grid[0] * CELL, grid[1] * CELL, 3)
+        assert scene_labels(scene, look).shape == (4, grid[0] * grid[1], len(LABELS))
+
+
+def test_a_letterboxed_picture_is_black_above_and_below() -> None:
+    scene = scene_of(Thing("circle", "red", 0.5, 0.5, 0.5), seconds=4.0)
+    look = Look(PLAIN, "fields", letterbox=0.6, backdrop="gradient")
+    pictures = scene_pictures(scene, look)
+    height = pictures.shape[1]
+    assert not pictures[:, : int(0.19 * height)].any() and not pictures[:, int(0.81 * height) + 1 :].any()
+    assert pictures[:, height // 2].any()

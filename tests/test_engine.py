@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from config import Config
-from memory.bank import MemoryFullError
 from memory.chunk import KVChunk
+from memory.kv_memory import MemoryFullError
 from models.base import PrefillRequest
 from models.calibration import Profile, RetrievalHead, profile_path
 from models.loading import load

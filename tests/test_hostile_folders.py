@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
 from app import app
-from memory.database import OLDER_FACTS, text_checksum
+from memory.disk_tier import SessionError, SessionStore, open_database
 from memory.plain_files import DATABASE
 from memory.records import row_checksum
-from memory.store import SessionError, SessionStore, open_database
+from memory.session_db import OLDER_FACTS, text_checksum
 from streaming.events import Answer, AnswerPiece, Stats
 from tests.clips import write_clip
 from tests.test_bank import make_chunk, tokens_of
@@ -194,7 +194,7 @@ def test_a_session_never_has_a_journal_of_its_own(
         db.set_progress_handler(look, 1)
         return db
 
-    monkeypatch.setattr("memory.store.open_database", watched)
+    monkeypatch.setattr("memory.disk_tier.open_database", watched)
     SessionStore(tmp_path / "s", KIND, {}).close()
     assert len(seen) > 100 and not any(seen)
 

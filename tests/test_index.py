@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory import index as index_module
-from memory.index import HeadIndex
+from memory import retrieval_index as index_module
+from memory.retrieval_index import HeadIndex
 
 HEADS, DIM = 2, 16
 FLAT, SEGMENT = 100_000, 1500

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from errors import LonglookError
-from memory.index import HeadIndex
-from memory.store import SessionError
+from memory.disk_tier import SessionError
+from memory.retrieval_index import HeadIndex
 from models.calibration import RetrievalHead
 from streaming.engine import Engine
 from streaming.events import Answer, Notice
@@ -191,6 +191,35 @@ def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path)
     assert session.stats.forgotten_chunks > 0
     assert min(item.start_seconds for item in answered(session, "What was at 0:00?").evidence) >= kept_from
     session.close()
+
+
+@pytest.mark.parametrize("kv_bits", [16, 8])
+def test_a_session_that_has_forgotten_goes_on_with_its_numbers_and_counts_when_opened_again(
+    checkpoint: Path, tmp_path: Path, kv_bits: int
+) -> None:
+    engine = tiny_engine(checkpoint, disk_bytes=280_000, host_bytes=0, kv_bits=kv_bits)
+    frames = noise_frames(80)
+    whole = engine.open(tmp_path / "whole")
+    list(whole.watch(frames))
+    first = engine.open(tmp_path / "s")
+    list(first.watch(frames[:60]))
+    assert first.stats.forgotten_chunks > 2
+    first.close()
+    again = engine.open(tmp_path / "s")
+    again.memory.check_integrity()
+    counted = ("frames_read", "chunks", "tokens", "visual_tokens", "disk_bytes", "sparse_chunks", "forgotten_chunks")
+    assert [getattr(again.stats, name) for name in counted] == [getattr(first.stats, name) for name in counted]
+    list(again.watch(frames[60:]))
+    assert again.memory.spans() == whole.memory.spans() and again.memory.first_chunk == whole.memory.first_chunk > 5
+    assert [getattr(again.stats, name) for name in counted] == [getattr(whole.stats, name) for name in counted]
+    for question in (QUESTION, "What was at 0:02?", "What was at 0:36?"):
+        asked, expected = answered(again, question), answered(whole, question)
+        assert (asked.text, asked.evidence) == (expected.text, expected.evidence)
+        oldest = again.memory.spans()[0][0]
+        assert all(item.start_seconds >= oldest for item in asked.evidence)
+    assert not any(item.why == "named time" for item in answered(again, "What was at 0:02?").evidence)
+    for session in (again, whole):
+        session.close()
 
 
 def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory.disk_tier import SessionError, SessionStore
 from memory.plain_files import DATABASE
 from memory.records import KEPT, Kept
-from memory.store import SessionError, SessionStore
 from tests.conftest import REPOSITORY
 from tests.tiny import save_tiny
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from memory.bank import KVMemory
-from memory.packing import OVER_CHANNELS, OVER_TOKENS, KVFormat, rounded
+from memory.kv_codec import OVER_CHANNELS, OVER_TOKENS, KVFormat, rounded
+from memory.kv_memory import KVMemory
 from memory.records import NewChunk
 from tests.test_bank import differs, make_chunk
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from memory.recall import HeadNorm, PlannedChunk, RecallPlan, evidence, fit, head_norms, plan_recall
+from memory.recall_policy import HeadNorm, PlannedChunk, RecallPlan, evidence, fit, head_norms, plan_recall
 
 
 def plan(scores: list[float] | None, named: list[range] | None = None, num_chunks: int | None = None) -> RecallPlan:

@@ -12,7 +12,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from config import AnswerConfig, Config
 from memory.chunk import KVChunk
-from memory.recall import PlannedChunk, RecallPlan
+from memory.recall_policy import PlannedChunk, RecallPlan
 from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.base import Turn, VideoLLM
 from models.calibration import Profile, RetrievalHead

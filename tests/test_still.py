@@ -13,8 +13,8 @@ import torch
 
 from config import PruneConfig
 from memory.chunk import KVChunk
+from memory.disk_tier import SessionStore
 from memory.folders import summary
-from memory.store import SessionStore
 from models.base import PrefillRequest, VisualGroup
 from streaming.engine import Engine
 from streaming.events import Answer, Watched

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from config import MemoryConfig
-from memory.bank import KVMemory
 from memory.chunk import KVChunk
-from memory.packing import KVFormat
+from memory.disk_tier import ChunkLostError, SessionError, SessionStore
+from memory.kv_codec import KVFormat
+from memory.kv_files import read_bytes
+from memory.kv_memory import KVMemory
 from memory.records import KEPT, Kept, Kind, NewChunk
-from memory.segments import read_bytes
-from memory.store import ChunkLostError, SessionError, SessionStore
 from tests.test_bank import DIM, HEADS, LAYERS, differs, make_chunk, tokens_of
 
 KIND = Kind("tiny@1", "float32", LAYERS, HEADS, DIM)
@@ -140,7 +140,7 @@ def test_opening_reads_the_keys_and_values_of_the_window_and_no_others(
         read.append(num_bytes)
         return read_bytes(path, offset, num_bytes, checksum)
 
-    monkeypatch.setattr("memory.segments.read_bytes", counted)
+    monkeypatch.setattr("memory.kv_files.read_bytes", counted)
     with opened(tmp_path / "s") as store:
         memory = memory_over(store)
         assert read == [chunk.memory_bytes for chunk in reversed(memory.window())]

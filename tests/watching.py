@@ -28,7 +28,7 @@ from streaming.engine import Engine
 from streaming.events import Watched
 from tests.tiny import noise_frames
 
-STORE_FILES = ("store.py", "segments.py", "records.py", "plain_files.py", "eviction.py", "bank.py")
+STORE_FILES = ("disk_tier.py", "kv_files.py", "records.py", "plain_files.py", "eviction.py", "kv_memory.py")
 NUM_FRAMES = 38  # the last chunk is shorter
 
 

@@ -4,21 +4,24 @@
 
 Every clip is painted anew at some size, half of them are sent through a codec; it is encoded and prefilled chunk by
 chunk as a session does, some chunks are left out of the context as recall would, and one question of every family is
-answered greedily. An answer is right when it is the expected one, letter for letter. `--write` keeps the figures in the
-model card and in bench/results.
+answered greedily. An answer is right when it is the expected one, letter for letter. Three kinds: the world as its own
+painter paints it; as a painter paints it that training never saw, things of any size, frames of any shape; and the
+first again, asked in phrases that training never uses. `--write` keeps the figures in the model card and in
+bench/results.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from multiprocessing import get_context
@@ -28,6 +31,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -41,10 +45,12 @@ from models.demo.tokenizer import build_tokenizer
 from models.demo.world import Scene, render
 from models.loading import load
 from streaming.frames import Frame
-from training.bank import through_codec
+from training.bank import FREE, GRIDS, damaged
 from training.bind import ClipMaker, Stage, StoredChunk
+from training.looks import LEFT_OUT, look_of
+from training.pictures import scene_pictures, through_codec
 from training.questions import FAMILIES, Facts, Question, ask
-from training.scenes import group_times, random_scene
+from training.scenes import group_times, random_scene, varied_event
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "models" / "demo" / "MODEL_CARD.md"
@@ -65,6 +71,11 @@ TARGETS = {
 }
 
 
+IN_WORLD, PAINTER, PHRASES = "in world", "left-out painter", "left-out phrases"
+KINDS = (IN_WORLD, PAINTER, PHRASES)
+SCALES = (1.5, 2.0, 3.0, 5.0)  # pixels painted for each that the model sees, by the painter that was left out
+
+
 @dataclass(frozen=True, eq=False)
 class Clip:
     """A held-out clip: its chunks in order, the frames of each, and what is asked."""
@@ -79,6 +90,7 @@ class Clip:
 class Verdict:
     """What became of one question."""
 
+    kind: str
     length: str
     family: str
     group: str
@@ -91,11 +103,12 @@ class Verdict:
         return self.answer == self.expected
 
 
-def make_clip(seed: int, number: int) -> Clip:
+def make_clip(seed: int, number: int, kind: str = IN_WORLD) -> Clip:
     """The clip of this number; the lengths take turns."""
-    rng = np.random.default_rng([seed, HELD_OUT, number])
+    rng = np.random.default_rng([seed, HELD_OUT, number] + ([KINDS.index(PAINTER)] if kind == PAINTER else []))
     stage = LENGTHS[number % len(LENGTHS)]
-    scenes = [random_scene(rng, int(rng.integers(1, 4))) for _ in range(SCENES)]
+    free = [kind == PAINTER and rng.random() < FREE for _ in range(SCENES)]
+    scenes = [random_scene(rng, int(rng.integers(1, 4)), varied_event if any_size else None) for any_size in free]
     first = np.cumsum([0, *(len(group_times(scene)) for scene in scenes)]).tolist()
     maker = ClipMaker(scenes, first, build_tokenizer())
     while True:
@@ -103,11 +116,39 @@ def make_clip(seed: int, number: int) -> Clip:
         groups = [g for chunk in chunks for g in chunk.groups]
         if len(set(groups)) == len(groups) and not all(chunk.hidden for chunk in chunks):
             break
+    if kind == PAINTER:
+        frames = paint_otherwise(rng, chunks, scenes, first)
+    else:
+        side, crf = int(rng.choice(SIDES)), int(rng.integers(18, 33)) if rng.random() < 0.5 else None
+        frames = [paint(chunk, scenes, first, side, crf) for chunk in chunks]
     facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
-    asked = [ask(rng, facts, family) for family in FAMILIES]
-    side, crf = int(rng.choice(SIDES)), int(rng.integers(18, 33)) if rng.random() < 0.5 else None
-    frames = [paint(chunk, scenes, first, side, crf) for chunk in chunks]
+    asked = [ask(rng, facts, family, held_out=kind == PHRASES) for family in FAMILIES]
     return Clip(stage, chunks, frames, [question for question in asked if question])
+
+
+def paint_otherwise(
+    rng: np.random.Generator, chunks: Sequence[StoredChunk], scenes: Sequence[Scene], first: Sequence[int]
+) -> list[list[Frame]]:
+    """The frames of every chunk by the painter that training never saw, all of one shape."""
+    grid, scale = look_of(int(rng.integers(1 << 30))).grid, float(rng.choice(SCALES))
+    assert grid in GRIDS
+    painted: dict[int, NDArray[np.uint8]] = {}
+    made = []
+    for chunk in chunks:
+        frames: list[Frame] = []
+        for group, moment in zip(chunk.groups, chunk.truth, strict=True):
+            number = bisect_right(first, group) - 1
+            if number not in painted:
+                look = look_of(scenes[number].background_seed, (LEFT_OUT,))
+                look = replace(look, grid=grid, scale=scale, letterbox=look.letterbox if grid == GRIDS[0] else 1.0)
+                painted[number] = damaged(scene_pictures(scenes[number], look), look)
+            place = group - first[number]
+            pair = group_times(scenes[number])[place]
+            for k, t in enumerate(pair):
+                seconds = moment.pts_seconds - sum(pair) / 2 + t
+                frames.append(Frame(painted[number][2 * place + k], seconds, len(frames)))
+        made.append(frames)
+    return made
 
 
 def paint(chunk: StoredChunk, scenes: Sequence[Scene], first: Sequence[int], side: int, crf: int | None) -> list[Frame]:
@@ -134,7 +175,7 @@ def remember(model: VideoLLM, frames: Sequence[Sequence[Frame]], reach: int) -> 
     return chunks
 
 
-def judge(model: VideoLLM, clip: Clip, config: Config) -> list[Verdict]:
+def judge(model: VideoLLM, clip: Clip, config: Config, kind: str = IN_WORLD) -> list[Verdict]:
     """Every question of the clip answered from the chunks that are not hidden."""
     remembered = remember(model, clip.frames, config.memory.prefill_chunks)
     shown = [kv for kv, chunk in zip(remembered, clip.chunks, strict=True) if not chunk.hidden]
@@ -143,7 +184,7 @@ def judge(model: VideoLLM, clip: Clip, config: Config) -> list[Verdict]:
     for question in clip.questions:
         answer = "".join(model.answer(in_seconds(question.text), context, (), config.answer))
         told = (question.family, question.group, question.text, question.answer, answer)
-        verdicts.append(Verdict(clip.stage.name, *told))
+        verdicts.append(Verdict(kind, clip.stage.name, *told))
     return verdicts
 
 
@@ -153,33 +194,37 @@ def _model(source: str) -> tuple[VideoLLM, Config]:
     return load(source, device="cpu"), Config().overridden(recommended_settings(source))
 
 
-def judge_clip(source: str, seed: int, number: int) -> list[Verdict]:
+def judge_clip(source: str, seed: int, number: int, kind: str = IN_WORLD) -> list[Verdict]:
     """One clip from its number to its verdicts; the model is loaded once a process."""
     model, config = _model(source)
-    return judge(model, make_clip(seed, number), config)
+    return judge(model, make_clip(seed, number, kind), config, kind)
 
 
-def judge_clips(source: str, seed: int, clips: int, workers: int) -> Iterator[list[Verdict]]:
-    numbers = range(clips)
+def judge_clips(
+    source: str, seed: int, clips: int, workers: int, kinds: Sequence[str] = KINDS
+) -> Iterator[list[Verdict]]:
+    jobs = [(source, seed, number, kind) for kind in kinds for number in range(clips)]
     if workers < 2:
-        yield from (judge_clip(source, seed, number) for number in numbers)
+        yield from (judge_clip(*job) for job in jobs)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(judge_clip, [source] * clips, [seed] * clips, numbers)
+        yield from pool.map(judge_clip, *zip(*jobs, strict=True))
 
 
 def tally(verdicts: Sequence[Verdict], by: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """(right, asked) by "group" or "family", then by length, with "all" lengths last."""
+    """(right, asked) by "group" or "family"; by length, in the world, and all of these; and by other kinds."""
     right: Counter[tuple[str, str]] = Counter()
     asked: Counter[tuple[str, str]] = Counter()
     for verdict in verdicts:
-        for length in (verdict.length, "all"):
-            key = (str(getattr(verdict, by)), length)
+        for column in (verdict.length, "all") if verdict.kind == IN_WORLD else (verdict.kind,):
+            key = (str(getattr(verdict, by)), column)
             asked[key] += 1
             right[key] += verdict.right
     names = list(dict.fromkeys(name for name, _ in asked))
-    lengths = [*(stage.name for stage in LENGTHS), "all"]
-    return {name: {n: (right[name, n], asked[name, n]) for n in lengths} for name in names}
+    return {name: {column: (right[name, column], asked[name, column]) for column in COLUMNS} for name in names}
+
+
+COLUMNS = (*(stage.name for stage in LENGTHS), "all", PAINTER, PHRASES)
 
 
 def share(cell: tuple[int, int], decimals: int = 1) -> str:
@@ -189,12 +234,11 @@ def share(cell: tuple[int, int], decimals: int = 1) -> str:
 
 def rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
     """The table of the report, its header first."""
-    lengths = [stage.name for stage in LENGTHS]
-    lines = [["questions", "asked", *lengths, "all", "target"]]
+    lines = [["questions", "asked", *COLUMNS, "target"]]
     for group, cells in sorted(tally(verdicts, "group").items(), key=lambda item: _place(item[0])):
         target = f"{100 * TARGETS[group]:.0f} %" if group in TARGETS else ""
-        name, asked = group.replace("_", " "), str(cells["all"][1])
-        lines.append([name, asked, *(share(cells[n]) for n in lengths), share(cells["all"]), target])
+        name, asked = group.replace("_", " "), str(sum(cells[column][1] for column in COLUMNS[-3:]))
+        lines.append([name, asked, *(share(cells[column]) for column in COLUMNS), target])
     return lines
 
 
@@ -203,15 +247,55 @@ def _place(group: str) -> int:
     return known.index(group) if group in known else len(known)
 
 
+def things_told(text: str) -> list[str]:
+    """The things of a caption in the order in which it tells them."""
+    told = re.findall(r"(?:an? )(\w+ \w+)|the (digit \d)", text)
+    return [thing or digit for thing, digit in told]
+
+
+def caption_facts(verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    """Precision and recall of what captions tell: things in the right order (the longest common subsequence)."""
+    common = told = true = 0
+    for verdict in verdicts:
+        if verdict.family == "caption":
+            answer, expected = things_told(verdict.answer), things_told(verdict.expected)
+            common += longest_common(answer, expected)
+            told, true = told + len(answer), true + len(expected)
+    return common / max(1, told), common / max(1, true)
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest sequence that stands in both, in order."""
+    best = [0] * (len(other) + 1)
+    for item in one:
+        diagonal = 0
+        for k, candidate in enumerate(other, 1):
+            diagonal, best[k] = best[k], diagonal + 1 if item == candidate else max(best[k], best[k - 1])
+    return best[-1]
+
+
 def show(verdicts: Sequence[Verdict], mistakes: int, console: Console) -> None:
     header, *lines = rows(verdicts)
     table = Table(*header)
     for line in lines:
         table.add_row(*line)
     console.print(table)
+    console.print(captions_line(verdicts), highlight=False)
     for verdict in [v for v in verdicts if not v.right][:mistakes]:
         said = f"said {verdict.answer!r}, not {verdict.expected!r}"
-        console.print(f"{verdict.length}, {verdict.family}: {verdict.question} {said}", highlight=False)
+        where = f"{verdict.kind}, {verdict.length}, {verdict.family}"
+        console.print(f"{where}: {verdict.question} {said}", highlight=False)
+
+
+def captions_line(verdicts: Sequence[Verdict]) -> str:
+    """Precision and recall of captions by kind."""
+    parts = []
+    for kind in KINDS:
+        mine = [verdict for verdict in verdicts if verdict.kind == kind]
+        if mine:
+            precision, recall = caption_facts(mine)
+            parts.append(f"{kind} {100 * precision:.1f} % / {100 * recall:.1f} %")
+    return "Things that captions tell, in order, precision / recall: " + ", ".join(parts) + "."
 
 
 def facts_of_run(model_id: str, seed: int, clips: int, seconds: float) -> dict[str, object]:
@@ -248,7 +332,7 @@ def measured_section(verdicts: Sequence[Verdict], run: dict[str, object]) -> str
         f"{run['clips']} clips (seed {run['seed']}), {len(verdicts)} questions, model `{run['model']}`, "
         f"commit `{run['commit']}`, {run['date']}, on {run['hardware']}; {run['seconds']} s."
     )
-    return f"{BEGIN}\n{text}\n\n{told}\n{END}"
+    return f"{BEGIN}\n{text}\n\n{captions_line(verdicts)}\n\n{told}\n{END}"
 
 
 def update_card(card: str, section: str) -> str:
@@ -279,7 +363,7 @@ def main(
 ) -> None:
     """Measure the demo model on held-out clips."""
     console, started = Console(), time.perf_counter()
-    told = track(judge_clips(model, seed, clips, workers), "held-out clips", clips, console=console)
+    told = track(judge_clips(model, seed, clips, workers), "held-out clips", clips * len(KINDS), console=console)
     verdicts = [verdict for judged in told for verdict in judged]
     seconds = time.perf_counter() - started
     show(verdicts, mistakes, console)

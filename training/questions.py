@@ -6,7 +6,7 @@ Every family draws its facts from the truth of the world; a question is asked on
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,170 +14,44 @@ import numpy as np
 
 from models.demo.tokenizer import OTHER_ANSWER
 from models.demo.world import COLOURS, SHAPES, Thing, WorldEvent
+from training.phrases import HELD_OUT, OTHER, PATTERNS, compose
 from training.scenes import GROUP_SECONDS, Moment, is_digit
 
 T = TypeVar("T")
 
 NOTHING = "nothing"
 MOTION_WORDS = ("it stays still", "standing still", "moving")
-CAPTION_EVENTS = 3
+NOT_SHOWN = "it was not shown"
+THEN = ". Then "  # between the sentences of a caption
+SAY_LITTLE = (
+    "the",
+    "a",
+    "is",
+    "was",
+    "there",
+    "do",
+    "did",
+    "does",
+    "can",
+    "you",
+    "i",
+    "we",
+    "me",
+    "it",
+    "shown",
+    "please",
+)
+CAPTION_EVENTS, CAPTION_THINGS = 8, 12  # that a caption tells, at most
 MORE = " and more"
+UNSEEN = {
+    "when": 0.2,
+    "colour": 0.12,
+    "direction": 0.12,
+    "after": 0.06,
+    "before": 0.06,
+}  # share about what was not shown
 NEXT_SECONDS = 10.0  # "right after" reaches no further than this
 
-PHRASES: dict[str, tuple[str, ...]] = {
-    "colour": (
-        "What colour is the {shape}?",
-        "What color is the {shape}?",
-        "Which colour does the {shape} have?",
-        "Tell me the color of the {shape}.",
-        "The {shape}, what colour was it?",
-        "What is the colour of the {shape}?",
-        "What colour was the {shape}?",
-        "which color has the {shape}",
-    ),
-    "shape": (
-        "What shape is {colour}?",
-        "Which shape is {colour}?",
-        "What is the {colour} thing?",
-        "What is the shape of the {colour} object?",
-        "The {colour} object, what shape is it?",
-        "Tell me which shape was {colour}.",
-        "What shape is the {colour} one?",
-    ),
-    "when": (
-        "When does the {name} appear?",
-        "When is the {name} shown?",
-        "When was the {name} there?",
-        "At what time does the {name} appear?",
-        "At which second is the {name} first shown?",
-        "When did you see the {name}?",
-        "when can i see the {name}",
-        "When did the {name} show up?",
-    ),
-    "what_at": (
-        "What is shown at {second} seconds?",
-        "What is there at {second} seconds?",
-        "What can you see at {second} seconds?",
-        "What was shown at {second} seconds?",
-        "At {second} seconds, what is on screen?",
-        "what do you see at {second} seconds",
-        "Which thing is there at {second} seconds?",
-    ),
-    "count_at": (
-        "How many shapes are there at {second} seconds?",
-        "How many objects are shown at {second} seconds?",
-        "At {second} seconds, how many things are there?",
-        "Count the shapes at {second} seconds.",
-    ),
-    "count_with": (
-        "How many shapes are there when the {name} is shown?",
-        "How many objects are shown together with the {name}, itself included?",
-        "Count the shapes in the moment of the {name}.",
-        "How many things can you see when the {name} appears?",
-    ),
-    "direction": (
-        "Which way does the {name} move?",
-        "In which direction does the {name} move?",
-        "Where does the {name} go?",
-        "How does the {name} move?",
-        "In what direction is the {name} moving?",
-        "which direction did the {name} move",
-    ),
-    "after": (
-        "What comes right after the {name}?",
-        "What is shown after the {name}?",
-        "What follows the {name}?",
-        "What appears next after the {name}?",
-    ),
-    "before": (
-        "What comes right before the {name}?",
-        "What is shown before the {name}?",
-        "What was there just before the {name}?",
-    ),
-    "first_of": (
-        "Which came first, the {name} or the {other}?",
-        "What was shown first, the {name} or the {other}?",
-        "Which appears earlier, the {name} or the {other}?",
-    ),
-    "last_of": (
-        "Which came last, the {name} or the {other}?",
-        "What was shown later, the {name} or the {other}?",
-    ),
-    "first": (
-        "What is the first thing shown?",
-        "What is shown first?",
-        "What came first?",
-        "What appears at the beginning?",
-    ),
-    "last": ("What is the last thing shown?", "What is shown last?", "What came last?", "What appears at the end?"),
-    "digit": (
-        "Which digit is shown?",
-        "What digit can you see?",
-        "Which number is shown?",
-        "What number was it?",
-        "Tell me the digit.",
-    ),
-    "digit_at": (
-        "Which digit is shown at {second} seconds?",
-        "What number is there at {second} seconds?",
-        "What digit is on screen at {second} seconds?",
-    ),
-    "presence": (
-        "Is there a {name}?",
-        "Was there a {name}?",
-        "Did a {name} appear?",
-        "Is a {name} shown?",
-        "Can you see a {name}?",
-        "Did you see a {name}?",
-        "Does a {name} appear in the video?",
-        "Have you ever seen a {name}?",
-    ),
-    "describe": (
-        "Describe the moment at {second} seconds.",
-        "What happens at {second} seconds?",
-        "Describe what you see at {second} seconds.",
-        "What is going on at {second} seconds?",
-    ),
-    "caption": (
-        "Describe the clip.",
-        "Describe the video.",
-        "What happens in this video?",
-        "Caption this clip.",
-        "Give me a caption.",
-        "Summarize the video.",
-        "What is this video about?",
-    ),
-    "other": (
-        "Who is the man in the car?",
-        "What is the weather like?",
-        "How are you?",
-        "Hello!",
-        "What is your name?",
-        "What is the person wearing?",
-        "Which animal is eating the flowers?",
-        "Tell me a joke.",
-        "What is the capital of France?",
-        "Why does she leave the house?",
-        "What does the sign say?",
-        "Is the dog happy?",
-        "What kind of music is playing?",
-        "Who wins the game?",
-        "Can you help me with my homework?",
-        "What language are they speaking?",
-        "Where was this filmed?",
-        "What colour is the car?",
-        "How many people are there?",
-        "What brand is the phone?",
-        "Translate this into German.",
-        "Is there a cat?",
-        "When does the train arrive?",
-        "Which way does the bird fly?",
-        "What is two plus two?",
-        "Who are you?",
-        "What can you do?",
-        "Do you like it?",
-    ),
-}
 # How often each family is asked while training: binding to times, order and counting are slow, so they get more.
 FAMILIES: dict[str, float] = {
     "colour": 0.6,
@@ -193,12 +67,13 @@ FAMILIES: dict[str, float] = {
     "last_of": 2.0,
     "first": 0.4,
     "last": 0.4,
-    "digit": 0.3,
+    "now": 0.8,
+    "digit": 0.4,
     "digit_at": 0.5,
-    "presence": 1.5,
+    "presence": 2.0,
     "describe": 1.2,
-    "caption": 1.0,
-    "other": 0.4,
+    "caption": 1.6,
+    "other": 0.8,
 }
 # The families a reader of the model card thinks in.
 GROUPS: dict[str, str] = {
@@ -282,38 +157,95 @@ def moving(thing: Thing) -> str:
     return " standing still" if thing.motion == "still" else f" moving {thing.motion}"
 
 
+def story(events: Sequence[WorldEvent]) -> tuple[list[WorldEvent], bool]:
+    """The events that a caption tells, in order and none that looks like an earlier one; and whether there are more."""
+    told: dict[str, WorldEvent] = {}
+    num_things = 0
+    for event in events:
+        if listing(event) in told:
+            continue
+        num_things += len(event.things)
+        if len(told) == CAPTION_EVENTS or num_things > CAPTION_THINGS:
+            return list(told.values()), True
+        told[listing(event)] = event
+    return list(told.values()), False
+
+
 def caption(events: Sequence[WorldEvent]) -> str:
-    """The first events in order, and whether there are more."""
-    told = " then ".join(listing(event) for event in events[:CAPTION_EVENTS]) or NOTHING
-    return told + (MORE if len(events) > CAPTION_EVENTS else "")
+    """A sentence for each event of the story."""
+    told, more = story(events)
+    return (THEN.join(listing(event) for event in told) or NOTHING) + (MORE if more else "")
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def ask(rng: np.random.Generator, facts: Facts, family: str) -> Question | None:
-    """A question of the family, or None where the moments give no unambiguous one."""
-    made = ASKERS[family](rng, facts)
+def ask(
+    rng: np.random.Generator, facts: Facts, family: str, held_out: bool = False, strange: float = 0.0
+) -> Question | None:
+    """A question of the family, or None where the moments give no unambiguous one.
+
+    held_out: in words that training never uses. strange: share of questions with a word that nobody knows.
+    """
+    unseen = rng.random() < UNSEEN.get(family, 0.0)
+    made = _of_unseen(rng, facts, family) if unseen else ASKERS[family](rng, facts)
     if made is None:
         return None
     words, answer, events = made
-    text = other_text(rng) if family == "other" else pick(rng, PHRASES[family]).format(**words)
     second = words.get("second")
-    return Question(
-        family,
-        text.replace("a orange", "an orange"),
-        answer,
-        tuple(events),
-        second if isinstance(second, int) else None,
-    )
+    text = phrased(rng, family, words, held_out, strange)
+    return Question(family, text, answer, tuple(events), second if isinstance(second, int) else None)
+
+
+def phrased(
+    rng: np.random.Generator,
+    family: str,
+    words: Mapping[str, object],
+    held_out: bool = False,
+    strange: float = 0.0,
+) -> str:
+    """What a person would say."""
+    if held_out:
+        text = pick(rng, HELD_OUT[family])
+    elif family == "other":
+        text = other_text(rng)
+    else:
+        text = compose(rng, pick(rng, PATTERNS[family]))
+        text = disturbed(rng, text) if strange and rng.random() < strange else text
+    return text.format(**words).replace("a orange", "an orange")
+
+
+def disturbed(rng: np.random.Generator, text: str) -> str:
+    """With a word that nobody knows, put in or instead of one that says little."""
+    words = text.split(" ")
+    place = int(rng.integers(len(words)))
+    place += words[place].startswith("seconds")  # a number and its unit stay together
+    strange = "".join(rng.choice(list("bdfgklmz"), 4))
+    if place < len(words) and words[place].lower() in SAY_LITTLE and rng.random() < 0.6:
+        words[place] = strange
+    else:
+        words.insert(place, strange)
+    return " ".join(words)
 
 
 def ask_presence(rng: np.random.Generator, facts: Facts, name: str) -> Question:
     """Whether a thing of this name is there."""
     shown = facts.by_name.get(name, [])
-    text = pick(rng, PHRASES["presence"]).format(name=name).replace("a orange", "an orange")
+    text = phrased(rng, "presence", {"name": name})
     return Question("presence", text, "yes" if shown else "no", tuple(shown))
+
+
+def _of_unseen(rng: np.random.Generator, facts: Facts, family: str) -> Made:
+    """About a thing that never was there."""
+    if family == "colour":
+        shapes = [shape for shape in SHAPES if shape not in facts.by_shape]
+        return ({"shape": pick(rng, shapes)}, NOT_SHOWN, ()) if shapes else None
+    combos = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    absent = [name for name in combos if name not in facts.by_name]
+    alike = [name for name in absent if _halves_seen(name, facts)]
+    name = pick(rng, alike if alike and rng.random() < 0.5 else absent)
+    return {"name": name}, NOT_SHOWN, ()
 
 
 Made = tuple[dict[str, object], str, Sequence[WorldEvent]] | None
@@ -358,7 +290,7 @@ def _clean_moment(
 
 
 def _what_at(rng: np.random.Generator, facts: Facts) -> Made:
-    moment = _clean_moment(rng, facts, lambda e: len(e.things) <= 2, 0.1)
+    moment = _clean_moment(rng, facts, lambda e: len(e.things) <= 4, 0.1)
     if moment is None:
         return None
     answer = listing(moment.events[0]) if moment.events else NOTHING
@@ -366,7 +298,7 @@ def _what_at(rng: np.random.Generator, facts: Facts) -> Made:
 
 
 def _describe(rng: np.random.Generator, facts: Facts) -> Made:
-    moment = _clean_moment(rng, facts, lambda e: len(e.things) <= 2, 0.1)
+    moment = _clean_moment(rng, facts, lambda e: len(e.things) <= 4, 0.1)
     if moment is None:
         return None
     answer = listing(moment.events[0], motion=True) if moment.events else NOTHING
@@ -489,19 +421,26 @@ def _halves_seen(name: str, facts: Facts) -> bool:
 
 
 def _caption(rng: np.random.Generator, facts: Facts) -> Made:
-    told = facts.events[:CAPTION_EVENTS]
-    if any(len(event.things) > 2 for event in told):
+    return {}, caption(facts.events), story(facts.events)[0]
+
+
+def _now(rng: np.random.Generator, facts: Facts) -> Made:
+    if not facts.moments:
         return None
-    return {}, caption(facts.events), told
+    latest = facts.moments[-1]
+    if not latest.clean or len(latest.events) > 1:
+        return None
+    return {}, listing(latest.events[0]) if latest.events else NOTHING, latest.events
 
 
 def other_text(rng: np.random.Generator) -> str:
     """A question of another world: about everyday things, or a familiar one with a strange word in it."""
-    if rng.random() < 0.5:
-        return pick(rng, PHRASES["other"])
-    family = pick(rng, [f for f, group in PHRASES.items() if any("{name}" in p or "{shape}" in p for p in group)])
+    if rng.random() < 0.75:
+        return compose(rng, pick(rng, OTHER))
+    named = [family for family, group in PATTERNS.items() if any("{name}" in p or "{shape}" in p for p in group)]
     strange = dict.fromkeys(("name", "shape", "colour", "other"), "zebra")
-    return pick(rng, PHRASES[family]).format(second=int(rng.integers(4000)), **strange)
+    text = compose(rng, pick(rng, PATTERNS[pick(rng, named)]))
+    return text.format(second=int(rng.integers(4000)), **strange)
 
 
 def _other(rng: np.random.Generator, facts: Facts) -> Made:
@@ -527,5 +466,6 @@ ASKERS: dict[str, Asker] = {
     "presence": _presence,
     "describe": _describe,
     "caption": _caption,
+    "now": _now,
     "other": _other,
 }

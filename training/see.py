@@ -5,56 +5,49 @@ Without it a small video LLM stays blind to shapes however long it trains on ans
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from models.demo.architecture import HIDDEN, MERGE, PATCH, SIDE
-from training.bank import LABELS, Bank
-from training.optimiser import Schedule, make_optimisers, mixed_precision
+from models.demo.architecture import HIDDEN, MERGE, PATCH
+from training.bank import GRIDS, MOST_TOKENS, PATCHES_PER_TOKEN
+from training.optimiser import mixed_precision
+from training.pictures import LABELS
 
-
-def patchify(frames: Tensor) -> Tensor:
-    """uint8 [groups, 2, 64, 64, 3] -> float [groups, 64, 384], in the merge order of the stock processor."""
-    pixels = frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1  # [groups, C, T, H, W]
-    side = SIDE // PATCH // MERGE
-    g, c, t = pixels.shape[:3]
-    cells = pixels.reshape(g, c, t, side, MERGE, PATCH, side, MERGE, PATCH)
-    return cells.permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(g, side * side * MERGE * MERGE, c * t * PATCH * PATCH)
+MOST_SHIFT = 3  # pixels, so that labels of tokens stay right
+DEEP_WEIGHT = 0.2  # of the loss on DeepStack features
 
 
 class BatchedTower(nn.Module):
-    """The stock tower's own sub-modules over many groups of one size in one batch (stock attends group by group)."""
+    """The stock tower's own sub-modules over many groups of one grid in one batch (stock attends group by group)."""
 
     def __init__(self, tower: Qwen3VLVisionModel) -> None:
         super().__init__()
         self.tower = tower
-        grid = torch.tensor([[1, SIDE // PATCH, SIDE // PATCH]])
-        self.taps, self.weights = get_vision_interpolation_indices_and_weights(
-            grid,
-            num_grid_per_side=tower.num_grid_per_side,
-            mode=tower.interpolation_mode,
-            align_corners=tower.interpolation_align_corners,
-            spatial_merge_size=MERGE,
-        )
-        self.positions = get_vision_position_ids(grid, MERGE)
+        for number, (rows, columns) in enumerate(GRIDS):
+            grid = torch.tensor([[1, rows * MERGE, columns * MERGE]])
+            taps, weights = get_vision_interpolation_indices_and_weights(
+                grid,
+                num_grid_per_side=tower.num_grid_per_side,
+                mode=tower.interpolation_mode,
+                align_corners=tower.interpolation_align_corners,
+                spatial_merge_size=MERGE,
+            )
+            self.register_buffer(f"taps{number}", taps, persistent=False)
+            self.register_buffer(f"weights{number}", weights, persistent=False)
+            self.register_buffer(f"positions{number}", get_vision_position_ids(grid, MERGE), persistent=False)
 
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """[groups, 64, 384] -> embeddings and deepstack features, each [groups, 16, hidden]."""
-        tower = self.tower
-        groups = patches.shape[0]
-        h = tower.patch_embed.proj.weight.flatten(1)  # a strided convolution over one patch is a product
-        x = nn.functional.linear(patches, h, tower.patch_embed.proj.bias)
-        x = x + (tower.pos_embed(self.taps) * self.weights[:, :, None]).sum(1)
-        rotary = tower.rotary_pos_emb(x, self.positions)
+    def forward(self, patches: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+        """Patches [groups, n, 384] of one grid -> embeddings and DeepStack features, [groups, n / 4, hidden]."""
+        tower, groups = self.tower, patches.shape[0]
+        taps, weights, positions = (getattr(self, f"{name}{grid}") for name in ("taps", "weights", "positions"))
+        kernel = tower.patch_embed.proj.weight.flatten(1)  # a strided convolution over one patch is a product
+        x = nn.functional.linear(patches, kernel, tower.patch_embed.proj.bias)
+        x = x + (tower.pos_embed(taps) * weights[:, :, None]).sum(1)
+        rotary = tower.rotary_pos_emb(x, positions)
         deep = x
         for number, block in enumerate(tower.blocks):
             x = x + self._attend(block.attn, block.norm1(x), rotary)
@@ -68,13 +61,14 @@ class BatchedTower(nn.Module):
         groups, count, width = x.shape
         q, k, v = attention.qkv(x).view(groups, count, 3, attention.num_heads, -1).unbind(2)
         q, k = apply_rotary_pos_emb_vision(q, k, *rotary)
+        v = v.to(q.dtype)
         out = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
         projected: Tensor = attention.proj(out.transpose(1, 2).reshape(groups, count, width))
         return projected
 
 
 class TokenHeads(nn.Module):
-    """One linear classifier per column of `LABELS`, on embeddings and deepstack features alike."""
+    """One linear classifier per column of `LABELS`, on embeddings and DeepStack features alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,77 +80,108 @@ class TokenHeads(nn.Module):
         return {name: head(x) for name, head in self.heads.items()}
 
 
-def see_loss(heads: TokenHeads, tokens: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy over the columns, and the accuracy of each where there is something to see."""
-    loss, right = tokens.new_zeros(()), {}
-    for column, (name, logits) in enumerate(heads(tokens).items()):
+def see_loss(heads: TokenHeads, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the columns of the mean cross-entropy; "nothing" weighs less than something."""
+    loss = tokens.new_zeros(())
+    for column, logits in enumerate(heads(tokens).values()):
         truth = labels[..., column].flatten().long()
-        logits = logits.flatten(0, 1).float()
         weight = torch.where(truth > 0, 1.0, 0.35) * (truth >= 0)
-        each = nn.functional.cross_entropy(logits, truth.clamp(min=0), reduction="none")
+        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), truth.clamp(min=0), reduction="none")
         loss = loss + (each * weight).sum() / weight.sum().clamp(min=1)
-        shown = truth > 0
-        right[name] = float((logits.argmax(-1) == truth)[shown].float().mean()) if shown.any() else float("nan")
-    return loss, right
+    return loss
 
 
-def augmented(frames: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
-    """Brightness, contrast and a little noise, the same for both frames of a group but the noise."""
-    pixels = torch.from_numpy(frames).float()
-    shape = (len(pixels), 1, 1, 1, 1)
-    gain = 0.8 + 0.4 * torch.rand(shape, generator=generator)
-    lift = 24 * (torch.rand(shape, generator=generator) - 0.5)
-    grain = 4 * torch.rand(shape, generator=generator) * torch.randn(pixels.shape, generator=generator)
-    return (pixels * gain + lift + grain).clamp(0, 255)
+def num_patches(grid: int) -> int:
+    rows, columns = GRIDS[grid]
+    return rows * columns * PATCHES_PER_TOKEN
 
 
-def train_tower(
-    tower: Qwen3VLVisionModel, bank: Bank, checkpoint: Path, steps: int, batch: int = 128, seed: int = 0
-) -> Iterator[tuple[int, float, dict[str, float]]]:
-    """Trains in place and yields (step, loss, accuracies) now and then; resumes from `checkpoint`."""
-    torch.manual_seed(seed)
-    batched, heads = BatchedTower(tower), TokenHeads()
-    both = nn.ModuleList([tower, heads])
-    schedule = Schedule(make_optimisers(both, muon_lr=0.01, adam_lr=1.5e-3), steps, warm_up=100)
-    start = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        both.load_state_dict(saved["modules"])
-        schedule.load_state_dict(saved["schedule"])
-        start = int(saved["step"])
-    held_out = len(bank.frames) - 512
-    for step in range(start, steps):
-        generator = torch.Generator().manual_seed(seed * 7919 + step)
-        pick = torch.randint(held_out, (batch,), generator=generator).numpy()
-        with mixed_precision():
-            embeddings, deep = batched(patchify(augmented(bank.frames[pick], generator)))
-        labels = torch.from_numpy(bank.labels[pick])
-        loss, _ = see_loss(heads, embeddings.float(), labels)
-        extra, _ = see_loss(heads, deep.float(), labels)
-        torch.autograd.backward(loss + 0.2 * extra)
-        schedule.step()
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            yield step + 1, float(loss.detach()), evaluate_tower(batched, heads, bank, held_out)
-            state = {"modules": both.state_dict(), "schedule": schedule.state_dict(), "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").rename(checkpoint)
+def as_floats(patches: Tensor) -> Tensor:
+    """uint8 -> what the preprocessing makes of it."""
+    return patches.float() / 127.5 - 1
+
+
+def shifted(patches: Tensor, grid: int) -> Tensor:
+    """All pictures moved by the same few pixels, edges drawn out: patches [groups, n, 384] in, the same out."""
+    rows, columns = GRIDS[grid]
+    by, groups = MOST_SHIFT, len(patches)
+    cells = patches.view(groups, rows, columns, MERGE, MERGE, 6, PATCH, PATCH)
+    pictures = cells.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(groups, 6, rows * MERGE * PATCH, columns * MERGE * PATCH)
+    padded = nn.functional.pad(pictures, (by, by, by, by), mode="replicate")
+    down, right = torch.randint(2 * by + 1, (2,)).tolist()  # on the CPU: the device is not waited for
+    moved = padded[:, :, down : down + pictures.shape[2], right : right + pictures.shape[3]]
+    cut = moved.reshape(groups, 6, rows, MERGE, PATCH, columns, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    return cut.reshape(patches.shape)
+
+
+def augmented(patches: Tensor, grid: int, generator: torch.Generator) -> Tensor:
+    """uint8 [groups, n, 384] -> floats at a slightly other place, with other brightness, contrast, white balance and a
+    little noise."""
+    groups, device = len(patches), patches.device
+
+    def spread(shape: tuple[int, ...], most: float) -> Tensor:
+        return most * (2 * torch.rand(shape, generator=generator, device=device) - 1)
+
+    pixels = patches.view(groups, -1, 3, 2 * PATCH * PATCH).float()
+    gain = 1 + spread((groups, 1, 1, 1), 0.2) + spread((groups, 1, 3, 1), 0.06)
+    lift = spread((groups, 1, 1, 1), 14) + spread((groups, 1, 3, 1), 4)
+    noise = torch.randn(pixels.shape, generator=generator, device=device)
+    pixels = shifted(pixels.flatten(2), grid).view(pixels.shape)
+    grain = 5 * torch.rand((groups, 1, 1, 1), generator=generator, device=device).square()
+    return ((pixels * gain + lift + grain * noise).clamp(0, 255) / 127.5 - 1).flatten(2)
+
+
+def see_step(
+    batched: BatchedTower, heads: TokenHeads, patches: Tensor, labels: Tensor, grid: int, generator: torch.Generator
+) -> Tensor:
+    """The loss of a batch of groups of one grid: patches [n, 64, 384], labels [n, 16, 6]."""
+    pixels = augmented(patches[:, : num_patches(grid)], grid, generator)
+    tokens = num_patches(grid) // PATCHES_PER_TOKEN
+    with mixed_precision(patches.device):
+        embeddings, deep = batched(pixels, grid)
+        loss = see_loss(heads, embeddings, labels[:, :tokens])
+        return loss + DEEP_WEIGHT * see_loss(heads, deep, labels[:, :tokens])
 
 
 @torch.no_grad()
-def evaluate_tower(batched: BatchedTower, heads: TokenHeads, bank: Bank, first: int) -> dict[str, float]:
-    """Per-token accuracy on the groups from `first` on, where there is something to see."""
-    embeddings, _ = batched(patchify(torch.from_numpy(bank.frames[first:])))
-    return see_loss(heads, embeddings, torch.from_numpy(bank.labels[first:]))[1]
+def accuracies(
+    batched: BatchedTower, heads: TokenHeads, patches: Tensor, labels: Tensor, grids: Tensor
+) -> dict[str, float]:
+    """Share of tokens told right, per column, where there is something to see."""
+    right = {name: [0, 0] for name in LABELS}
+    for grid in range(len(GRIDS)):
+        mine = (grids == grid).nonzero()[:, 0]
+        if not len(mine):
+            continue
+        embeddings, _ = batched(as_floats(patches[mine, : num_patches(grid)]), grid)
+        for column, (name, logits) in enumerate(heads(embeddings).items()):
+            truth = labels[mine, : embeddings.shape[1], column].long()
+            shown = truth > 0
+            right[name][0] += int(((logits.argmax(-1) == truth) & shown).sum())
+            right[name][1] += int(shown.sum())
+    return {name: hits / max(1, asked) for name, (hits, asked) in right.items()}
 
 
 @torch.no_grad()
-def features(tower: Qwen3VLVisionModel, frames: NDArray[np.uint8], batch: int = 512) -> tuple[Tensor, Tensor]:
-    """Embeddings and deepstack features of every group of a bank, half precision: each [groups, 16, hidden]."""
-    batched = BatchedTower(tower)
-    parts = [batched(patchify(torch.from_numpy(frames[k : k + batch]))) for k in range(0, len(frames), batch)]
-    return torch.cat([p[0].half() for p in parts]), torch.cat([p[1].half() for p in parts])
+def features(
+    batched: BatchedTower,
+    patches: Tensor,
+    grids: Tensor,
+    generator: torch.Generator | None = None,
+    batch: int = 2048,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings and DeepStack features of every group, half precision, zero beyond its tokens: [groups, 16, hidden].
 
-
-def log_line(step: int, loss: float, right: dict[str, float], since: float) -> str:
-    shown = " ".join(f"{name} {value:.3f}" for name, value in right.items())
-    return f"step {step} loss {loss:.3f} {shown} ({time.monotonic() - since:.0f} s)"
+    generator: of augmented pictures; None: as they are.
+    """
+    out = [torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)]
+    for grid in range(len(GRIDS)):
+        for mine in (grids == grid).nonzero()[:, 0].split(batch):  # type: ignore[no-untyped-call]
+            if not len(mine):
+                continue
+            read = patches[mine, : num_patches(grid)]
+            pixels = as_floats(read) if generator is None else augmented(read, grid, generator)
+            made = batched(pixels, grid)
+            for kept, part in zip(out, made, strict=True):
+                kept[mine, : part.shape[1]] = part.half()
+    return out[0], out[1]

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from keyframes.pruner import DualAnchor
-from training.bank import CELL, GRID
+from training.bank import GRIDS, MOST_TOKENS
 
 LEVELS = (4.0, 6.0, 9.0)  # mean change of a token's pixels (of 255) from which it is new; two encodings differ by < 3
 
@@ -30,53 +28,52 @@ class Worth:
     order: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, frames: NDArray[np.uint8], embeddings: Tensor, first_group: Sequence[int]) -> Worth:
-        """frames: uint8 [groups, 2, side, side, 3]. embeddings: [groups, tokens, hidden]. first_group: where each scene
-        begins; there all is new."""
-        return cls(news_of(frames, first_group), order_of(embeddings, first_group))
-
-    def save(self, path: Path) -> None:
-        np.savez(path, news=self.news, order=self.order)
-
-    @classmethod
-    def load(cls, path: Path) -> Worth:
-        with np.load(path) as stored:
-            return cls(stored["news"], stored["order"])
+    def of(cls, patches: Tensor, embeddings: Tensor, grids: Tensor, first_group: Sequence[int]) -> Worth:
+        """patches: uint8 [groups, 64, 384]. embeddings: [groups, tokens, hidden]. first_group: where each scene begins;
+        there all is new."""
+        return cls(news_of(patches, first_group), order_of(embeddings, grids))
 
 
-def news_of(frames: NDArray[np.uint8], first_group: Sequence[int]) -> NDArray[np.bool_]:
+@torch.no_grad()
+def news_of(patches: Tensor, first_group: Sequence[int]) -> NDArray[np.bool_]:
     """Marks of groups that differ from the last one kept, or follow one whose own frames differ: [levels, groups]."""
-    groups = len(frames)
+    groups = len(patches)
     place = np.arange(groups) - np.repeat(first_group, np.diff([*first_group, groups]))
-    own = _most_change(frames[:, 1:], frames[:, 0])
+    own = np.concatenate([_most_change(part, part, 1, 0) for part in patches.split(4096)])  # type: ignore[no-untyped-call]
     marks = np.ones((len(LEVELS), groups), dtype=bool)
     for number, level in enumerate(LEVELS):
         last_kept = np.arange(groups)  # of each group: the number of the last one kept, up to it
         for step in range(1, int(place.max(initial=0)) + 1):
             here = np.flatnonzero(place == step)
             reference = last_kept[here - 1]
-            change = np.maximum(_most_change(frames[here], frames[reference, 1]), own[reference])
+            change = np.maximum(_change_between(patches, here, reference), own[reference])
             marks[number, here] = change >= level
             last_kept[here] = np.where(marks[number, here], here, reference)
     return marks
 
 
-def order_of(embeddings: Tensor, first_group: Sequence[int]) -> NDArray[np.uint8]:
-    """The places of each group's tokens by STC's score, best first: [groups, tokens]."""
-    order = np.empty(embeddings.shape[:2], dtype=np.uint8)
-    borders = [*first_group, len(embeddings)]
-    for start, stop in pairwise(borders):
-        anchor = DualAnchor()
-        for group in range(start, stop):
-            order[group] = anchor.score(embeddings[group]).argsort(descending=True).numpy()
-    return order
+def _change_between(patches: Tensor, here: NDArray[np.intp], there: NDArray[np.intp]) -> NDArray[np.float32]:
+    """The most that either frame of some groups differs from the second frame of others, group by group."""
+    parts = []
+    for k in range(0, len(here), 4096):
+        mine, reference = patches[here[k : k + 4096]], patches[there[k : k + 4096]]
+        parts.append(np.maximum(_most_change(mine, reference, 0, 1), _most_change(mine, reference, 1, 1)))
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
 
-def _most_change(frames: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The most that any token of any frame differs from a picture, mean over its pixels: [n].
+def _most_change(patches: Tensor, others: Tensor, frame: int, other_frame: int) -> NDArray[np.float32]:
+    """The most that any token of a frame differs from that of another picture, mean over its pixels: [n]."""
+    mine, theirs = (part.view(len(part), MOST_TOKENS, -1, 3, 2, 64) for part in (patches, others))
+    change = (mine[:, :, :, :, frame].float() - theirs[:, :, :, :, other_frame].float()).abs()
+    return np.asarray(change.mean((2, 3, 4)).amax(1).cpu().numpy())
 
-    frames: uint8 [n, frames, side, side, 3]; reference: [n, side, side, 3].
-    """
-    change = np.abs(frames.astype(np.int16) - reference[:, None].astype(np.int16))
-    cells = change.reshape(len(frames), frames.shape[1], GRID, CELL, GRID, CELL, 3)
-    return np.asarray(cells.mean((3, 5, 6), dtype=np.float32).max((1, 2, 3)))
+
+@torch.no_grad()
+def order_of(embeddings: Tensor, grids: Tensor) -> NDArray[np.uint8]:
+    """The places of each group's tokens, those first that are least like their frame's mean: [groups, tokens]."""
+    sizes = torch.tensor([rows * columns for rows, columns in GRIDS], device=embeddings.device)[grids]
+    beyond = torch.arange(MOST_TOKENS, device=embeddings.device) >= sizes[:, None]
+    vectors = torch.nn.functional.normalize(embeddings.float(), dim=-1)
+    frame = torch.nn.functional.normalize((vectors * ~beyond[..., None]).sum(1), dim=-1)
+    alike = torch.einsum("gtd,gd->gt", vectors, frame).masked_fill(beyond, 2.0)
+    return np.asarray(alike.argsort(1).to(torch.uint8).cpu().numpy())

@@ -29,6 +29,7 @@ MOTIONS = {"still": (0.0, 0.0), "left": (-1.0, 0.0), "right": (1.0, 0.0), "up": 
 BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "checks", "photo")
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "brick", "grass", "gravel")
 SPEED = 0.14  # of the frame's side per second: four pixels between two frames at 2 fps and 64 pixels
+SMALLEST = 0.22  # size of a thing, unless told otherwise
 OUTLINE = 0.1  # of the radius, black: every colour shows on every background
 
 
@@ -76,20 +77,27 @@ class Scene:
         return next((e for e in self.events if e.start_seconds <= seconds < e.stop_seconds), None)
 
 
-def make_things(rng: np.random.Generator, count: int, seconds: float) -> tuple[Thing, ...]:
+def make_things(
+    rng: np.random.Generator, count: int, seconds: float, sizes: tuple[float, float] | None = None
+) -> tuple[Thing, ...]:
     """`count` things of different shapes that never touch while they move for `seconds`."""
     shapes = rng.permutation(SHAPES)[:count]
     named = [(str(shape), str(rng.choice(list(COLOURS)))) for shape in shapes]
-    return place_things(rng, named, seconds)
+    return place_things(rng, named, seconds, sizes)
 
 
-def place_things(rng: np.random.Generator, named: list[tuple[str, str]], seconds: float) -> tuple[Thing, ...]:
-    """The (shape, colour) pairs at random places, with random motions, whose swept boxes are apart."""
-    largest = (0.44, 0.34, 0.3, 0.28)[len(named) - 1]
+def place_things(
+    rng: np.random.Generator, named: list[tuple[str, str]], seconds: float, sizes: tuple[float, float] | None = None
+) -> tuple[Thing, ...]:
+    """The (shape, colour) pairs at random places, with random motions, whose swept boxes are apart.
+
+    sizes: least and most of the frame's side; None: as many things leave room for.
+    """
+    sizes = sizes or (SMALLEST, (0.44, 0.34, 0.3, 0.28)[len(named) - 1])
     while True:
         things: list[Thing] = []
         for shape, colour in named:
-            thing = _place_apart(rng, shape, colour, largest, seconds, things)
+            thing = _place_apart(rng, shape, colour, sizes, seconds, things)
             if thing is None:
                 break
             things.append(thing)
@@ -97,17 +105,27 @@ def place_things(rng: np.random.Generator, named: list[tuple[str, str]], seconds
             return tuple(things)
 
 
-def make_digit(rng: np.random.Generator, digit: int, colours: Sequence[str] = tuple(COLOURS)) -> Thing:
+def make_digit(
+    rng: np.random.Generator,
+    digit: int,
+    colours: Sequence[str] = tuple(COLOURS),
+    sizes: tuple[float, float] = (0.6, 0.84),
+) -> Thing:
     x, y = rng.uniform(0.42, 0.58, 2)
     colour = str(rng.choice(list(colours)))
-    return Thing("digit", colour, float(rng.uniform(0.6, 0.84)), float(x), float(y), "still", digit)
+    return Thing("digit", colour, float(rng.uniform(*sizes)), float(x), float(y), "still", digit)
 
 
 def _place_apart(
-    rng: np.random.Generator, shape: str, colour: str, largest: float, seconds: float, others: list[Thing]
+    rng: np.random.Generator,
+    shape: str,
+    colour: str,
+    sizes: tuple[float, float],
+    seconds: float,
+    others: list[Thing],
 ) -> Thing | None:
     for attempt in range(40):
-        size = float(rng.uniform(0.22, largest))
+        size = float(rng.uniform(*sizes))
         motion = "still" if attempt > 25 else str(rng.choice(list(MOTIONS)))
         x, y = (float(v) for v in rng.uniform(size / 2, 1 - size / 2, 2))
         thing = Thing(shape, colour, size, x, y, motion)

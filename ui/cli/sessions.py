@@ -135,8 +135,8 @@ def delete_session(
     with user_errors():
         folder = session_folder(session)
         check_is_there(folder)
+        from memory.disk_tier import check_is_session
         from memory.folders import delete, summary
-        from memory.store import check_is_session
 
         check_is_session(folder)
         what = str(folder)

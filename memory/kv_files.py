@@ -3,7 +3,7 @@
     kv-dense-00000000.bin   |chunk 0|chunk 1|chunk 2|     full: chunk 3 begins the next one
     kv-dense-00000003.bin   |chunk 3|chunk 4|
 
-Knows nothing of what the bytes mean or which of them count; `store.py` keeps the books.
+Knows nothing of what the bytes mean or which of them count; `disk_tier.py` keeps the books.
 """
 
 from __future__ import annotations

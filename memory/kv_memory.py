@@ -32,13 +32,13 @@ from torch import Tensor
 from config import MemoryConfig
 from errors import LonglookError
 from memory.chunk import ChunkMeta, KVChunk, cells
+from memory.disk_tier import ChunkLostError, DiskFullError, SessionBusyError, SessionStore, WrittenChunk
 from memory.heap import return_free_memory
-from memory.index import HeadIndex
+from memory.host_pool import HostPool, PoolFullError
+from memory.kv_codec import KVFormat
 from memory.numbered import Numbered
-from memory.packing import KVFormat
-from memory.pool import HostPool, PoolFullError
 from memory.records import Kept, NewChunk
-from memory.store import ChunkLostError, SessionBusyError, SessionStore, WrittenChunk
+from memory.retrieval_index import HeadIndex
 from streaming.events import Notice
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
@@ -127,7 +127,7 @@ class KVMemory:
         self._addresses: deque[int] = deque()  # in the host pool, of the chunks that left the window last
         self._lost: dict[tuple[int, Kept], str] = {}  # what was found damaged or gone on disk, and what to say of it
         self._notices: list[Notice] = []  # not told yet
-        self._has_told_of_host = False
+        self._has_told_of_host = self._has_told_of_disk = False
         self._window: deque[_Resident] = deque()
         self._pending: dict[int, KVChunk] = {}  # chunks that are not durable yet, wherever they are besides
         self._bits = config.kv_bits
@@ -226,8 +226,8 @@ class KVMemory:
         """Puts the next chunks into window, host, index, records and disk: all of them or none, whatever fails.
 
         They can be asked about at once and are safe on the disk when this returns, all with one commit. Old chunks make
-        room. What may pass (a busy database, a device without memory) is tried again a few times. One thread at a time;
-        others may read under the lock meanwhile.
+        room, and some more where the disk is full before its budget is. What may pass (a busy database, a device
+        without memory) is tried again a few times. One thread at a time; others may read under the lock meanwhile.
         on_visible: called, under the lock, when the chunks can be asked about, and when a failure delays that.
 
         Gives what the memory held right after each chunk. Raises ValueError for a chunk that does not follow (number,
@@ -237,12 +237,14 @@ class KVMemory:
             for seconds in RETRY_SECONDS:
                 try:
                     return self._append_once(chunks, on_visible)
-                except PASSING_ERRORS:
+                except (*PASSING_ERRORS, DiskFullError) as error:
                     if on_visible is not None:
                         with self._lock:
                             on_visible()
                     if self._closing.wait(seconds):
                         raise
+                    if isinstance(error, DiskFullError):
+                        self._make_room_on_disk(error)
             try:
                 return self._append_once(chunks, on_visible)
             except torch.OutOfMemoryError as error:
@@ -507,6 +509,20 @@ class KVMemory:
         if self._chunks_since_trim >= TRIM_CHUNKS:
             self._chunks_since_trim = 0
             return_free_memory()
+
+    def _make_room_on_disk(self, error: DiskFullError) -> None:
+        """The disk is full although the budget is not: the oldest file goes. Raises `error` where none can."""
+        assert self._store is not None
+        eviction = self._store.write_eviction()
+        if eviction is None:
+            raise error
+        with self._lock:
+            self._store.publish_eviction(eviction)
+            self._evict_unreachable()
+            if not self._has_told_of_disk:
+                self._has_told_of_disk = True
+                self._notices.append(Notice(f"{error} The oldest of what was seen makes room.", error.knob))
+        self._store.delete_evicted()
 
     def _check_open(self) -> None:
         if self._closing.is_set():

@@ -15,13 +15,14 @@ one commit. So a kill at any instant loses the chunks under way and nothing else
 the folder is opened to be written again. Files of evicted chunks are deleted after the commit that lets them go.
 Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may
 look on, each at what was there when it opened the folder. A folder may come from a stranger: see
-`plain_files.py` and `database.py`.
+`plain_files.py` and `session_db.py`.
 
 Knows nothing of models, windows or questions.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -43,24 +44,10 @@ from torch import Tensor
 
 from errors import LonglookError
 from memory.chunk import ChunkMeta, KVChunk
-from memory.database import (
-    FORMAT,
-    DamagedDatabaseError,
-    ForeignDatabaseError,
-    OtherFormatError,
-    add_turn,
-    connect,
-    create_tables,
-    has_session,
-    limit_log,
-    log_bytes,
-    read_facts,
-    read_turns,
-    set_fact,
-)
 from memory.eviction import BudgetTooSmallError, Ledger, Placement
+from memory.kv_codec import AS_COMPUTED, KVFormat
+from memory.kv_files import DamagedBytesError, Segments, as_bytes, sync_folder
 from memory.numbered import Numbered
-from memory.packing import AS_COMPUTED, KVFormat
 from memory.plain_files import (
     DATABASE,
     LOCK,
@@ -75,7 +62,21 @@ from memory.plain_files import (
     thumb_names,
 )
 from memory.records import KEPT, ROW_BYTES, TOKEN_BYTES, Kept, Kind, NewChunk, Place, StoredChunk
-from memory.segments import DamagedBytesError, Segments, as_bytes, sync_folder
+from memory.session_db import (
+    FORMAT,
+    DamagedDatabaseError,
+    ForeignDatabaseError,
+    OtherFormatError,
+    add_turn,
+    connect,
+    create_tables,
+    has_session,
+    limit_log,
+    log_bytes,
+    read_facts,
+    read_turns,
+    set_fact,
+)
 
 FALLBACK_TEXT = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
@@ -88,8 +89,19 @@ class SessionBusyError(SessionError):
     """Another process holds the database for too long; trying again may help."""
 
 
+class DiskFullError(SessionError):
+    """The disk itself is full, whatever the budget says."""
+
+
 class ChunkLostError(SessionError):
     """Keys and values of one chunk, dense, sparse or exact, cannot be had any more; everything else can."""
+
+
+SQLITE_ERRORS: dict[int | None, type[SessionError]] = {
+    sqlite3.SQLITE_BUSY: SessionBusyError,
+    sqlite3.SQLITE_LOCKED: SessionBusyError,
+    sqlite3.SQLITE_FULL: DiskFullError,
+}
 
 
 class SessionStore:
@@ -135,7 +147,7 @@ class SessionStore:
                 self._facts = self._checked_facts(kind)
                 self.chunks = self._read_chunks()
                 self._key_bytes = self._read_key_bytes()
-            self._ledger = self._counted()
+            self._ledger = self._counted({kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT})
             self._watched = self._read_watched()
             self._first_thumb = self.first_chunk  # older ones have been deleted
             if not read_only:
@@ -172,6 +184,10 @@ class SessionStore:
     def first(self, kept: Kept) -> int:
         """Number of the first chunk of which this level is still there; all before it had to make room."""
         return self._ledger.first(kept)
+
+    @property
+    def _firsts(self) -> dict[Kept, int]:
+        return {kept: self.first(kept) for kept in KEPT}
 
     @property
     def num_forgotten(self) -> int:
@@ -229,9 +245,27 @@ class SessionStore:
             self._watched = new.watched
             self.chunks.append(new.record)
             self._key_bytes[new.record.index] = new.key_bytes
-            for record in self.chunks.drop_before(self.first_chunk):
-                del self._key_bytes[record.index]
+            self._drop_records()
             self._evicted_files += new.dropped
+
+    def write_eviction(self) -> Eviction | None:
+        """Lets the oldest file go although there is budget, for a disk that is full; None where none can be spared.
+
+        Durable at once; `publish_eviction` makes it so here, and `delete_evicted` deletes the file.
+        """
+        ledger = self._ledger.copy()
+        try:
+            dropped = ledger.drop_oldest(self.num_chunks)
+        except BudgetTooSmallError:
+            return None
+        with self._wrap_errors(), self._db_lock, self._db:
+            self._write_facts(ledger, {})
+        return Eviction(ledger, dropped)
+
+    def publish_eviction(self, eviction: Eviction) -> None:
+        self._ledger = eviction.ledger
+        self._evicted_files += eviction.dropped
+        self._drop_records()
 
     def delete_evicted(self) -> None:
         """Deletes what made room for published chunks; opening the folder again deletes what is left."""
@@ -243,6 +277,10 @@ class SessionStore:
             if names:
                 delete_files(self.folder / THUMBS, names)
             self._first_thumb = max(self._first_thumb, self.first_chunk)
+
+    def _drop_records(self) -> None:
+        for record in self.chunks.drop_before(self.first_chunk):
+            del self._key_bytes[record.index]
 
     def forget_before(self, number: int) -> None:
         """Keeps no records of these chunks in memory; they stay on the disk until they make room there."""
@@ -299,7 +337,7 @@ class SessionStore:
             set_fact(self._db, "heads", heads)
             self._key_bytes = self._read_key_bytes()
         self._facts["heads"] = heads
-        self._ledger = self._counted()
+        self._ledger = self._counted(self._firsts)
 
     @property
     def heads(self) -> str:
@@ -378,7 +416,7 @@ class SessionStore:
             if self.chunks.first == self.first_chunk:
                 assert self._ledger.num_bytes_of(kept) == sum(ends.values()), f"{kept} bytes are not the sum"
         if self.chunks.first == self.first_chunk:
-            assert self.disk_bytes == self._counted().num_bytes, "disk bytes are not the sum"
+            assert self.disk_bytes == self._counted(self._firsts).num_bytes, "disk bytes are not the sum"
         with self._db_lock:
             for table in ("chunks", "index_keys"):
                 rows = [number for (number,) in self._db.execute(f"SELECT number FROM {table} ORDER BY number")]
@@ -429,9 +467,8 @@ class SessionStore:
             return frames, seconds
         return sum(chunk.num_frames for chunk in self.chunks), sum(chunk.watch_seconds for chunk in self.chunks)
 
-    def _counted(self) -> Ledger:
+    def _counted(self, firsts: Mapping[Kept, int]) -> Ledger:
         """The books, from the records."""
-        firsts = {kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT}
         budget_bytes = self._budget_bytes - log_bytes(self._budget_bytes)
         return Ledger.of(self.chunks, self._key_bytes, firsts, budget_bytes, self._keep_chunks)
 
@@ -512,19 +549,23 @@ class SessionStore:
     def _commit(self, written: Sequence[WrittenChunk]) -> None:
         """The records in, those of evicted chunks out, in one transaction: only now the chunks count."""
         ledger = written[-1].ledger
-        facts = {f"first {kept}": str(ledger.first(kept)) for kept in KEPT if ledger.first(kept) != self.first(kept)}
-        facts["watched"] = json.dumps(written[-1].watched)
         with self._db_lock, self._db:
             for new in written:
                 keys = (new.record.index, new.keys, zlib.crc32(new.keys))
                 self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row())
                 self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", keys)
-            if ledger.first("sparse") > self.first_chunk:
-                for table in ("chunks", "index_keys"):
-                    self._db.execute(f"DELETE FROM {table} WHERE number < ?", (ledger.first("sparse"),))
-            for name, value in facts.items():
-                set_fact(self._db, name, value)
-        self._facts |= facts
+            self._write_facts(ledger, {"watched": json.dumps(written[-1].watched)})
+
+    def _write_facts(self, ledger: Ledger, facts: dict[str, str]) -> None:
+        """Facts, and what the ledger has evicted, in the transaction that is open."""
+        for kept in KEPT:
+            if ledger.first(kept) != self.first(kept):
+                facts[f"first {kept}"] = str(ledger.first(kept))
+        if ledger.first("sparse") > self.first_chunk:
+            for table in ("chunks", "index_keys"):
+                self._db.execute(f"DELETE FROM {table} WHERE number < ?", (ledger.first("sparse"),))
+        for name, value in facts.items():
+            set_fact(self._db, name, value)
 
     def _clean_up(self) -> None:
         """Takes away what does not count: of a chunk under way, or evicted just before a kill."""
@@ -598,6 +639,14 @@ class _PreparedChunk:
 
 
 @dataclass(frozen=True, eq=False)
+class Eviction:
+    """Files that were let go and not published yet; ledger: as it is without them."""
+
+    ledger: Ledger
+    dropped: Sequence[tuple[Kept, int]]
+
+
+@dataclass(frozen=True, eq=False)
 class WrittenChunk:
     """A chunk that is durable and not yet published; ledger, watched: as they are with it. dropped: files."""
 
@@ -645,8 +694,7 @@ def wrap_errors(folder: Path) -> Iterator[None]:
         with wrap_os_errors(folder):
             yield
     except sqlite3.Error as error:
-        is_busy = getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        kind = SessionBusyError if is_busy else SessionError
+        kind = SQLITE_ERRORS.get(getattr(error, "sqlite_errorcode", None), SessionError)
         raise kind(f"{folder / DATABASE} cannot be used: {error}.") from error
     except DamagedDatabaseError as error:
         raise SessionError(f"{folder} is damaged: {error}.") from error
@@ -661,7 +709,8 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = error.strerror or str(error)
-        raise SessionError(f"{folder} cannot be used: {what[:1].lower()}{what[1:]}.") from error
+        kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SessionError
+        raise kind(f"{folder} cannot be used: {what[:1].lower()}{what[1:]}.") from error
 
 
 def lock(folder: Path) -> FileIO:
