@@ -6,12 +6,14 @@ they lie anywhere in the stream. Knows nothing of models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle, islice
 
 import numpy as np
 
+from models.demo.world import COLOURS, SHAPES
 from training.questions import Facts, Question, ask
 from training.scenes import CHUNK_SECONDS
 from training.streams import Stream, make_stream
@@ -24,6 +26,7 @@ PRESENT_GROUPS = 2  # newest groups that a question about the present may mean; 
 RECENT_SECONDS = 40.0  # what happened since is not called past
 TRIES = 40  # draws for one question
 NEEDLE_SECONDS = 20.0  # a needle, alone or with its neighbour, takes no longer
+NAMING = frozenset((*COLOURS, *SHAPES, "digit", *map(str, range(10))))  # words that names are made of
 Spans = tuple[tuple[float, float], ...]
 
 
@@ -44,6 +47,11 @@ class Asked:
         stop = max((span[1] for span in self.spans), default=self.at_seconds)
         first = max(0.0, start // CHUNK_SECONDS * CHUNK_SECONDS - CHUNK_SECONDS)
         return first, min(-(-stop // CHUNK_SECONDS) * CHUNK_SECONDS, self.at_seconds)
+
+
+def thing_named(text: str) -> str:
+    """The name that a question asks after, whatever words stand around it."""
+    return " ".join(word for word in re.findall(r"[a-z]+|\d", text.lower()) if word in NAMING)
 
 
 def long_stream(seed: int, seconds: float) -> Stream:
@@ -96,7 +104,7 @@ class Asker:
         for _ in range(TRIES * count):
             question = ask(self._rng, self._facts, "presence")
             if question and question.answer == "no" and len(made) < count:
-                made.setdefault(" ".join(question.text.rstrip("?").split()[-2:]), question)
+                made.setdefault(thing_named(question.text), question)
         return [Asked("never", question, (), self._end_seconds) for question in made.values()]
 
     def _spread(self, kind: str, families: Sequence[str], count: int, fits: Callable[[Question], bool]) -> list[Asked]:

@@ -543,8 +543,7 @@ class SessionStore:
             return ledger.add(item.meta.index, sizes, record_bytes)
         except BudgetTooSmallError as error:
             gib = self._budget_bytes / (1 << 30)
-            sentence = f"The disk budget of {gib:.3g} GiB is full."
-            raise SessionError(sentence, "memory.disk_bytes") from error
+            raise SessionError(f"The disk budget of {gib:.3g} GiB is full.", "memory.disk_bytes") from error
 
     def _commit(self, written: Sequence[WrittenChunk]) -> None:
         """The records in, those of evicted chunks out, in one transaction: only now the chunks count."""

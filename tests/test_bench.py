@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from bench import reopen
 from bench.arms import Said
-from bench.asked import PRESENT_GROUPS, Asked, Asker, long_stream
+from bench.asked import PRESENT_GROUPS, Asked, Asker, long_stream, thing_named
 from bench.plot import Line, line_chart
 from bench.recall import Bench, knobs, rank_of_truth
 from bench.report import LAST_FRAMES, OURS, SHORT_CLIP, WINDOW
@@ -43,6 +43,13 @@ def test_past_questions_are_about_all_of_the_history_and_none_about_the_last_sec
     starts = [a.spans[0][0] for a in Asker(stream, 1).past(32)]
     assert all(any(k * SECONDS / 4 <= start < (k + 1) * SECONDS / 4 for start in starts) for k in range(4))
     assert max(starts) < SECONDS - 40
+
+
+def test_a_name_is_the_same_whatever_words_stand_around_it() -> None:
+    said = ("Is there a red ring?", "Any red ring", "Have you seen a Red ring in the clip.")
+    assert {thing_named(text) for text in said} == {"red ring"}
+    assert thing_named("Was a digit 3 there in the footage") == "digit 3"
+    assert thing_named("Can you see a star?") == "star"
 
 
 def test_what_never_happened_is_nowhere_in_the_stream(stream: Stream) -> None:

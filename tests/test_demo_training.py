@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from config import AnswerConfig, Config
@@ -28,7 +29,7 @@ from models.pixels import patchify as stock_patchify
 from models.qwen3_vl import Qwen3VL
 from streaming.frames import Frame
 from training import bank as bank_file
-from training import learn, lookalikes, optimiser, plan, see, train
+from training import finish, learn, lookalikes, optimiser, plan, see, train
 from training.bank import GRIDS, Bank, _painted_scene, patchify, scene_frames
 from training.bind import ClipMaker, Stage, StoredChunk
 from training.looks import ASPECTS, Look, look_of
@@ -499,6 +500,22 @@ def test_a_few_steps_from_the_command_line_leave_states_and_a_model(tmp_path: Pa
 
 
 # --- the checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_saved_states_becomes_a_checkpoint(small: Small, tmp_path: Path) -> None:
+    states = []
+    for seed in (4, 5):
+        network = train.new_model(TOKENIZER, seed)
+        states.append(tmp_path / f"{seed}.pt")
+        train.save_state(states[-1], network.state_dict(), nn.Linear(1, 1))
+    finish.main(states, tmp_path / "out")
+    name = "model.language_model.norm.weight", "model.language_model.embed_tokens.weight"
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    kept = [torch.load(path, weights_only=True)["model"] for path in states]
+    for part in name:
+        mean = (kept[0][part].float() + kept[1][part].float()) / 2
+        assert gap(made[part].float(), mean) < 0.01 * float(mean.abs().max())
+    assert load(tmp_path / "out", device="cpu").num_layers == small.driver.num_layers
 
 
 def test_a_saved_model_comes_back_through_the_loader_as_it_was(small: Small) -> None:

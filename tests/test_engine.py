@@ -281,8 +281,8 @@ def test_a_checkpoint_without_recommendations_gets_the_defaults(checkpoint: Path
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"memory": {"chunks": 3}}', "no 'chunks'"),
-        ('{"memories": {}}', "'memories'"),
+        ('{"memory": {"chunks": 3}}', "memory.chunks is not"),
+        ('{"memories": {}}', "memories is not a section"),
         ('{"memory": {"chunk_frames": "8"}}', "whole number"),
         ('{"memory": 8}', "makes no sense"),
         ("[1, 2]", "makes no sense"),

@@ -87,7 +87,7 @@ def test_video_limits_too_small_for_a_clip_hold_for_each_frame() -> None:
 def test_patches_stand_in_the_stock_order(height: int, width: int) -> None:
     frames = torch.rand(6, 3, height, width, generator=torch.Generator().manual_seed(0))
     wanted, _, rows, columns = stock_video.Qwen3VLVideoProcessor.patchify(None, frames[None], 16, 2, 2)
-    ours = patchify(frames.unflatten(0, (3, 2)), SPEC).flatten(0, 1)
+    ours = patchify(frames.reshape(3, 2, *frames.shape[1:]), SPEC).flatten(0, 1)
     assert torch.equal(ours, wanted[0]) and ours.shape == (3 * rows * columns, 3 * 2 * 16 * 16)
     assert not torch.equal(patchify(frames[:2].flip(0)[None], SPEC)[0], wanted[0, : rows * columns])
 
