@@ -145,6 +145,8 @@ def test_a_small_host_budget_forgets_the_oldest_with_advice_and_answers_all_the_
     result = ask(model, clip, "What?", "--host-budget", 0, "--json")
     (found,) = answers(result)
     assert (found["stats"]["chunks"], found["stats"]["forgotten_chunks"]) == (6, 4)
+    assert found["stats"]["host_bytes"] < 100_000
+    assert result.stderr.count("oldest chunks are forgotten") == 1
     assert "the oldest chunks are forgotten. Give more with --host-budget." in result.stderr
 
 
