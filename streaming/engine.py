@@ -147,13 +147,19 @@ class Engine:
             return
         step, jobs = batch
         started = time.perf_counter()
-        for job in jobs:
-            if isinstance(job, QueryJob):
-                _complete(job.done, job.run)
-        if step is Step.DECODE:
-            self._decode()
-        elif step is Step.PREFILL:
-            self._prefill([job for job in jobs if isinstance(job, PrefillJob)])
+        try:
+            for job in jobs:
+                if isinstance(job, QueryJob):
+                    _complete(job.done, job.run)
+            if step is Step.DECODE:
+                self._decode()
+            elif step is Step.PREFILL:
+                self._prefill([job for job in jobs if isinstance(job, PrefillJob)])
+        except BaseException as error:
+            for job in jobs:
+                if not job.done.done():
+                    job.done.set_exception(error)
+            raise
         self._drop_abandoned()
         self._admit()
         self.scheduler.complete(step, time.perf_counter() - started, len(self._answers))
@@ -229,9 +235,22 @@ class Engine:
     def _work(self, num_threads: int) -> None:
         """The worker thread; num_threads: of torch's operators, which torch keeps for each thread that calls them."""
         torch.set_num_threads(num_threads)
-        with torch.no_grad():
-            while self.scheduler.wait(IDLE_SECONDS):
-                self.step()
+        try:
+            with torch.no_grad():
+                while self.scheduler.wait(IDLE_SECONDS):
+                    self.step()
+        except BaseException as error:
+            self._fail_all(error)
+            raise
+
+    def _fail_all(self, error: BaseException) -> None:
+        """Raises the error wherever something is waited for: the worker ends, and nobody may wait for it for ever."""
+        for job in self.scheduler.abandon():
+            job.done.set_exception(error)
+        for stream in [*self._answers, *self._waiting]:
+            stream.fail(error)
+        self._batch = self.model.answer_batch()
+        self._answers, self._waiting = [], []
 
 
 def _complete(done: Future[T], run: Callable[[], T]) -> None:

@@ -159,6 +159,16 @@ class Scheduler:
                 return step, []
             return step, self._take_prefills()
 
+    def abandon(self) -> list[QueryJob | PrefillJob]:
+        """Takes everything out of the queues; there is no worker any more, and the next job starts another."""
+        with self._changed:
+            jobs: list[QueryJob | PrefillJob] = [*self._queries, *self._prefills]
+            self._queries.clear()
+            self._prefills = []
+            self._answers = 0
+            self._has_worker = False
+            return jobs
+
     def complete(self, step: Step, seconds: float, num_answers: int) -> None:
         """Accounts for a step: the device time it took, and how many answers are under way after it."""
         with self._changed:

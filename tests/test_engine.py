@@ -247,6 +247,32 @@ def hold(engine: Engine) -> tuple[threading.Event, threading.Thread]:
     return release, thread
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_dies_leaves_nobody_waiting_and_another_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(GatedModel(), None)
+    session = engine.open()
+    list(session.watch(noise_frames(2, 2, 2)))
+    release, blocker = hold(engine)
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            list(session.ask("q"))
+        except RuntimeError as error:
+            errors.append(error)
+
+    askers = [in_thread(ask) for _ in range(2)]
+    wait_until(lambda: engine.scheduler.num_queries == 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_drop_abandoned", lambda: (_ for _ in ()).throw(RuntimeError("our own mistake")))
+        release.set()
+        for thread in (blocker, *askers):
+            thread.join(60)
+            assert not thread.is_alive()
+    assert [str(error) for error in errors] == ["our own mistake"] * 2
+    assert [event.text for event in session.ask("q") if isinstance(event, Answer)] == ["".join(WORDS)]
+
+
 def watch_and_ask(session: Session) -> None:
     list(session.watch(noise_frames(40, 2, 2)))
     list(session.ask("q"))
