@@ -5,9 +5,11 @@ Knows nothing of files, pages or what is asked. Whose turn it is says `streaming
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -33,7 +35,17 @@ from streaming.session import AnswerRequest, Session
 
 T = TypeVar("T")
 IDLE_SECONDS = 5.0  # after which the worker thread ends; the next job starts another
+STOP_SECONDS = 20.0  # at most that a process waits at its end for the step under way
 MAX_WAITING_QUESTIONS = 64
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()  # that have a worker
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that the interpreter ends in the middle of an operator of torch takes the process down with it."""
+    for engine in list(_ENGINES):
+        engine.stop()
+
 
 
 class AnswerStream:
@@ -227,7 +239,15 @@ class Engine:
         if self.scheduler.add(job):
             threads = torch.get_num_threads()
             self._worker = threading.Thread(target=self._work, args=(threads,), name="device", daemon=True)
+            _ENGINES.add(self)
             self._worker.start()
+
+    def stop(self) -> None:
+        """Ends the worker after the step under way; nothing can be watched or asked any more."""
+        self.scheduler.stop()
+        worker = getattr(self, "_worker", None)
+        if worker is not None and not self._is_worker():
+            worker.join(STOP_SECONDS)
 
     def _is_worker(self) -> bool:
         return threading.current_thread() is getattr(self, "_worker", None)

@@ -120,6 +120,7 @@ class Scheduler:
         self._balance_seconds = 0.0
         self._last: Step | None = None
         self._has_worker = False
+        self._is_stopped = False
 
     @property
     def num_queries(self) -> int:
@@ -140,11 +141,17 @@ class Scheduler:
     def wait(self, idle_seconds: float) -> bool:
         """Waits until there is something to do; False, and no worker any more, if nothing came for so long."""
         with self._changed:
-            while self._next_step() is None:
+            while self._next_step() is None and not self._is_stopped:
                 if not self._changed.wait(idle_seconds) and self._next_step() is None:
                     self._has_worker = False
                     return False
-            return True
+            return not self._is_stopped
+
+    def stop(self) -> None:
+        """Ends the worker after its step, for good."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
 
     def next_batch(self) -> Batch | None:
         """The next step and its jobs, which leave the queue; None if there is nothing to do."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,3 +65,12 @@ def shared_videos() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real clips here: {folder} does not exist")
     return folder
+
+
+def pytest_sessionfinish() -> None:
+    """Threads that tests left behind come to rest: the interpreter must not end one in the middle of an operator of
+    torch, which would take the process down after all tests have passed."""
+    stop = time.monotonic() + 20
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.main_thread():
+            thread.join(max(0.0, min(2.0, stop - time.monotonic())))

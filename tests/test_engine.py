@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -355,3 +357,29 @@ def test_a_damaged_profile_is_told_and_does_not_stand_in_the_way_of_a_new_one(
     with pytest.raises(ValueError, match="calibrate again"):
         load_engine(str(checkpoint), "cpu")
     assert load_model(str(checkpoint), "cpu")[0].model_id == load(checkpoint, "cpu").model_id
+
+
+AT_THE_END = """
+import threading, time
+import torch
+from streaming.engine import Engine
+from tests.gated import GatedModel
+
+began = threading.Event()
+
+def work():
+    began.set()
+    until = time.monotonic() + 1
+    x = torch.ones(400, 400)
+    while time.monotonic() < until:
+        x = (x @ x).clamp(-1, 1)
+
+engine = Engine(GatedModel(), None)
+threading.Thread(target=lambda: engine.run(work), daemon=True).start()
+assert began.wait(60)
+"""
+
+
+def test_a_process_that_ends_in_the_middle_of_a_step_ends_well(repository: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=repository, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")

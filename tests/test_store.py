@@ -462,7 +462,7 @@ def on_disk(folder: Path) -> int:
 
 def test_a_budget_that_cannot_hold_the_window_is_said(tmp_path: Path) -> None:
     with opened(tmp_path / "s", budget_bytes=2 * make_chunk(0, 16).memory_bytes) as store:
-        with pytest.raises(SessionError, match="--disk-budget"):
+        with pytest.raises(SessionError, match="disk budget"):
             fill(store, 3)
         store.check_integrity()
 
