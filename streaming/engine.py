@@ -91,6 +91,7 @@ class Engine:
         self.profile = profile
         self.config = config or Config()
         self.scheduler = Scheduler(max_pass_tokens(model.device.type))
+        self._worker: threading.Thread | None = None
         self._batch = model.answer_batch()
         self._answers: list[AnswerStream] = []  # under way
         self._waiting: list[AnswerStream] = []  # for room on the device, in the order of coming
@@ -245,12 +246,11 @@ class Engine:
     def stop(self) -> None:
         """Ends the worker after the step under way; nothing can be watched or asked any more."""
         self.scheduler.stop()
-        worker = getattr(self, "_worker", None)
-        if worker is not None and not self._is_worker():
-            worker.join(STOP_SECONDS)
+        if self._worker is not None and not self._is_worker():
+            self._worker.join(STOP_SECONDS)
 
     def _is_worker(self) -> bool:
-        return threading.current_thread() is getattr(self, "_worker", None)
+        return threading.current_thread() is self._worker
 
     def _work(self, num_threads: int) -> None:
         """The worker thread; num_threads: of torch's operators, which torch keeps for each thread that calls them."""

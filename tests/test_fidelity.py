@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from config import AnswerConfig
 from memory.chunk import KVChunk, PositionLayout
 from models.base import Head, Turn, VisualGroup
-from models.cache_layout import causal_mask, concat_positions, rotate
+from models.cache_layout import causal_mask, concat_positions, rotate, rotate_signed, signed_sines
 from models.loading import load
 from models.pixels import fit_size, normalise, resize
 from models.qwen3_vl import VIDEO, VIDEO_PAD, Qwen3VL
@@ -286,6 +286,14 @@ def test_an_answer_is_its_tokens_as_text_and_sampling_follows_the_seed(tiny: Qwe
     one = list(tiny.answer_tokens(QUESTION, chunks, (), warm))
     assert one == list(tiny.answer_tokens(QUESTION, chunks, (), warm))
     assert one != list(tiny.answer_tokens(QUESTION, chunks, (), replace(warm, seed=1)))
+
+
+def test_rotating_in_fewer_kernels_is_rotating() -> None:
+    x, angles = torch.randn(2, 3, 5, 16), torch.randn(5, 16)
+    cosines, sines = angles.cos(), angles.sin()
+    wanted = rotate(x, cosines, sines)
+    assert gap(rotate_signed(x, cosines, signed_sines(sines)), wanted) < 1e-6
+    assert gap(rotate_signed(x, cosines, sines), wanted) > 0.1, "the sign counts"
 
 
 def test_the_mask_lets_all_see_the_context_and_none_the_future() -> None:
