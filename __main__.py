@@ -1,7 +1,8 @@
 """Makes the installed wheel runnable: `longlook ...` and `python -m longlook ...`.
 
-The wheel carries the whole application under the one name `longlook`; inside, modules import each other as in the
-checkout (`from memory.chunk import KVChunk`). Knows nothing of what the command line offers: `app.py` does.
+The wheel carries the whole application under the one name `longlook`; inside, modules import each
+other as in the checkout (`from memory.chunk import KVChunk`). Knows nothing of what the command
+line offers: `app.py` does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The one kind of error that is for the user: a leaf, so that every part can raise it."""
+"""What a user is told when something goes wrong: a leaf, so that every part can say it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 
 class LonglookError(ValueError):
@@ -14,3 +16,14 @@ class LonglookError(ValueError):
         """knob: of the configuration, such as memory.host_bytes; more of it would have helped."""
         super().__init__(message)
         self.knob = knob
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something the user should know that did not stop the work; one sentence.
+
+    knob: of the configuration, such as memory.host_bytes, if more of it would have helped.
+    """
+
+    text: str
+    knob: str = ""

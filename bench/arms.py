@@ -1,6 +1,8 @@
-"""The ways to answer that the recall bench compares; all see the same frames through the same model.
+"""The ways to answer that the recall bench compares; all see the same frames through the same
+model.
 
-Each opponent is fed chunk by chunk and gives the context for a question; ours is the session itself.
+Each opponent is fed chunk by chunk and gives the context for a question; ours is the session
+itself.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from torch import Tensor
 from bench.asked import Asked
 from bench.report import LAST_FRAMES, OURS, SHORT_CLIP, WINDOW
 from config import AnswerConfig
-from memory.address import in_seconds
+from frames import Frame
 from memory.chunk import KVChunk
-from models.base import VideoLLM, VisualGroup
+from models.video_llm import VideoLLM, VisualGroup
 from streaming.engine import Engine
 from streaming.events import Answer
-from streaming.frames import Frame
 from streaming.session import Session
+from streaming.time_query.spans import in_seconds
 from training.scenes import CHUNK_SECONDS
 from training.streams import Stream
 
@@ -34,7 +36,9 @@ Ranked = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Said:
-    """One answer: what it cost, and the stretches of video it rests on, best first (empty where nothing is ranked)."""
+    """One answer: what it cost, and the stretches of video it rests on, best first (empty where
+    nothing is ranked).
+    """
 
     text: str
     context_tokens: int
@@ -44,7 +48,9 @@ class Said:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a question is answered from. spared_seconds: what making it took, where an earlier question had it made."""
+    """What a question is answered from. spared_seconds: what making it took, where an earlier
+    question had it made.
+    """
 
     chunks: Sequence[KVChunk]
     ranked: Ranked = ()
@@ -77,16 +83,21 @@ class Ours:
     def say(self, asked: Asked) -> Said:
         answer = next(e for e in self._session.ask(asked.question.text) if isinstance(e, Answer))
         ranked = [(e.start_seconds, e.stop_seconds) for e in answer.evidence]
-        return Said(answer.text, answer.stats.context_tokens, answer.stats.first_token_seconds, ranked)
+        return Said(
+            answer.text, answer.stats.context_tokens, answer.stats.first_token_seconds, ranked
+        )
 
 
 class OursOtherwise:
-    """Ours with other memory settings, over the same folder: what was watched once is asked once more.
+    """Ours with other memory settings, over the same folder: what was watched once is asked once
+    more.
 
     Its session is opened when the stream has ended, so questions before that get no answer.
     """
 
-    def __init__(self, engine: Engine, folder: Path, settings: Mapping[str, Any], end_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, settings: Mapping[str, Any], end_seconds: float
+    ) -> None:
         words = ", ".join(f"{name} {value}" for name, value in settings.items())
         self.name = f"{OURS}, {words}"
         config = engine.config.overridden({"memory": settings})
@@ -136,10 +147,14 @@ class Contexts:
         pieces = self.model.answer(in_seconds(asked.question.text), context, (), self.options)
         text = next(pieces, "")
         first = made.spared_seconds + time.perf_counter() - started
-        return Said("".join([text, *pieces]), sum(c.num_tokens for c in context), first, made.ranked)
+        return Said(
+            "".join([text, *pieces]), sum(c.num_tokens for c in context), first, made.ranked
+        )
 
     def _once(self, key: object, make: Callable[[], Sequence[KVChunk]]) -> Context:
-        """What `make` gives, kept until another key comes: one context serves all questions at one moment."""
+        """What `make` gives, kept until another key comes: one context serves all questions at one
+        moment.
+        """
         if key == self._key:
             return self._made
         started = time.perf_counter()
@@ -182,7 +197,8 @@ class Window(Contexts):
 
 @dataclass(eq=False)
 class Uniform(Contexts):
-    """Frames taken evenly from the whole stream, in pairs of neighbours since the model fuses two, prefilled anew.
+    """Frames taken evenly from the whole stream, in pairs of neighbours since the model fuses two,
+    prefilled anew.
 
     Questions before the stream's end get what was taken so far.
     """
@@ -196,18 +212,25 @@ class Uniform(Contexts):
         size = self.model.frames_per_group
         for k in range(0, len(frames) - size + 1, size):
             step = self.duration_seconds * size / UNIFORM_FRAMES
-            if frames[k].pts_seconds >= (len(self._groups) + 0.5) * step - 0.5 * CHUNK_SECONDS / self.chunk_groups:
+            if (
+                frames[k].pts_seconds
+                >= (len(self._groups) + 0.5) * step - 0.5 * CHUNK_SECONDS / self.chunk_groups
+            ):
                 self._groups += self.model.encode(frames[k : k + size])
 
     def context(self, asked: Asked) -> Context | None:
         if not self._groups:
             return None
-        return self._once(len(self._groups), lambda: prefilled_whole(self.model, self._groups, self.chunk_groups))
+        return self._once(
+            len(self._groups), lambda: prefilled_whole(self.model, self._groups, self.chunk_groups)
+        )
 
 
 @dataclass(eq=False)
 class FullAttention(Contexts):
-    """Every chunk sees all before it, and the question everything, where the whole stream has at most `max_tokens`."""
+    """Every chunk sees all before it, and the question everything, where the whole stream has at
+    most `max_tokens`.
+    """
 
     name: str = "full attention"
     max_tokens: int = 0
@@ -218,10 +241,14 @@ class FullAttention(Contexts):
     def see(self, frames: Sequence[Frame], session: Session) -> None:
         newest = session.memory.newest
         if newest.index == 0:
-            self._fits = newest.num_tokens * self.duration_seconds / CHUNK_SECONDS <= self.max_tokens
+            self._fits = (
+                newest.num_tokens * self.duration_seconds / CHUNK_SECONDS <= self.max_tokens
+            )
         if self._fits:
             context = [self.model.prefix(), *self._chunks]
-            self._chunks.append(self.model.prefill(self.model.encode(frames), context, newest.index))
+            self._chunks.append(
+                self.model.prefill(self.model.encode(frames), context, newest.index)
+            )
 
     def context(self, asked: Asked) -> Context | None:
         return Context(self._chunks) if self._fits else None
@@ -229,10 +256,12 @@ class FullAttention(Contexts):
 
 @dataclass(eq=False)
 class MeanKeys(Contexts):
-    """The window, and as many older chunks as ours recalls, dense, chosen by mean keys over all heads (ReKV's score).
+    """The window, and as many older chunks as ours recalls, dense, chosen by mean keys over all
+    heads (ReKV's score).
 
-    Per layer: the mean raw query of the question times the mean raw key of the chunk's visual tokens, summed over
-    heads. One choice for all layers, so layers are made comparable first (standardised over the chunks).
+    Per layer: the mean raw query of the question times the mean raw key of the chunk's visual
+    tokens, summed over heads. One choice for all layers, so layers are made comparable first
+    (standardised over the chunks).
     """
 
     name: str = "mean keys, all heads"
@@ -245,7 +274,13 @@ class MeanKeys(Contexts):
         if session.memory.num_chunks == len(self._means):
             return  # nothing was new
         newest = session.memory.newest
-        self._means.append(newest.keys[:, :, newest.visual.to(newest.keys.device)].float().mean(2).nan_to_num().cpu())
+        self._means.append(
+            newest.keys[:, :, newest.visual.to(newest.keys.device)]
+            .float()
+            .mean(2)
+            .nan_to_num()
+            .cpu()
+        )
 
     def context(self, asked: Asked) -> Context:
         assert self._session is not None
@@ -255,20 +290,30 @@ class MeanKeys(Contexts):
         window = set(memory.window_indices)
         recalled = [index for index in ranked if index not in window][: self.recall_chunks]
         spans = memory.spans()
-        return Context(memory.get(sorted([*recalled, *window])), [chunk_span(spans, index) for index in ranked[:4]])
+        return Context(
+            memory.get(sorted([*recalled, *window])),
+            [chunk_span(spans, index) for index in ranked[:4]],
+        )
 
     def _scores(self, question: str) -> Tensor:
-        queries = self.model.all_question_queries(question).mean(2).cpu()  # [layers, heads, head_dim]
+        # [layers, heads, head_dim]
+        queries = self.model.all_question_queries(question).mean(2).cpu()
         layers, _, dim = queries.shape
         grouped = queries.view(layers, self.model.num_kv_heads, -1, dim).sum(2)
         products = torch.einsum("lhd,clhd->lc", grouped, torch.stack(self._means))
-        spread = products.std(1, keepdim=True).clamp(min=1e-6) if products.shape[1] > 1 else torch.ones(layers, 1)
+        spread = (
+            products.std(1, keepdim=True).clamp(min=1e-6)
+            if products.shape[1] > 1
+            else torch.ones(layers, 1)
+        )
         return ((products - products.mean(1, keepdim=True)) / spread).mean(0)
 
 
 @dataclass(eq=False)
 class ShortClip(Contexts):
-    """The ceiling, which no stream can have: a short clip around the true event, prefilled alone."""
+    """The ceiling, which no stream can have: a short clip around the true event, prefilled
+    alone.
+    """
 
     name: str = SHORT_CLIP
     stream: Stream | None = None
@@ -286,11 +331,15 @@ class ShortClip(Contexts):
         return prefilled_whole(self.model, self.model.encode(frames), self.chunk_groups)
 
 
-def prefilled_whole(model: VideoLLM, groups: Sequence[VisualGroup], chunk_groups: int) -> list[KVChunk]:
+def prefilled_whole(
+    model: VideoLLM, groups: Sequence[VisualGroup], chunk_groups: int
+) -> list[KVChunk]:
     """Groups in chunks, each in view of all before it: what one prefill of everything gives."""
     chunks: list[KVChunk] = []
     for k in range(0, len(groups), chunk_groups):
-        chunks.append(model.prefill(groups[k : k + chunk_groups], [model.prefix(), *chunks], len(chunks)))
+        chunks.append(
+            model.prefill(groups[k : k + chunk_groups], [model.prefix(), *chunks], len(chunks))
+        )
     return chunks
 
 
@@ -299,7 +348,9 @@ def chunk_span(spans: Sequence[tuple[float, float]], index: int) -> tuple[float,
     return spans[index][0], spans[index + 1][0] if index + 1 < len(spans) else spans[index][1]
 
 
-def make_arms(engine: Engine, session: Session, stream: Stream, side: int, full_tokens: int) -> list[Arm]:
+def make_arms(
+    engine: Engine, session: Session, stream: Stream, side: int, full_tokens: int
+) -> list[Arm]:
     model, config, seconds = engine.model, engine.config, stream.duration_seconds
     options = config.answer
     groups = config.memory.chunk_frames // model.frames_per_group
@@ -310,5 +361,7 @@ def make_arms(engine: Engine, session: Session, stream: Stream, side: int, full_
         FullAttention(model, options, max_tokens=full_tokens, duration_seconds=seconds),
         MeanKeys(model, options, recall_chunks=config.memory.recall_chunks),
         Ours(session),
-        ShortClip(model, options, stream=stream, side=side, fps=config.read.fps, chunk_groups=groups),
+        ShortClip(
+            model, options, stream=stream, side=side, fps=config.read.fps, chunk_groups=groups
+        ),
     ]

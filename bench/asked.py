@@ -1,7 +1,8 @@
-"""What the recall bench asks of a stream: about the past, the present, a given time, and things that never happened.
+"""What the recall bench asks of a stream: about the past, the present, a given time, and things
+that never happened.
 
-Needles are combinations that occur once, among events that share their shape or colour; scenes are shuffled, so that
-they lie anywhere in the stream. Knows nothing of models.
+Needles are combinations that occur once, among events that share their shape or colour; scenes are
+shuffled, so that they lie anywhere in the stream. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ KINDS = ("past", "present", "given time", "never")
 PAST = ("when", "direction", "count_with", "colour", "shape", "after", "before", "presence")
 GIVEN_TIME = ("what_at", "describe", "count_at", "digit_at")
 PRESENT = ("what_at", "describe", "count_at", "digit_at", "last")
-PRESENT_GROUPS = 2  # newest groups that a question about the present may mean; what "the last 4 frames" hold
+# newest groups that a question about the present may mean; what "the last 4 frames" hold
+PRESENT_GROUPS = 2
 RECENT_SECONDS = 40.0  # what happened since is not called past
 TRIES = 40  # draws for one question
 NEEDLE_SECONDS = 20.0  # a needle, alone or with its neighbour, takes no longer
-NAMING = frozenset((*COLOURS, *SHAPES, "digit", *map(str, range(10))))  # words that names are made of
+# words that names are made of
+NAMING = frozenset((*COLOURS, *SHAPES, "digit", *map(str, range(10))))
 Spans = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question asked when the stream stands at `at_seconds`; `spans` are the true events, half-open, in stream time;
-    empty where it never happened."""
+    """A question asked when the stream stands at `at_seconds`; `spans` are the true events,
+    half-open, in stream time; empty where it never happened."""
 
     kind: str
     question: Question
@@ -42,7 +45,9 @@ class Asked:
 
     @property
     def clip_seconds(self) -> tuple[float, float]:
-        """A short clip around the events, on chunk borders; the newest one where nothing happened."""
+        """A short clip around the events, on chunk borders; the newest one where nothing
+        happened.
+        """
         start = min((span[0] for span in self.spans), default=self.at_seconds - CHUNK_SECONDS)
         stop = max((span[1] for span in self.spans), default=self.at_seconds)
         first = max(0.0, start // CHUNK_SECONDS * CHUNK_SECONDS - CHUNK_SECONDS)
@@ -74,11 +79,18 @@ class Asker:
 
     def all(self, per_kind: int) -> list[Asked]:
         """About `per_kind` questions of each kind, in the order in which they are asked."""
-        asked = [*self.past(per_kind), *self.present(per_kind), *self.given_time(per_kind), *self.never(per_kind)]
+        asked = [
+            *self.past(per_kind),
+            *self.present(per_kind),
+            *self.given_time(per_kind),
+            *self.never(per_kind),
+        ]
         return sorted(asked, key=lambda a: a.at_seconds)
 
     def past(self, count: int) -> list[Asked]:
-        """Uniform over the history: the stream is cut into stretches, and each in turn gets a question."""
+        """Uniform over the history: the stream is cut into stretches, and each in turn gets a
+        question.
+        """
         return self._spread("past", PAST, count, self._is_needle)
 
     def given_time(self, count: int) -> list[Asked]:
@@ -89,10 +101,15 @@ class Asker:
         asked: list[Asked] = []
         seconds = np.linspace(self._end_seconds / 2, self._end_seconds, 4 * count)
         families = cycle(PRESENT)
-        for at in sorted({float(s // CHUNK_SECONDS * CHUNK_SECONDS) for s in seconds if s >= CHUNK_SECONDS}):
+        for at in sorted(
+            {float(s // CHUNK_SECONDS * CHUNK_SECONDS) for s in seconds if s >= CHUNK_SECONDS}
+        ):
             newest = [m for m in self._moments if m.pts_seconds < at][-PRESENT_GROUPS:]
             if len(asked) < count and newest[-1].events and newest[-1].clean:
-                made = [ask(self._rng, Facts(newest), family) for family in islice(families, len(PRESENT))]
+                made = [
+                    ask(self._rng, Facts(newest), family)
+                    for family in islice(families, len(PRESENT))
+                ]
                 next(families)
                 question = next((q for q in made if q and q.events), None)
                 asked += [Asked("present", question, self._of(question), at)] if question else []
@@ -107,9 +124,18 @@ class Asker:
                 made.setdefault(thing_named(question.text), question)
         return [Asked("never", question, (), self._end_seconds) for question in made.values()]
 
-    def _spread(self, kind: str, families: Sequence[str], count: int, fits: Callable[[Question], bool]) -> list[Asked]:
-        """The j-th question is about the j-th stretch of the history where one can be had, else about any."""
-        pool = [q for f in families for _ in range(TRIES * 2) if (q := ask(self._rng, self._facts, f)) and fits(q)]
+    def _spread(
+        self, kind: str, families: Sequence[str], count: int, fits: Callable[[Question], bool]
+    ) -> list[Asked]:
+        """The j-th question is about the j-th stretch of the history where one can be had, else
+        about any.
+        """
+        pool = [
+            q
+            for f in families
+            for _ in range(TRIES * 2)
+            if (q := ask(self._rng, self._facts, f)) and fits(q)
+        ]
         until = self._end_seconds - min(RECENT_SECONDS, self._end_seconds / 3)
         pool = [q for q in pool if all(span[1] <= until for span in self._of(q))]
         asked: list[Asked] = []

@@ -1,7 +1,8 @@
 """Clips that the benches make themselves, and real ones from files.
 
-Three kinds of footage decide what an ingest costs: a static camera that things pass, a moving camera, and hard cuts.
-They are made of smooth random pictures with fine texture and sensor noise, so that every bench runs on a plain clone.
+Three kinds of footage decide what an ingest costs: a static camera that things pass, a moving
+camera, and hard cuts. They are made of smooth random pictures with fine texture and sensor noise,
+so that every bench runs on a plain clone.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from streaming.frames import Frame
+from frames import Frame
 
 FPS = 2.0
 COARSE_CELLS = 8  # along a picture's side: the large shapes of a background
 TEXTURE_LEVELS = 12.0  # of 255, fine texture that moves with the background
 NOISE_LEVELS = 1.5  # of 255, standard deviation of the sensor's noise, anew in every frame
-NOISE_VARIANTS = 4  # noise pictures that are used in turn; making one per frame would cost more than the model
+# noise pictures that are used in turn; making one per frame would cost more than the model
+NOISE_VARIANTS = 4
 PASSING_SECONDS = 6.0  # a thing crosses the picture in so long, then it is empty for as long
 PAN_SHARE = 1 / 64  # of the side, by which a moving camera moves between two frames
 SHOT_FRAMES = 6  # between two hard cuts
@@ -77,8 +79,8 @@ CLIPS: dict[str, Callable[..., list[Frame]]] = {
 
 def read_clip(path: Path, num_frames: int, fps: float = FPS) -> list[Frame]:
     """The first frames of a video file, sampled at `fps`."""
-    from streaming.file_source import FileSource  # needs PyAV, which made clips do without
     from streaming.reader import Reader
+    from streaming.sources.file import FileSource  # needs PyAV, which made clips do without
 
     with Reader(FileSource(path, fps)) as reader:
         return list(islice(reader, num_frames))
@@ -95,7 +97,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Picture:
 
 
 def _with_square(background: Picture, phase: float, number: int) -> Picture:
-    """The background with a square that has crossed `phase` of the picture; its height and colour by `number`."""
+    """The background with a square that has crossed `phase` of the picture; its height and colour
+    by `number`.
+    """
     side = background.shape[0]
     size = side // 6
     left = round(phase * (side + size)) - size

@@ -3,24 +3,29 @@
     python -m bench.gpu --out DIR [--minutes 8] [--only ingest-4b,decode-4b]
     python -m bench.gpu --out DIR --dry-run        (on the CPU, tiny shapes, under a minute)
 
-Rows run in the order of their worth, each with a share of the time. After every table `DIR/gpu.json` and `DIR/gpu.md`
-are written anew, so a run that is cut off still counts. A row that fails is reported and the others go on.
+Rows run in the order of their worth, each with a share of the time. After every table
+`DIR/gpu.json` and `DIR/gpu.md` are written anew, so a run that is cut off still counts. A row that
+fails is reported and the others go on.
 
 How to read the result:
 
 - `device`: what the card does at best (matrix product, copies). Other rows are held against these.
-- `equality`: differences of logits between chunked prefill and one stock forward. In float32 they are rounding
-  (1e-5 or less); in bfloat16 ours must be as far from the stock model's float32 as the stock model's own bfloat16 is.
-  The control, with a chunk left out, must be far off. The kernel table says whether a flash kernel ran.
-- `ingest`: frames per second of a whole session, in four ways, beside the stock model's best batch on the same frames.
-  A ratio above 1 is faster than stock. The stages say where the time goes.
-- `history`: the first token must cost the same after 1,000 and after 36,000 frames, in the same device bytes.
-- `decode`: tokens per second of answers one by one and in one batch, beside the stock model's batch, with the floor
-  that reading weights and KV once per step sets.
-- `limits`: the largest sizes before memory ends. `towers`: reuse in the vision tower against the stock tower.
+- `equality`: differences of logits between chunked prefill and one stock forward. In float32 they
+  are rounding (1e-5 or less); in bfloat16 ours must be as far from the stock model's float32 as the
+  stock model's own bfloat16 is. The control, with a chunk left out, must be far off. The kernel
+  table says whether a flash kernel ran.
+- `ingest`: frames per second of a whole session, in four ways, beside the stock model's best batch
+  on the same frames. A ratio above 1 is faster than stock. The stages say where the time goes.
+- `history`: the first token must cost the same after 1,000 and after 36,000 frames, in the same
+  device bytes.
+- `decode`: tokens per second of answers one by one and in one batch, beside the stock model's
+  batch, with the floor that reading weights and KV once per step sets.
+- `limits`: the largest sizes before memory ends. `towers`: reuse in the vision tower against the
+  stock tower.
 
-Needs torch, transformers, tokenizers, faiss, numpy, Pillow, typer and rich, and none of the video libraries. Writes
-nothing but its two files, downloads nothing, and takes device memory by plain allocations only.
+Needs torch, transformers, tokenizers, faiss, numpy, Pillow, typer and rich, and none of the video
+libraries. Writes nothing but its two files, downloads nothing, and takes device memory by plain
+allocations only.
 """
 
 from __future__ import annotations
@@ -111,7 +116,11 @@ class Report:
             part.replace(self._folder / name)
 
     def markdown(self) -> str:
-        lines = ["# Measured on a GPU", "", *(f"- {name}: {value}" for name, value in self._about.items())]
+        lines = [
+            "# Measured on a GPU",
+            "",
+            *(f"- {name}: {value}" for name, value in self._about.items()),
+        ]
         for row in self._rows:
             took = "under way" if row["seconds"] is None else f"{row['seconds']} s"
             lines += ["", f"## {row['row']} ({took})"]
@@ -148,7 +157,10 @@ def run_rows(bench: Bench, rows: Sequence[Row], seconds: float, report: Report) 
         except Exception:  # noqa: BLE001  a row that fails must not take the others with it
             error = traceback.format_exc(limit=-6)
         report.end(time.monotonic() - started, error)
-        print(f"{row.name}: {time.monotonic() - started:.1f} s{' FAILED' if error else ''}", flush=True)
+        print(
+            f"{row.name}: {time.monotonic() - started:.1f} s{' FAILED' if error else ''}",
+            flush=True,
+        )
 
 
 def driver() -> dict[str, str]:
@@ -156,26 +168,41 @@ def driver() -> dict[str, str]:
     try:
         found = subprocess.run(
             ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"],
-            capture_output=True, text=True, check=True, timeout=20,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return dict(zip(QUERY.split(","), (word.strip() for word in found.stdout.split(",")), strict=False))
+    return dict(
+        zip(QUERY.split(","), (word.strip() for word in found.stdout.split(",")), strict=False)
+    )
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for gpu.json and gpu.md.")],
     minutes: Annotated[float, typer.Option(help="Time for all rows together.", min=0.1)] = 8.0,
-    only: Annotated[str, typer.Option(help="Rows, with commas: " + ",".join(row.name for row in ROWS))] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Every row on the CPU with tiny shapes.")] = False,
-    commit: Annotated[str, typer.Option(help="Commit to name where the code lies outside git.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Rows, with commas: " + ",".join(row.name for row in ROWS))
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Every row on the CPU with tiny shapes.")
+    ] = False,
+    commit: Annotated[
+        str, typer.Option(help="Commit to name where the code lies outside git.")
+    ] = "",
 ) -> None:
     """Measure everything that a GPU can tell, row by row."""
     names = only.split(",") if only else [row.name for row in ROWS]
     if unknown := set(names) - {row.name for row in ROWS}:
-        raise typer.BadParameter(f"there is no row {min(unknown)!r}; rows: {', '.join(row.name for row in ROWS)}")
+        raise typer.BadParameter(
+            f"there is no row {min(unknown)!r}; rows: {', '.join(row.name for row in ROWS)}"
+        )
     if not dry_run and not torch.cuda.is_available():
-        raise typer.BadParameter("torch sees no GPU here; --dry-run measures tiny shapes on the CPU")
+        raise typer.BadParameter(
+            "torch sees no GPU here; --dry-run measures tiny shapes on the CPU"
+        )
     device = torch.device("cpu" if dry_run else "cuda")
     about = {**describe(), **driver(), "minutes": minutes, "dry run": dry_run}
     if commit:
@@ -184,7 +211,8 @@ def main(
     had_gradients, num_threads = torch.is_grad_enabled(), torch.get_num_threads()
     torch.set_grad_enabled(False)
     if dry_run:
-        torch.set_num_threads(1)  # tiny shapes gain nothing from more, and lose much beside other work
+        # tiny shapes gain nothing from more, and lose much beside other work
+        torch.set_num_threads(1)
     try:
         bench = Bench(device, TINY if dry_run else LARGE)
         run_rows(bench, [row for row in ROWS if row.name in names], 60 * minutes, report)

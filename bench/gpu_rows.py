@@ -1,7 +1,9 @@
-"""The measurements of `bench.gpu`, one function a row: each yields its tables as soon as they are complete.
+"""The measurements of `bench.gpu`, one function a row: each yields its tables as soon as they are
+complete.
 
-A row asks `bench.has_time()` between measurements and stops early where its time is up. Everything here runs on
-random weights of real shapes: costs do not depend on the weights. Needs no video library: frames are made.
+A row asks `bench.has_time()` between measurements and stops early where its time is up. Everything
+here runs on random weights of real shapes: costs do not depend on the weights. Needs no video
+library: frames are made.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from bench.ingest import QUESTION, peak_bytes, stock_inputs, two_heads
 from bench.machine import now
 from bench.vit_reuse import Runs, subject
 from config import AnswerConfig, Config, MemoryConfig, PruneConfig, ReuseConfig
+from frames import Frame
 from memory.chunk import KVChunk
 from memory.records import NewChunk
-from models.base import PrefillRequest, VisualGroup
 from models.decoder import filled_cache
 from models.qwen3_vl import Qwen3VL
 from models.shapes import random_model
+from models.video_llm import PrefillRequest, VisualGroup
 from streaming.engine import Engine
-from streaming.frames import Frame
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -110,7 +112,9 @@ TINY = Scale(
 
 @dataclass(eq=False)
 class Bench:
-    """What the rows share: the device, the scale, the model in use and the time that is left for the row."""
+    """What the rows share: the device, the scale, the model in use and the time that is left for
+    the row.
+    """
 
     device: torch.device
     scale: Scale
@@ -123,7 +127,9 @@ class Bench:
         return time.monotonic() + seconds < self.deadline_seconds
 
     def model(self, shape: str) -> tuple[Qwen3VL, Any, int]:
-        """longlook's model, the stock network inside and the side of its frames; one shape is held at a time."""
+        """longlook's model, the stock network inside and the side of its frames; one shape is held
+        at a time.
+        """
         if self._model is None or self._model[0] != shape:
             self.release()
             self._model = shape, *random_model(shape, self.device, self.scale.dtype)
@@ -169,7 +175,9 @@ def measure_device(bench: Bench) -> Iterator[Table]:
         host = torch.ones(scale.copy_bytes, dtype=torch.uint8, pin_memory=pinned)
         up, down = _copy(source, host, pinned), _copy(host, source, pinned)
         rows.append([f"{kind} host to device, GB/s", scale.copy_bytes / bench.seconds(up, 3) / 1e9])
-        rows.append([f"{kind} device to host, GB/s", scale.copy_bytes / bench.seconds(down, 3) / 1e9])
+        rows.append(
+            [f"{kind} device to host, GB/s", scale.copy_bytes / bench.seconds(down, 3) / 1e9]
+        )
     yield Table("Ceilings and host copies", ("what", "measured"), rows)
 
 
@@ -178,7 +186,9 @@ def _copy(target: Tensor, source: Tensor, pinned: bool) -> Callable[[], Any]:
 
 
 def measure_equality(bench: Bench) -> Iterator[Table]:
-    """A clip in chunks against the stock model on the whole clip: a small seeded model, in both number formats."""
+    """A clip in chunks against the stock model on the whole clip: a small seeded model, in both
+    number formats.
+    """
     reference: Tensor | None = None
     rows: list[list[Cell]] = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -192,12 +202,23 @@ def measure_equality(bench: Bench) -> Iterator[Table]:
         ours = model.first_logits(QUESTION, [model.prefix(), *chunks])
         control = model.first_logits(QUESTION, [model.prefix(), *chunks[1:]])
         rows.append(
-            [str(dtype).removeprefix("torch."), _difference(ours, stock), _difference(stock, reference),
-             _difference(ours, reference), bool(ours.argmax() == stock.argmax()),
-             _difference(control, stock)]
-        )  # fmt: skip
-    head = ("dtype", "ours - stock", "stock - stock in fp32", "ours - stock in fp32", "same token",
-            "control: a chunk left out")  # fmt: skip
+            [
+                str(dtype).removeprefix("torch."),
+                _difference(ours, stock),
+                _difference(stock, reference),
+                _difference(ours, reference),
+                bool(ours.argmax() == stock.argmax()),
+                _difference(control, stock),
+            ]
+        )
+    head = (
+        "dtype",
+        "ours - stock",
+        "stock - stock in fp32",
+        "ours - stock in fp32",
+        "same token",
+        "control: a chunk left out",
+    )
     note = "Largest difference of logits, in parts of the largest logit."
     yield Table("Chunked prefill against one stock forward", head, rows, note)
     yield _attention_kernels(bench)
@@ -217,7 +238,9 @@ def _difference(logits: Tensor, reference: Tensor) -> float:
 
 
 def _attention_kernels(bench: Bench) -> Table:
-    """Which of torch's attention kernels can run the prefill of a chunk that sees others, and which one does."""
+    """Which of torch's attention kernels can run the prefill of a chunk that sees others, and which
+    one does.
+    """
     model, _, side = random_model("demo", bench.device, bench.scale.dtype)
     frames = CLIPS["moving camera"](side, 16)
     first = model.prefill(model.encode(frames[:8]), [model.prefix()], 0)
@@ -227,8 +250,12 @@ def _attention_kernels(bench: Bench) -> Table:
         model.prefill(groups, [model.prefix(), first], 1)
 
     rows: list[list[Cell]] = []
-    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
-                    SDPBackend.MATH):  # fmt: skip
+    for backend in (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ):
         with sdpa_kernel([backend]):
             try:
                 prefill()
@@ -244,11 +271,17 @@ def _kernels_of(run: Callable[[], None]) -> list[str]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     names = {event.key for event in profile.key_averages()}
-    return sorted(name for name in names if "attention" in name and name != "aten::scaled_dot_product_attention")
+    return sorted(
+        name
+        for name in names
+        if "attention" in name and name != "aten::scaled_dot_product_attention"
+    )
 
 
 def measure_ingest(shape: int) -> Callable[[Bench], Iterator[Table]]:
-    """Frames per second of a whole session, beside the stock model; `shape` numbers the scale's shapes."""
+    """Frames per second of a whole session, beside the stock model; `shape` numbers the scale's
+    shapes.
+    """
 
     def row(bench: Bench) -> Iterator[Table]:
         if shape >= len(bench.scale.shapes):
@@ -265,11 +298,20 @@ def measure_ingest(shape: int) -> Callable[[Bench], Iterator[Table]]:
             for way in WAYS:
                 if bench.has_time():
                     rows.append(_watch_row(bench, model, frames, way, best))
-            head = ("way", "frames", "frames/s", "against the best stock", "tokens", "device peak GiB",
-                    *(f"{stage} ms/frame" for stage in STAGES))  # fmt: skip
+            head = (
+                "way",
+                "frames",
+                "frames/s",
+                "against the best stock",
+                "tokens",
+                "device peak GiB",
+                *(f"{stage} ms/frame" for stage in STAGES),
+            )
             note = (
-                "Fastest of several runs over frames in memory: no decoding. Stock: vision and LLM each in one batch "
-                "over all frames. Stages come from a run of their own that waits for the device at every border."
+                "Fastest of several runs over frames in memory: no decoding. Stock: vision "
+                "and LLM each in one batch "
+                "over all frames. Stages come from a run of their own that waits for the "
+                "device at every border."
             )
             yield Table(f"Ingest, {name}, {clip}", head, rows, note)
 
@@ -283,7 +325,9 @@ def _warm_up(model: Qwen3VL, network: Any, side: int) -> None:
     network(**stock_inputs(model, frames), logits_to_keep=1)
 
 
-def _stock_rows(bench: Bench, model: Qwen3VL, network: Any, frames: Sequence[Frame]) -> list[list[Cell]]:
+def _stock_rows(
+    bench: Bench, model: Qwen3VL, network: Any, frames: Sequence[Frame]
+) -> list[list[Cell]]:
     """The stock model with the first 16, 64, ... frames in one forward each."""
     rows: list[list[Cell]] = []
     for count in bench.scale.stock_frames:
@@ -299,11 +343,15 @@ def _stock_rows(bench: Bench, model: Qwen3VL, network: Any, frames: Sequence[Fra
             seconds = bench.seconds(forward)
             tokens = int(stock_inputs(model, frames[:count])["input_ids"].shape[1])
             peak = peak_bytes(bench.device) / GIB
-            rows.append(["stock", count, count / seconds, None, tokens, peak, *[None] * len(STAGES)])
+            rows.append(
+                ["stock", count, count / seconds, None, tokens, peak, *[None] * len(STAGES)]
+            )
     return rows
 
 
-def _watch_row(bench: Bench, model: Qwen3VL, frames: Sequence[Frame], way: str, best: float) -> list[Cell]:
+def _watch_row(
+    bench: Bench, model: Qwen3VL, frames: Sequence[Frame], way: str, best: float
+) -> list[Cell]:
     reuse, prune = WAYS[way]
     config = Config(reuse=ReuseConfig(reuse), prune=PruneConfig(prune))
     engine = Engine(model, two_heads(model), config)
@@ -327,7 +375,9 @@ def _watch_row(bench: Bench, model: Qwen3VL, frames: Sequence[Frame], way: str, 
 
 
 class StageClock:
-    """Seconds by stage, taken around methods of a model and a session; waits for the device at every border."""
+    """Seconds by stage, taken around methods of a model and a session; waits for the device at
+    every border.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -377,7 +427,10 @@ def measure_history(bench: Bench) -> Iterator[Table]:
     scale = bench.scale
     model, _, side = bench.model(scale.shapes[0])
     rows: list[list[Cell]] = []
-    for tokens, lengths in ((None, scale.history_frames[:1]), (scale.history_tokens, scale.history_frames)):
+    for tokens, lengths in (
+        (None, scale.history_frames[:1]),
+        (scale.history_tokens, scale.history_frames),
+    ):
         session: Any = None
         for num_frames in lengths:
             if not bench.has_time():
@@ -387,14 +440,33 @@ def measure_history(bench: Bench) -> Iterator[Table]:
                 memory = MemoryConfig(kv_bits=8, host_bytes=64 * GIB)
                 session = Engine(model, two_heads(model), Config(memory=memory)).open()
             filled = _fill(bench, session, template, num_frames // memory.chunk_frames)
-            rows.append([filled * memory.chunk_frames, filled, template.num_tokens, *_first_tokens(bench, session)])
+            rows.append(
+                [
+                    filled * memory.chunk_frames,
+                    filled,
+                    template.num_tokens,
+                    *_first_tokens(bench, session),
+                ]
+            )
         if session is not None:
             session.close()
-    head = ("frames", "chunks", "tokens/chunk", "window only ms", "context tokens", "with recall ms",
-            "of it search ms", "context tokens", "device MiB", "host GiB")  # fmt: skip
+    head = (
+        "frames",
+        "chunks",
+        "tokens/chunk",
+        "window only ms",
+        "context tokens",
+        "with recall ms",
+        "of it search ms",
+        "context tokens",
+        "device MiB",
+        "host GiB",
+    )
     note = (
-        "Chunks after the first are made up: the same number of tokens, random keys. The first line has whole chunks, "
-        "the others as many tokens as pruning leaves of a calm stream, in 8 bits on the host. Medians."
+        "Chunks after the first are made up: the same number of tokens, random keys. The "
+        "first line has whole chunks, "
+        "the others as many tokens as pruning leaves of a calm stream, in 8 bits on the "
+        "host. Medians."
     )
     yield Table(f"First token by history, {scale.shapes[0]}", head, rows, note)
 
@@ -405,15 +477,21 @@ def _template(bench: Bench, model: Qwen3VL, side: int, tokens: int | None) -> KV
     if tokens is not None:
         kept = torch.arange(max(1, tokens // len(groups) - 12))  # a time stamp takes about so many
         groups = [
-            replace(group, embeddings=group.embeddings[: len(kept)],
-                    deepstack=tuple(level[: len(kept)] for level in group.deepstack), kept=kept)
+            replace(
+                group,
+                embeddings=group.embeddings[: len(kept)],
+                deepstack=tuple(level[: len(kept)] for level in group.deepstack),
+                kept=kept,
+            )
             for group in groups
-        ]  # fmt: skip
+        ]
     return model.prefill(groups, [model.prefix()], 0)
 
 
 def _fill(bench: Bench, session: Any, template: KVChunk, num_chunks: int) -> int:
-    """Appends made-up chunks until there are so many or the row's time is up; the number there is then."""
+    """Appends made-up chunks until there are so many or the row's time is up; the number there is
+    then.
+    """
     memory = session.memory
     seconds = 16 / FPS
     while memory.num_chunks < num_chunks and bench.has_time():
@@ -475,12 +553,32 @@ def measure_decode(shape: int) -> Callable[[Bench], Iterator[Table]]:
             by_turns = _decode_by_turns(bench, model, context, count)
             stock = _decode_stock(bench, model, network, context, count)
             batched = _decode_batched(bench, model, context, count)
-            rows.append([count, by_turns, stock, batched, batched / by_turns, batched / stock, count / floor,
-                         batched * floor / count])  # fmt: skip
-        head = ("answers at once", "one by one, by turns, tokens/s", "stock, one batch, tokens/s",
-                "longlook, one batch, tokens/s", "against one by one", "against stock",
-                "floor of weights and KV over bandwidth, tokens/s", "share of the floor")  # fmt: skip
-        note = f"Context of {sum(chunk.num_tokens for chunk in context)} tokens; tokens/s of all answers together."
+            rows.append(
+                [
+                    count,
+                    by_turns,
+                    stock,
+                    batched,
+                    batched / by_turns,
+                    batched / stock,
+                    count / floor,
+                    batched * floor / count,
+                ]
+            )
+        head = (
+            "answers at once",
+            "one by one, by turns, tokens/s",
+            "stock, one batch, tokens/s",
+            "longlook, one batch, tokens/s",
+            "against one by one",
+            "against stock",
+            "floor of weights and KV over bandwidth, tokens/s",
+            "share of the floor",
+        )
+        note = (
+            f"Context of {sum(chunk.num_tokens for chunk in context)} tokens; tokens/s of all "
+            f"answers together."
+        )
         yield Table(f"Decoding, {name}", head, rows, note)
 
     return row
@@ -493,7 +591,14 @@ def _context_chunk(bench: Bench, model: Qwen3VL) -> KVChunk:
     keys, values = torch.randn(2, *shape, device=bench.device, dtype=bench.scale.dtype)
     prefix = model.prefix()
     layout = replace(prefix.layout, positions=torch.arange(n).expand(3, n).contiguous(), extent=n)
-    return replace(prefix, keys=keys, values=values, layout=layout, visual=torch.zeros(n, dtype=torch.bool), index=0)
+    return replace(
+        prefix,
+        keys=keys,
+        values=values,
+        layout=layout,
+        visual=torch.zeros(n, dtype=torch.bool),
+        index=0,
+    )
 
 
 def _decode_by_turns(bench: Bench, model: Qwen3VL, context: Sequence[KVChunk], count: int) -> float:
@@ -524,13 +629,22 @@ def _decode_batched(bench: Bench, model: Qwen3VL, context: Sequence[KVChunk], co
     return max(1, num_tokens) / (now(bench.device) - started)
 
 
-def _decode_stock(bench: Bench, model: Qwen3VL, network: Any, context: Sequence[KVChunk], count: int) -> float:
+def _decode_stock(
+    bench: Bench, model: Qwen3VL, network: Any, context: Sequence[KVChunk], count: int
+) -> float:
     """The stock text model with its own growing cache, a batch of contexts of one length."""
     text = network.model.language_model
     layers = range(model.num_layers)
-    keys = [torch.cat([chunk.keys[layer] for chunk in context], 1).expand(count, -1, -1, -1) for layer in layers]
-    values = [torch.cat([chunk.values[layer] for chunk in context], 1).expand(count, -1, -1, -1) for layer in layers]
-    cache = filled_cache(zip(keys, values, strict=True))  # its keys are not rotated, which costs nothing in decoding
+    keys = [
+        torch.cat([chunk.keys[layer] for chunk in context], 1).expand(count, -1, -1, -1)
+        for layer in layers
+    ]
+    values = [
+        torch.cat([chunk.values[layer] for chunk in context], 1).expand(count, -1, -1, -1)
+        for layer in layers
+    ]
+    # its keys are not rotated, which costs nothing in decoding
+    cache = filled_cache(zip(keys, values, strict=True))
     position = sum(chunk.layout.extent for chunk in context)
     tokens = torch.zeros(count, 1, dtype=torch.long, device=bench.device)
 
@@ -538,7 +652,10 @@ def _decode_stock(bench: Bench, model: Qwen3VL, network: Any, context: Sequence[
         nonlocal tokens
         positions = torch.full((3, count, 1), at, device=bench.device)
         output = text(
-            inputs_embeds=text.embed_tokens(tokens), position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=text.embed_tokens(tokens),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
         tokens = network.lm_head(output.last_hidden_state).argmax(-1)
 
@@ -577,19 +694,31 @@ def measure_limits(bench: Bench) -> Iterator[Table]:
     ):
         rows.append([what, *_largest(bench, run, largest)])
     head = ("what", "largest", "seconds", "frames/s", "peak GiB", "ended by")
-    yield Table(f"Largest sizes, {scale.shapes[0]}", head, rows, "Doubled from 16 frames on until one fails.")
+    yield Table(
+        f"Largest sizes, {scale.shapes[0]}",
+        head,
+        rows,
+        "Doubled from 16 frames on until one fails.",
+    )
 
 
 def _groups(group: VisualGroup, count: int) -> list[VisualGroup]:
     step = 2 / FPS
     return [
-        replace(group, pts_seconds=k * step + 0.25, start_seconds=k * step, stop_seconds=k * step + 1 / FPS)
+        replace(
+            group,
+            pts_seconds=k * step + 0.25,
+            start_seconds=k * step,
+            stop_seconds=k * step + 1 / FPS,
+        )
         for k in range(count)
     ]
 
 
 def _largest(bench: Bench, run: Callable[[int], None], most: int) -> list[Cell]:
-    """The largest of 16, 32, 64, ... that runs: its size, seconds, rate, peak and what ended the search."""
+    """The largest of 16, 32, 64, ... that runs: its size, seconds, rate, peak and what ended the
+    search.
+    """
     best: list[Cell] = [None, None, None, None]
     count, seconds = 16, 0.0
     while count <= most:
@@ -617,9 +746,30 @@ def measure_towers(bench: Bench) -> Iterator[Table]:
                 break
             frames = make(448, min(64, bench.scale.clip_frames))
             row = Runs(tower, frames, ReuseConfig("novelty")).row(clip, 1 + bench.scale.repeats)
-            rows.append([clip, row.frames, row.whole_ms, row.reused_ms, row.ratio, row.measuring_ms,
-                         row.whole_gmacs / row.reused_gmacs if row.reused_gmacs else None, row.cosine])  # fmt: skip
-        head = ("clip", "frames", "stock ms/frame", "reuse ms/frame", "faster", "of it measuring",
-                "fewer multiply-adds", "cosine to stock")  # fmt: skip
-        note = "Eager kernels; the code has no replayed graphs. Random weights: the cosine tells little."
+            rows.append(
+                [
+                    clip,
+                    row.frames,
+                    row.whole_ms,
+                    row.reused_ms,
+                    row.ratio,
+                    row.measuring_ms,
+                    row.whole_gmacs / row.reused_gmacs if row.reused_gmacs else None,
+                    row.cosine,
+                ]
+            )
+        head = (
+            "clip",
+            "frames",
+            "stock ms/frame",
+            "reuse ms/frame",
+            "faster",
+            "of it measuring",
+            "fewer multiply-adds",
+            "cosine to stock",
+        )
+        note = (
+            "Eager kernels; the code has no replayed graphs. Random weights: the cosine tells "
+            "little."
+        )
         yield Table(f"Reuse in the tower, {name}", head, rows, note)

@@ -1,18 +1,21 @@
-"""What it costs to keep old chunks sparse for the heads that do not look things up, and dense for those that do.
+"""What it costs to keep old chunks sparse for the heads that do not look things up, and dense for
+those that do.
 
     python -m bench.head_sparsity --minutes 10 --seed 0,1
 
-DuoAttention (arXiv 2410.10819) lets most heads forget the past; here they keep its sparse level. When a chunk comes
-back, a sparse head gets for every token the mean key and value of the token's cell, at the token's own place. So all
-heads have the same tokens in the context, and only what is kept becomes smaller. Beside it: no head dense, the sparse
-level as it is (one token for a cell), and 8 bits. Same questions, same chunks recalled, window untouched. Writes JSON
-and Markdown into `bench/results/`.
+DuoAttention (arXiv 2410.10819) lets most heads forget the past; here they keep its sparse level.
+When a chunk comes back, a sparse head gets for every token the mean key and value of the token's
+cell, at the token's own place. So all heads have the same tokens in the context, and only what is
+kept becomes smaller. Beside it: no head dense, the sparse level as it is (one token for a cell),
+and 8 bits. Same questions, same chunks recalled, window untouched. Writes JSON and Markdown into
+`bench/results/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Annotated
@@ -25,13 +28,13 @@ from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe, save
 from bench.recall import plain
 from bench.report import table
-from memory.address import in_seconds
 from memory.chunk import KVChunk, cells
 from memory.kv_codec import KVFormat
 from models.calibration import Profile
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import Engine, load_engine
 from streaming.session import Session
+from streaming.time_query.spans import in_seconds
 
 RESULTS = Path(__file__).parent / "results"
 SIDE = 128  # pixels of a painted frame
@@ -61,18 +64,29 @@ class Answered:
 
 
 def kept_sparse(chunk: KVChunk, dense: Tensor) -> KVChunk:
-    """The chunk as heads see it that are sparse where `dense` (bool [layers, kv_heads]) is false."""
+    """The chunk as heads see it that are sparse where `dense` (bool [layers, kv_heads]) is
+    false.
+    """
     owners, _ = cells(chunk.layout, chunk.visual)
     pooled, marks = chunk.pooled(), dense[:, :, None, None]
     keys = torch.where(marks, chunk.keys, pooled.keys[:, :, owners])
-    return replace(chunk, keys=keys, values=torch.where(marks, chunk.values, pooled.values[:, :, owners]))
+    return replace(
+        chunk, keys=keys, values=torch.where(marks, chunk.values, pooled.values[:, :, owners])
+    )
 
 
 def num_bytes(chunk: KVChunk, dense: Tensor, bits: int) -> int:
-    """Of keys and values where the heads that `dense` marks have all tokens, the others one for each cell."""
-    form, share = replace(KVFormat.of(chunk.keys, bits), dtype=torch.bfloat16), float(dense.float().mean())
+    """Of keys and values where the heads that `dense` marks have all tokens, the others one for
+    each cell.
+    """
+    form, share = (
+        replace(KVFormat.of(chunk.keys, bits), dtype=torch.bfloat16),
+        float(dense.float().mean()),
+    )
     sparse_tokens = chunk.pooled().num_tokens
-    return round(share * form.num_bytes(chunk.num_tokens) + (1 - share) * form.num_bytes(sparse_tokens))
+    return round(
+        share * form.num_bytes(chunk.num_tokens) + (1 - share) * form.num_bytes(sparse_tokens)
+    )
 
 
 def in_eight_bits(chunk: KVChunk) -> KVChunk:
@@ -109,18 +123,26 @@ def mixed(which: str, dense: Tensor) -> Way:
 
 def changed(context: Sequence[KVChunk], window: Sequence[int], change: Change) -> list[KVChunk]:
     """Prefix and window as they are, old chunks changed."""
-    return [chunk if chunk.index < 0 or chunk.index in window else change(chunk) for chunk in context]
+    return [
+        chunk if chunk.index < 0 or chunk.index in window else change(chunk) for chunk in context
+    ]
 
 
-def watched(engine: Engine, seed: int, minutes: float, questions: int) -> tuple[Session, list[Asked]]:
+def watched(
+    engine: Engine, seed: int, minutes: float, questions: int
+) -> tuple[Session, list[Asked]]:
     stream = long_stream(seed, 60 * minutes)
     session = engine.open()
     list(session.watch(stream.frames(SIDE, engine.config.read.fps)))
     return session, [asked for asked in Asker(stream, seed).all(questions) if asked.kind in OLD]
 
 
-def missed_most(engine: Engine, model: Qwen3VL, shape: tuple[int, int], questions: int) -> list[int]:
-    """KV heads by how far the first token's distribution moves where one of them is sparse, the farthest first."""
+def missed_most(
+    engine: Engine, model: Qwen3VL, shape: tuple[int, int], questions: int
+) -> list[int]:
+    """KV heads by how far the first token's distribution moves where one of them is sparse, the
+    farthest first.
+    """
     session, asked = watched(engine, RANKED_SEED, RANKED_MINUTES, questions)
     moved = torch.zeros(shape[0] * shape[1])
     for text in (in_seconds(a.question.text) for a in asked):
@@ -128,7 +150,8 @@ def missed_most(engine: Engine, model: Qwen3VL, shape: tuple[int, int], question
         true = model.first_logits(text, context).log_softmax(-1)
         for number in range(len(moved)):
             dense = (torch.arange(len(moved)) != number).view(shape)
-            other = model.first_logits(text, changed(context, window, lambda c, d=dense: kept_sparse(c, d)))  # type: ignore[misc]
+            some_sparse = changed(context, window, partial(kept_sparse, dense=dense))
+            other = model.first_logits(text, some_sparse)
             moved[number] += (true.exp() * (true - other.log_softmax(-1))).sum()
     session.close()
     order: list[int] = moved.argsort(descending=True).tolist()
@@ -139,7 +162,8 @@ def main(
     minutes: Annotated[float, typer.Option(help="Length of each stream.")] = 10.0,
     seed: Annotated[str, typer.Option(help="Seeds of the streams, with commas between.")] = "0,1",
     questions: Annotated[int, typer.Option(help="Questions of each kind and stream.", min=1)] = 24,
-    out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS / "head_sparsity",
+    out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS
+    / "head_sparsity",
 ) -> None:
     """Answer the same questions from old chunks kept in several ways."""
     torch.set_grad_enabled(False)
@@ -147,7 +171,9 @@ def main(
     model, profile = engine.model, engine.profile
     assert isinstance(model, Qwen3VL) and profile is not None
     shape = model.num_layers, model.num_kv_heads
-    every = list(ways(profile_heads(profile, *shape), missed_most(engine, model, shape, questions // 4)))
+    every = list(
+        ways(profile_heads(profile, *shape), missed_most(engine, model, shape, questions // 4))
+    )
     answers: list[Answered] = []
     for number in map(int, seed.split(",")):
         session, asked = watched(engine, number, minutes, questions)
@@ -156,7 +182,11 @@ def main(
             text = in_seconds(question.question.text)
             context = session._retrieve_context(text)[1]
             for way in every:
-                said = "".join(model.answer(text, changed(context, window, way.change), (), engine.config.answer))
+                said = "".join(
+                    model.answer(
+                        text, changed(context, window, way.change), (), engine.config.answer
+                    )
+                )
                 right = plain(said) == plain(question.question.answer)
                 wanted = question.question.answer
                 answers.append(Answered(number, way.name, question.kind, text, wanted, said, right))

@@ -1,11 +1,12 @@
-"""What the index of the retrieval heads' keys costs as a stream grows, flat and in lists, and what the lists miss.
+"""What the index of the retrieval heads' keys costs as a stream grows, flat and in lists, and what
+the lists miss.
 
     python -m bench.index --tokens 0.1,0.5,2 --dims 48,128
 
-Made-up keys of one head, as those of a model are: a mean that all share, centres that come and go with the scenes, and
-spread around both. Each question looks for a token of the past. Then the keys of all retrieval heads of the embedded
-model, on a stream of its world with questions about it. Milliseconds and seconds are of the processor. Writes JSON and
-Markdown into `bench/results/`.
+Made-up keys of one head, as those of a model are: a mean that all share, centres that come and go
+with the scenes, and spread around both. Each question looks for a token of the past. Then the keys
+of all retrieval heads of the embedded model, on a stream of its world with questions about it.
+Milliseconds and seconds are of the processor. Writes JSON and Markdown into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from torch import Tensor
 from bench.asked import Asker, long_stream
 from bench.machine import describe, save
 from bench.report import table
-from memory.address import in_seconds
 from memory.chunk import KVChunk
 from memory.recall_policy import evidence
 from memory.retrieval_index import SEGMENT_TOKENS, HeadIndex
 from streaming.engine import load_engine
 from streaming.session import in_parts
+from streaming.time_query.spans import in_seconds
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK_TOKENS = 64
@@ -48,7 +49,8 @@ Scores = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """One index at one length, asked all questions; `recall` is the share of the truly best chunks that it has best.
+    """One index at one length, asked all questions; `recall` is the share of the truly best chunks
+    that it has best.
 
     slowest_add_seconds: of one chunk, in which lists are learnt.
     """
@@ -86,29 +88,43 @@ class Grown:
         return found, median(spent)
 
 
-def compared(keys: str, flat: Grown, lists: Grown, questions: Sequence[Tensor], combined: Scores) -> list[Measured]:
-    """Both asked the same; the best chunks by the scores of all heads together are the true ones where flat."""
+def compared(
+    keys: str, flat: Grown, lists: Grown, questions: Sequence[Tensor], combined: Scores
+) -> list[Measured]:
+    """Both asked the same; the best chunks by the scores of all heads together are the true ones
+    where flat.
+    """
     true, flat_ms = flat.ask(questions)
     found, lists_ms = lists.ask(questions)
     best = [set(combined(scores).topk(BEST).indices.tolist()) for scores in true]
     hits = sum(
-        len(b & set(combined(scores).topk(BEST).indices.tolist())) for b, scores in zip(best, found, strict=True)
+        len(b & set(combined(scores).topk(BEST).indices.tolist()))
+        for b, scores in zip(best, found, strict=True)
     )
     shares = {"flat": 1.0, "lists": hits / (BEST * len(best))}
     return [
         Measured(
-            keys, way, grown.index.head_dim, grown.index.num_tokens, ms,
-            1e6 * sum(grown.spent) / grown.index.num_tokens, max(grown.spent),
-            grown.index.host_bytes + grown.index.device_bytes, shares[way],
+            keys,
+            way,
+            grown.index.head_dim,
+            grown.index.num_tokens,
+            ms,
+            1e6 * sum(grown.spent) / grown.index.num_tokens,
+            max(grown.spent),
+            grown.index.host_bytes + grown.index.device_bytes,
+            shares[way],
         )
         for way, grown, ms in (("flat", flat, flat_ms), ("lists", lists, lists_ms))
-    ]  # fmt: skip
+    ]
 
 
 def made_up(dim: int, seed: int) -> Iterator[Tensor]:
     """Keys [1, CHUNK_TOKENS, dim] of chunk after chunk, without end."""
     generator = torch.Generator().manual_seed(seed)
-    mean, centres = 4 * torch.randn(dim, generator=generator), torch.randn(CENTRES, dim, generator=generator)
+    mean, centres = (
+        4 * torch.randn(dim, generator=generator),
+        torch.randn(CENTRES, dim, generator=generator),
+    )
     while True:
         scene = torch.randint(CENTRES, (CENTRES_PER_SCENE,), generator=generator)
         for _ in range(SCENE_CHUNKS):
@@ -119,7 +135,9 @@ def made_up(dim: int, seed: int) -> Iterator[Tensor]:
 
 def measure_made_up(dim: int, lengths: Sequence[int], questions: int) -> Iterator[Measured]:
     """Both ways at each length, grown from one to the next."""
-    flat, lists = (Grown(HeadIndex(1, dim, torch.bfloat16, tokens)) for tokens in (FLAT, SEGMENT_TOKENS))
+    flat, lists = (
+        Grown(HeadIndex(1, dim, torch.bfloat16, tokens)) for tokens in (FLAT, SEGMENT_TOKENS)
+    )
     generator, kept = torch.Generator().manual_seed(1), []
     chunks = made_up(dim, seed=0)
     for length in lengths:
@@ -131,13 +149,16 @@ def measure_made_up(dim: int, lengths: Sequence[int], questions: int) -> Iterato
         centre = torch.stack(kept).mean((0, 1))
         picked = torch.randint(len(kept), (questions,), generator=generator).tolist()
         asked = [
-            (kept[i] - centre + SPREAD * torch.randn(QUERY_TOKENS, dim, generator=generator))[None] for i in picked
+            (kept[i] - centre + SPREAD * torch.randn(QUERY_TOKENS, dim, generator=generator))[None]
+            for i in picked
         ]
         yield from compared("made up", flat, lists, asked, lambda scores: scores[0])
 
 
 def measure_real(minutes: float, questions: int) -> list[Measured]:
-    """The embedded model on a stream of its world: the evidence of all its retrieval heads together."""
+    """The embedded model on a stream of its world: the evidence of all its retrieval heads
+    together.
+    """
     engine = load_engine("demo", "cpu")
     model, profile, config = engine.model, engine.profile, engine.config
     assert profile is not None
@@ -145,41 +166,74 @@ def measure_real(minutes: float, questions: int) -> list[Measured]:
     flat, lists = Grown(HeadIndex(*shape, FLAT)), Grown(HeadIndex(*shape, REAL_SEGMENT))
     stream = long_stream(7, 60 * minutes)
     near: list[KVChunk] = []
-    for number, part in enumerate(in_parts(stream.frames(128, config.read.fps), config.memory.chunk_frames)):
+    for number, part in enumerate(
+        in_parts(stream.frames(128, config.read.fps), config.memory.chunk_frames)
+    ):
         chunk = model.prefill(model.encode(part), [model.prefix(), *near], number)
         near = [*near, chunk][-config.memory.prefill_chunks :]
         flat.add(profile.keys_of(chunk))
         lists.add(profile.keys_of(chunk))
-    asked = [profile.queries_of(model, in_seconds(a.question.text)) for a in Asker(stream, 7).past(questions)]
+    asked = [
+        profile.queries_of(model, in_seconds(a.question.text))
+        for a in Asker(stream, 7).past(questions)
+    ]
     norms = profile.norms
-    return compared("embedded model", flat, lists, asked, lambda scores: torch.tensor(evidence(scores, norms)))
+    return compared(
+        "embedded model", flat, lists, asked, lambda scores: torch.tensor(evidence(scores, norms))
+    )
 
 
 def report(measured: Sequence[Measured]) -> list[str]:
-    head = ["keys", "dim", "tokens", "way", "search ms", "flat / lists", "add us a token", "slowest add s", "MiB",
-            f"recall@{BEST}"]  # fmt: skip
+    head = [
+        "keys",
+        "dim",
+        "tokens",
+        "way",
+        "search ms",
+        "flat / lists",
+        "add us a token",
+        "slowest add s",
+        "MiB",
+        f"recall@{BEST}",
+    ]
     rows = []
     for flat, lists in zip(measured[::2], measured[1::2], strict=True):
         for m, ratio in ((flat, ""), (lists, f"{flat.search_ms / lists.search_ms:.1f}")):
             rows.append(
-                [m.keys, f"{m.dim}", f"{m.tokens:,}", m.way, f"{m.search_ms:.1f}", ratio, f"{m.add_us_per_token:.2f}",
-                 f"{m.slowest_add_seconds:.2f}", f"{m.index_bytes / MIB:.0f}", f"{m.recall:.3f}"]
-            )  # fmt: skip
+                [
+                    m.keys,
+                    f"{m.dim}",
+                    f"{m.tokens:,}",
+                    m.way,
+                    f"{m.search_ms:.1f}",
+                    ratio,
+                    f"{m.add_us_per_token:.2f}",
+                    f"{m.slowest_add_seconds:.2f}",
+                    f"{m.index_bytes / MIB:.0f}",
+                    f"{m.recall:.3f}",
+                ]
+            )
     note = (
-        f"Flat scores every chunk with its true keys. Lists are learnt for each {SEGMENT_TOKENS:,} tokens of made-up "
-        f"keys, {REAL_SEGMENT:,} of the embedded model's, whose stream is short; what is newer is flat there too. "
-        f"Made-up keys are of one head and {QUERY_TOKENS} different query tokens. Recall counts the {BEST} best chunks "
+        f"Flat scores every chunk with its true keys. Lists are learnt for each "
+        f"{SEGMENT_TOKENS:,} tokens of made-up "
+        f"keys, {REAL_SEGMENT:,} of the embedded model's, whose stream is short; what is "
+        f"newer is flat there too. "
+        f"Made-up keys are of one head and {QUERY_TOKENS} different query tokens. Recall "
+        f"counts the {BEST} best chunks "
         "by the evidence of all heads."
     )
     return [*table(head, rows), "", note]
 
 
 def main(
-    tokens: Annotated[str, typer.Option(help="Lengths in millions of tokens, with commas between.")] = "0.1,0.5,2",
+    tokens: Annotated[
+        str, typer.Option(help="Lengths in millions of tokens, with commas between.")
+    ] = "0.1,0.5,2",
     dims: Annotated[str, typer.Option(help="Dimensions of made-up keys.")] = "48,128",
     minutes: Annotated[float, typer.Option(help="Length of the embedded model's stream.")] = 30.0,
     questions: Annotated[int, typer.Option(help="Questions at each length.", min=1)] = 24,
-    out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS / "index",
+    out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS
+    / "index",
 ) -> None:
     """Grow indexes, ask them, and say what they cost and miss."""
     torch.set_grad_enabled(False)
@@ -196,7 +250,13 @@ def main(
 
 def write(out: Path, measured: Sequence[Measured]) -> None:
     about = {**describe(), "faiss": version("faiss-cpu"), "dtype of made-up keys": "bfloat16"}
-    save(out, "The index as it grows", about, report(measured), {"measured": [asdict(m) for m in measured]})
+    save(
+        out,
+        "The index as it grows",
+        about,
+        report(measured),
+        {"measured": [asdict(m) for m in measured]},
+    )
 
 
 if __name__ == "__main__":

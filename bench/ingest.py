@@ -1,5 +1,5 @@
-"""What watching costs: milliseconds per chunk by stage and device bytes against the length of the stream, and what the
-stock model needs for the same frames.
+"""What watching costs: milliseconds per chunk by stage and device bytes against the length of the
+stream, and what the stock model needs for the same frames.
 
     python -m bench.ingest --shape demo --hours 6
     python -m bench.ingest --shape qwen3-vl-8b --hours 5 --stock-frames 4096     (on a GPU)
@@ -24,6 +24,7 @@ from bench.clips import FPS, static_camera
 from bench.machine import describe, now, save
 from bench.report import table
 from config import AnswerConfig, MemoryConfig
+from frames import Frame
 from memory.kv_memory import KVMemory
 from memory.recall_policy import numbered_from, plan_recall
 from memory.records import NewChunk
@@ -31,18 +32,20 @@ from memory.retrieval_index import HeadIndex
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
-from streaming.frames import Frame
 from streaming.session import in_parts
 
 RESULTS = Path(__file__).parent / "results"
-CLIP_FRAMES = 64  # shown again and again: what frames show makes no difference to the cost of a plain ingest
+# shown again and again: what frames show makes no difference to the cost of a plain ingest
+CLIP_FRAMES = 64
 QUESTION = "What colour is the star?"
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians over the chunks of a stretch of the stream that ends at `frames`, and what holds there."""
+    """Medians over the chunks of a stretch of the stream that ends at `frames`, and what holds
+    there.
+    """
 
     frames: int
     preprocess_ms: float
@@ -61,7 +64,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class StockCost:
-    """One forward of the stock model over a clip from its first frame to `frames`, up to the first token."""
+    """One forward of the stock model over a clip from its first frame to `frames`, up to the first
+    token.
+    """
 
     frames: int
     seconds: float
@@ -128,9 +133,13 @@ class Ingest:
     def ask(self) -> tuple[float, int]:
         """Milliseconds to the first token of an answer, and the tokens of its context."""
         started = self.clock.now()
-        found = self.index.search(self._profile.queries_of(self.model, QUESTION), self.config.recall_chunks)
+        found = self.index.search(
+            self._profile.queries_of(self.model, QUESTION), self.config.recall_chunks
+        )
         scores = found.mean(0).tolist()
-        plan = plan_recall(scores, [], len(scores), self.config.window_chunks, self.config.recall_chunks)
+        plan = plan_recall(
+            scores, [], len(scores), self.config.window_chunks, self.config.recall_chunks
+        )
         plan = numbered_from(plan, self.memory.first_chunk)
         context = [self.model.prefix(), *self.memory.get(plan.indices)]
         next(self.model.answer_tokens(QUESTION, context, (), AnswerConfig(max_new_tokens=1)), None)
@@ -140,8 +149,13 @@ class Ingest:
 def two_heads(model: Qwen3VL) -> Profile:
     """A profile of the usual size; which heads it names makes no difference to the cost."""
     layers = (model.num_layers // 2, model.num_layers // 2 + 1)
-    heads = tuple(RetrievalHead(layer, 0, 0, mean=0.0, std=1.0, weight=1.0, hit1=0.0, hit4=0.0) for layer in layers)
-    return Profile(model.model_id, str(model.dtype), model.num_heads // model.num_kv_heads, heads, 0, 0.0, 0.0)
+    heads = tuple(
+        RetrievalHead(layer, 0, 0, mean=0.0, std=1.0, weight=1.0, hit1=0.0, hit4=0.0)
+        for layer in layers
+    )
+    return Profile(
+        model.model_id, str(model.dtype), model.num_heads // model.num_kv_heads, heads, 0, 0.0, 0.0
+    )
 
 
 def repeated_frames(side: int, count: int) -> Iterator[Frame]:
@@ -160,8 +174,12 @@ def peak_bytes(device: torch.device) -> int:
     return peak
 
 
-def measure(model: Qwen3VL, config: MemoryConfig, side: int, frames: int, points: int) -> tuple[list[Cost], int]:
-    """Costs at `points` places of a stream of `frames` frames, and how often the host tier was begun anew."""
+def measure(
+    model: Qwen3VL, config: MemoryConfig, side: int, frames: int, points: int
+) -> tuple[list[Cost], int]:
+    """Costs at `points` places of a stream of `frames` frames, and how often the host tier was
+    begun anew.
+    """
     ingest = Ingest(model, config)
     every = max(config.chunk_frames, frames // points // config.chunk_frames * config.chunk_frames)
     costs: list[Cost] = []
@@ -178,13 +196,25 @@ def measure(model: Qwen3VL, config: MemoryConfig, side: int, frames: int, points
                 spent = ingest.clock.medians()
                 first_token_ms, tokens = ingest.ask()
                 held = ingest.memory.device_bytes
-                costs.append(Cost(seen, **spent, first_token_ms=first_token_ms, context_tokens=tokens,
-                                  memory_device_bytes=held, peak_device_bytes=peak))  # fmt: skip
+                costs.append(
+                    Cost(
+                        seen,
+                        **spent,
+                        first_token_ms=first_token_ms,
+                        context_tokens=tokens,
+                        memory_device_bytes=held,
+                        peak_device_bytes=peak,
+                    )
+                )
     return costs, ingest.memory.first_chunk
 
 
-def stock_costs(model: Qwen3VL, network: Any, side: int, most_frames: int, most_seconds: float) -> list[StockCost]:
-    """The stock model on the first 16, 32, 64, ... frames, until it is too large, too slow or at `most_frames`."""
+def stock_costs(
+    model: Qwen3VL, network: Any, side: int, most_frames: int, most_seconds: float
+) -> list[StockCost]:
+    """The stock model on the first 16, 32, 64, ... frames, until it is too large, too slow or at
+    `most_frames`.
+    """
     costs: list[StockCost] = []
     frames = 16
     while frames <= most_frames and (not costs or costs[-1].seconds < most_seconds):
@@ -213,7 +243,12 @@ def stock_inputs(model: Qwen3VL, frames: Sequence[Frame]) -> dict[str, Tensor]:
     size, prompt = model.frames_per_group, model._prompt
     cut = [model._patches(frames[k : k + size]) for k in range(0, len(frames), size)]
     groups = [
-        model._group(frames[k : k + size], grid, torch.empty(patches.shape[0] // model._pixels.merge_size**2, 0), ())
+        model._group(
+            frames[k : k + size],
+            grid,
+            torch.empty(patches.shape[0] // model._pixels.merge_size**2, 0),
+            (),
+        )
         for k, (patches, grid) in zip(range(0, len(frames), size), cut, strict=True)
     ]
     script = prompt.build_inputs(groups)
@@ -230,27 +265,61 @@ def stock_inputs(model: Qwen3VL, frames: Sequence[Frame]) -> dict[str, Tensor]:
 def report(costs: list[Cost], stock: list[StockCost]) -> list[str]:
     """Both tables as Markdown, with the ratios."""
     ours = [
-        [f"{c.frames}", f"{c.chunk_ms:.1f}", f"{c.preprocess_ms:.1f}", f"{c.vision_ms:.1f}", f"{c.prefill_ms:.1f}",
-         f"{c.memory_ms:.1f}", f"{c.first_token_ms:.0f}", f"{c.context_tokens}",
-         f"{c.memory_device_bytes / MIB:.2f}", f"{c.peak_device_bytes / MIB:.0f}"]
+        [
+            f"{c.frames}",
+            f"{c.chunk_ms:.1f}",
+            f"{c.preprocess_ms:.1f}",
+            f"{c.vision_ms:.1f}",
+            f"{c.prefill_ms:.1f}",
+            f"{c.memory_ms:.1f}",
+            f"{c.first_token_ms:.0f}",
+            f"{c.context_tokens}",
+            f"{c.memory_device_bytes / MIB:.2f}",
+            f"{c.peak_device_bytes / MIB:.0f}",
+        ]
         for c in costs
-    ]  # fmt: skip
-    head = ["frames", "ms per chunk", "preprocess", "vision", "prefill", "memory", "first token ms", "context tokens"]
+    ]
+    head = [
+        "frames",
+        "ms per chunk",
+        "preprocess",
+        "vision",
+        "prefill",
+        "memory",
+        "first token ms",
+        "context tokens",
+    ]
     lines = [*table([*head, "memory device MiB", "peak device MiB"], ours), ""]
     first, last = costs[0], costs[-1]
     lines.append(
-        f"From {first.frames} to {last.frames} frames: time per chunk x {last.chunk_ms / first.chunk_ms:.2f}, device "
+        f"From {first.frames} to {last.frames} frames: time per chunk x "
+        f"{last.chunk_ms / first.chunk_ms:.2f}, device "
         f"bytes of the memory x {last.memory_device_bytes / first.memory_device_bytes:.2f}, "
         f"first token x {last.first_token_ms / first.first_token_ms:.2f}."
     )
     if stock:
-        rows = [[f"{s.frames}", f"{s.seconds:.2f}", f"{s.cache_bytes / MIB:.1f}", f"{s.peak_device_bytes / MIB:.0f}"]
-                for s in stock]  # fmt: skip
-        lines += ["", *table(["frames", "stock: seconds to first token", "cache MiB", "peak device MiB"], rows), ""]
+        rows = [
+            [
+                f"{s.frames}",
+                f"{s.seconds:.2f}",
+                f"{s.cache_bytes / MIB:.1f}",
+                f"{s.peak_device_bytes / MIB:.0f}",
+            ]
+            for s in stock
+        ]
+        lines += [
+            "",
+            *table(
+                ["frames", "stock: seconds to first token", "cache MiB", "peak device MiB"], rows
+            ),
+            "",
+        ]
         most = stock[-1]
         lines.append(
-            f"After {most.frames} frames the stock model holds {most.cache_bytes / last.memory_device_bytes:.1f} x our "
-            f"memory's device bytes and takes {1000 * most.seconds / last.first_token_ms:.1f} x as long to first token "
+            f"After {most.frames} frames the stock model holds "
+            f"{most.cache_bytes / last.memory_device_bytes:.1f} x our "
+            f"memory's device bytes and takes "
+            f"{1000 * most.seconds / last.first_token_ms:.1f} x as long to first token "
             f"as ours after {last.frames}."
         )
     return lines
@@ -258,23 +327,43 @@ def report(costs: list[Cost], stock: list[StockCost]) -> list[str]:
 
 def main(
     shape: Annotated[str, typer.Option(help=" | ".join(SHAPES))] = "demo",
-    hours: Annotated[float, typer.Option(help="Length of the stream, at 2 frames per second.")] = 6.0,
+    hours: Annotated[
+        float, typer.Option(help="Length of the stream, at 2 frames per second.")
+    ] = 6.0,
     points: Annotated[int, typer.Option(help="Places of the stream to measure at.", min=1)] = 12,
-    stock_frames: Annotated[int, typer.Option(help="Most frames for the stock model; 0 leaves it out.")] = 2048,
-    stock_seconds: Annotated[float, typer.Option(help="The stock model is too slow beyond so many seconds.")] = 30.0,
+    stock_frames: Annotated[
+        int, typer.Option(help="Most frames for the stock model; 0 leaves it out.")
+    ] = 2048,
+    stock_seconds: Annotated[
+        float, typer.Option(help="The stock model is too slow beyond so many seconds.")
+    ] = 30.0,
     chunk_frames: Annotated[int, typer.Option(help="Frames per chunk.")] = 16,
-    host_gib: Annotated[float, typer.Option(help="Budget of the host tier; when full it is begun anew.")] = 4.0,
+    host_gib: Annotated[
+        float, typer.Option(help="Budget of the host tier; when full it is begun anew.")
+    ] = 4.0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: by the shape]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the results go. [default: by the shape]")
+    ] = None,
 ) -> None:
     """Watch a long stream with random weights and say what every chunk costs."""
     torch.set_grad_enabled(False)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    model, network, side = random_model(shape, place, torch.bfloat16 if place.type == "cuda" else torch.float32)
+    place = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
+    model, network, side = random_model(
+        shape, place, torch.bfloat16 if place.type == "cuda" else torch.float32
+    )
     config = MemoryConfig(chunk_frames=chunk_frames, host_bytes=int(host_gib * (1 << 30)))
     costs, forgotten = measure(model, config, side, round(hours * 3600 * FPS), points)
     stock = stock_costs(model, network, side, stock_frames, stock_seconds)
-    about = {**describe(), "shape": shape, "frame side": side, "memory": asdict(config), "chunks forgotten": forgotten}
+    about = {
+        **describe(),
+        "shape": shape,
+        "frame side": side,
+        "memory": asdict(config),
+        "chunks forgotten": forgotten,
+    }
     data = {"ours": [asdict(c) for c in costs], "stock": [asdict(s) for s in stock]}
     lines = report(costs, stock)
     save(out or RESULTS / f"ingest-{shape}", f"What watching costs: {shape}", about, lines, data)

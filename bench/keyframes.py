@@ -1,12 +1,14 @@
-"""Hard cuts found in real and synthetic clips, beside PySceneDetect's detectors on the same decoded frames.
+"""Hard cuts found in real and synthetic clips, beside PySceneDetect's detectors on the same decoded
+frames.
 
     python -m bench.keyframes
     python -m bench.keyframes --videos DIR --truth cuts.json --no-synthetic
 
-`cuts.json`: {"clip.mp4": {"hard_cuts": [[frame, seconds], ...], "ambiguous": [...]}, ...}, seconds by the container's
-own clock; or a list of shots [{"start_s": seconds}, ...] in a file named as the clip is. What is ambiguous counts
-neither way. Time is CPU time of one thread, from a decoded picture to the verdict; ours finds keyframes as well. Exit
-code 1 when F1 or speed is behind the better of the two. Writes JSON and Markdown into `bench/results/`.
+`cuts.json`: {"clip.mp4": {"hard_cuts": [[frame, seconds], ...], "ambiguous": [...]}, ...}, seconds
+by the container's own clock; or a list of shots [{"start_s": seconds}, ...] in a file named as the
+clip is. What is ambiguous counts neither way. Time is CPU time of one thread, from a decoded
+picture to the verdict; ours finds keyframes as well. Exit code 1 when F1 or speed is behind the
+better of the two. Writes JSON and Markdown into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from scenedetect.scene_manager import compute_downscale_factor
 from bench.machine import describe, save
 from bench.report import Target, judged, table
 from bench.shots import KINDS, write
+from frames import Frame
 from keyframes.detector import Keyframe, KeyframeDetector
-from streaming.frames import Frame
-from streaming.pictures import VideoFile
+from streaming.sources.pictures import VideoFile
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared" / "videos"
@@ -102,7 +104,9 @@ class Ours:
 
 @dataclass
 class Theirs:
-    """A detector of PySceneDetect, fed as its own scene manager does: BGR, shrunk by its own factor."""
+    """A detector of PySceneDetect, fed as its own scene manager does: BGR, shrunk by its own
+    factor.
+    """
 
     detector: ContentDetector | AdaptiveDetector
     fps: float
@@ -113,12 +117,16 @@ class Theirs:
     def look(self, frames: Sequence[Frame], bgrs: Sequence[Picture]) -> None:
         for frame, bgr in zip(frames, bgrs, strict=True):
             started = time.thread_time()
-            self._found += self.detector.process_frame(FrameTimecode(len(self._seconds), self.fps), shrunk(bgr))
+            self._found += self.detector.process_frame(
+                FrameTimecode(len(self._seconds), self.fps), shrunk(bgr)
+            )
             self.cpu_seconds += time.thread_time() - started
             self._seconds.append(frame.pts_seconds)
 
     def cuts(self) -> list[float]:
-        found = self._found + self.detector.post_process(FrameTimecode(len(self._seconds) - 1, self.fps))
+        found = self._found + self.detector.post_process(
+            FrameTimecode(len(self._seconds) - 1, self.fps)
+        )
         return [self._seconds[timecode.frame_num] for timecode in found]
 
 
@@ -131,7 +139,9 @@ def shrunk(bgr: Picture) -> Picture:
 
 
 def ways(fps: float) -> dict[str, Way]:
-    """Theirs as they come, and the better one without the shortest shot that it allows by default (15 frames)."""
+    """Theirs as they come, and the better one without the shortest shot that it allows by default
+    (15 frames).
+    """
     return {
         OURS: Ours(),
         "Content": Theirs(ContentDetector(), fps),
@@ -152,7 +162,9 @@ def measure(clip: Clip) -> list[Score]:
     scores = []
     for name, way in looking.items():
         hits, missed, false = matched(way.cuts(), clip.cuts, clip.ambiguous)
-        scores.append(Score(clip.group, clip.path.name, name, hits, missed, false, count, way.cpu_seconds))
+        scores.append(
+            Score(clip.group, clip.path.name, name, hits, missed, false, count, way.cpu_seconds)
+        )
     return scores
 
 
@@ -170,7 +182,9 @@ def batches(video: VideoFile) -> Iterator[list[Frame]]:
 def matched(
     found: Iterable[float], truth: Sequence[float], ambiguous: Sequence[float]
 ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """(hits, missed, false): each true cut takes the nearest found one in reach that is still free."""
+    """(hits, missed, false): each true cut takes the nearest found one in reach that is still
+    free.
+    """
     free, missed = sorted(found), []
     for cut in truth:
         near = [seconds for seconds in free if abs(seconds - cut) <= TOLERANCE_SECONDS]
@@ -178,7 +192,9 @@ def matched(
             free.remove(min(near, key=lambda seconds: abs(seconds - cut)))
         else:
             missed.append(cut)
-    false = [seconds for seconds in free if all(abs(seconds - a) > TOLERANCE_SECONDS for a in ambiguous)]
+    false = [
+        seconds for seconds in free if all(abs(seconds - a) > TOLERANCE_SECONDS for a in ambiguous)
+    ]
     return len(truth) - len(missed), tuple(missed), tuple(false)
 
 
@@ -191,7 +207,10 @@ def real_clips(videos: Path, truths: Iterable[Path]) -> list[Clip]:
                 with VideoFile(videos / name) as video:
                     next(video.pictures())
                     first_seconds = float((video.clock.first or 0) * video.time_base)
-                cuts, unclear = (tuple(s - first_seconds for s in told[key]) for key in ("hard_cuts", "ambiguous"))
+                cuts, unclear = (
+                    tuple(s - first_seconds for s in told[key])
+                    for key in ("hard_cuts", "ambiguous")
+                )
                 found.append(Clip("real", videos / name, cuts, unclear))
     return found
 
@@ -199,7 +218,10 @@ def real_clips(videos: Path, truths: Iterable[Path]) -> list[Clip]:
 def told_cuts(path: Path, videos: Path) -> dict[str, dict[str, list[float]]]:
     data = json.loads(path.read_text())
     if isinstance(data, list):
-        name = next((video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json"), path.stem)
+        name = next(
+            (video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json"),
+            path.stem,
+        )
         return {name: {"hard_cuts": [shot["start_s"] for shot in data[1:]], "ambiguous": []}}
     keys = ("hard_cuts", "ambiguous")
     return {
@@ -224,7 +246,11 @@ def f1(scores: Sequence[Score]) -> tuple[float, float, float]:
     false, missed = sum(len(s.false) for s in scores), sum(len(s.missed) for s in scores)
     precision = hits / (hits + false) if hits + false else 1.0
     recall = hits / (hits + missed) if hits + missed else 1.0
-    return precision, recall, 2 * hits / (2 * hits + false + missed) if hits + false + missed else 1.0
+    return (
+        precision,
+        recall,
+        2 * hits / (2 * hits + false + missed) if hits + false + missed else 1.0,
+    )
 
 
 def ms_per_frame(scores: Sequence[Score]) -> float:
@@ -232,7 +258,9 @@ def ms_per_frame(scores: Sequence[Score]) -> float:
 
 
 def targets(scores: Sequence[Score]) -> list[Target]:
-    """Ours beside the best of the others: pooled over the real clips, over the synthetic ones, and in speed."""
+    """Ours beside the best of the others: pooled over the real clips, over the synthetic ones, and
+    in speed.
+    """
     names = list(dict.fromkeys(s.way for s in scores))
     found = []
     for kind in ("real", "synthetic"):
@@ -245,7 +273,10 @@ def targets(scores: Sequence[Score]) -> list[Target]:
     spent = {name: ms_per_frame([s for s in scores if s.way == name]) for name in names}
     mine, best = spent.pop(OURS), min(spent, key=spent.__getitem__)
     told = f"{mine:.3f}, ratio {spent[best] / mine:.2f}"
-    return [*found, Target("CPU ms a frame", f"below {best}: {spent[best]:.3f}", told, mine < spent[best])]
+    return [
+        *found,
+        Target("CPU ms a frame", f"below {best}: {spent[best]:.3f}", told, mine < spent[best]),
+    ]
 
 
 def report(scores: Sequence[Score]) -> list[str]:
@@ -256,13 +287,36 @@ def report(scores: Sequence[Score]) -> list[str]:
         for way in dict.fromkeys(s.way for s in scores):
             some = [s for s in scores if s.way == way and s.group.startswith(group)]
             if some:
-                counts = [sum(map(len, part)) for part in ([s.missed for s in some], [s.false for s in some])]
+                counts = [
+                    sum(map(len, part))
+                    for part in ([s.missed for s in some], [s.false for s in some])
+                ]
                 frames, cuts = sum(s.frames for s in some), sum(s.hits for s in some) + counts[0]
                 rates = [f"{rate:.3f}" for rate in f1(some)]
-                row = [group or "all", way, frames, cuts, *counts, *rates, f"{ms_per_frame(some):.3f}"]
+                row = [
+                    group or "all",
+                    way,
+                    frames,
+                    cuts,
+                    *counts,
+                    *rates,
+                    f"{ms_per_frame(some):.3f}",
+                ]
                 rows.append([str(cell) for cell in row])
     return table(
-        ["clips", "way", "frames", "cuts", "missed", "false", "precision", "recall", "F1", "CPU ms a frame"], rows
+        [
+            "clips",
+            "way",
+            "frames",
+            "cuts",
+            "missed",
+            "false",
+            "precision",
+            "recall",
+            "F1",
+            "CPU ms a frame",
+        ],
+        rows,
     )
 
 
@@ -276,7 +330,9 @@ def write_down(out: Path, scores: Sequence[Score], about: dict[str, str]) -> Non
 def main(
     videos: Annotated[Path, typer.Option(help="Folder of the clips.")] = SHARED,
     truth: Annotated[list[Path] | None, typer.Option(help="Files that tell their cuts.")] = None,
-    synthetic: Annotated[bool, typer.Option(help="Make and measure synthetic clips as well.")] = True,
+    synthetic: Annotated[
+        bool, typer.Option(help="Make and measure synthetic clips as well.")
+    ] = True,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the synthetic clips.")] = None,
     out: Annotated[Path, typer.Option(help="Results, without suffix.")] = RESULTS / "keyframes",
 ) -> None:
@@ -288,10 +344,16 @@ def main(
         clips = list(real_clips(videos, [path for path in truths if path.is_file()]))
         made = synthetic_clips(Path(folder), seeds if synthetic else ())
         total = len(clips) + len(seeds) * len(KINDS) * synthetic
-        scores = [score for clip in track(chain(clips, made), "clips", total) for score in measure(clip)]
+        scores = [
+            score for clip in track(chain(clips, made), "clips", total) for score in measure(clip)
+        ]
     if not scores:
         raise typer.BadParameter(f"no clip of {', '.join(map(str, truths))} lies in {videos}")
-    about = {**describe(), "matched within": f"{TOLERANCE_SECONDS} s", "thresholds were chosen on": TUNED_ON}
+    about = {
+        **describe(),
+        "matched within": f"{TOLERANCE_SECONDS} s",
+        "thresholds were chosen on": TUNED_ON,
+    }
     write_down(out, scores, about)
     print("\n".join([*report(scores), "", *judged(targets(scores), OURS)]))
     raise typer.Exit(0 if all(target.is_met for target in targets(scores)) else 1)

@@ -35,10 +35,14 @@ def describe() -> dict[str, str]:
     }
 
 
-def save(out: Path, title: str, about: Mapping[str, Any], lines: Sequence[str], data: Mapping[str, Any]) -> None:
+def save(
+    out: Path, title: str, about: Mapping[str, Any], lines: Sequence[str], data: Mapping[str, Any]
+) -> None:
     """`out`.json with `data`, and `out`.md with `lines`, both with what they were measured on."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_name(f"{out.name}.json").write_text(json.dumps({"about": about, **data}, indent=1) + "\n")
+    out.with_name(f"{out.name}.json").write_text(
+        json.dumps({"about": about, **data}, indent=1) + "\n"
+    )
     told = [f"- {name}: {value}" for name, value in about.items()]
     out.with_name(f"{out.name}.md").write_text("\n".join([f"# {title}", "", *told, "", *lines, ""]))
 
@@ -51,14 +55,18 @@ def now(device: torch.device) -> float:
 
 
 def counted(run: Callable[[], T]) -> tuple[T, float]:
-    """What a run gives, and the giga multiply-adds of its matrices; of attention all pairs, whatever the mask."""
+    """What a run gives, and the giga multiply-adds of its matrices; of attention all pairs,
+    whatever the mask.
+    """
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
     with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         made = run()
     return made, counter.get_total_flops() / 2e9
 
 
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
     """Of shapes [batch, heads, n, dim]; torch's counter knows the kernels of GPUs only."""
     return 2 * query[0] * query[1] * query[2] * key[2] * (query[3] + value[3])
 

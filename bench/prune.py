@@ -1,12 +1,13 @@
-"""Tokens kept against right answers: every strategy of the token pruner at several budgets, beside no pruning.
+"""Tokens kept against right answers: every strategy of the token pruner at several budgets, beside
+no pruning.
 
     python -m bench.prune --clips 120 --minutes 60
 
-On short clips of the demo world, which also tell how near the LLM's last hidden state stays to that without pruning
-(cosine, where the answer begins), and on two streams: a surveillance-like one (one background, now and then something
-appears) and the busy one of `bench.recall`, with its questions. All settings see the same frames in one run, encoded
-once; those with "reuse" send them through a tower whose work is used again. Writes JSON, Markdown and plots into
-`bench/results/`.
+On short clips of the demo world, which also tell how near the LLM's last hidden state stays to that
+without pruning (cosine, where the answer begins), and on two streams: a surveillance-like one (one
+background, now and then something appears) and the busy one of `bench.recall`, with its questions.
+All settings see the same frames in one run, encoded once; those with "reuse" send them through a
+tower whose work is used again. Writes JSON, Markdown and plots into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -28,16 +29,17 @@ from bench.machine import describe
 from bench.prune_report import BUSY, CALM, CLIPS, NONE, REUSE, Asking, Seeing, Setting, write
 from bench.recall import knobs, plain, progress
 from config import Config, PruneConfig
+from errors import Notice
+from frames import Frame
 from keyframes.reuse import FeatureReuse
-from memory.address import in_seconds, stamp_of
 from memory.chunk import KVChunk
-from models.base import VideoLLM, VisualGroup
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import VideoLLM, VisualGroup
 from streaming.engine import Engine, load_engine
-from streaming.events import Answer, Notice
-from streaming.frames import Frame
+from streaming.events import Answer
 from streaming.ingest import Ingest, PrefillWork, encode_groups
 from streaming.session import Session, in_parts
+from streaming.time_query.spans import in_seconds, stamp_of
 from training.evaluate import Clip, make_clip
 from training.scenes import FPS, GROUP_SECONDS
 from training.streams import Stream
@@ -48,28 +50,40 @@ BUDGETS = (0.5, 0.375, 0.25)
 
 
 class EncodedOnce:
-    """A model whose vision tower sees the same frames once, however many sessions hand them over."""
+    """A model whose vision tower sees the same frames once, however many sessions hand them
+    over.
+    """
 
     def __init__(self, model: VideoLLM) -> None:
         self._model = model
-        self._groups: dict[int, VisualGroup] = {}  # of the newest frames, by the first frame of each
-        self._frames: Sequence[Frame] = ()  # kept alive, so that what they are known by stays theirs
+        # of the newest frames, by the first frame of each
+        self._groups: dict[int, VisualGroup] = {}
+        # kept alive, so that what they are known by stays theirs
+        self._frames: Sequence[Frame] = ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def see(self, frames: Sequence[Frame]) -> None:
         self._frames = frames
-        self._groups = dict(zip(map(id, frames[:: self.frames_per_group]), self._model.encode(frames), strict=True))
+        self._groups = dict(
+            zip(map(id, frames[:: self.frames_per_group]), self._model.encode(frames), strict=True)
+        )
 
-    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
+    def encode(
+        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    ) -> list[VisualGroup]:
         if reuse is not None:
             return self._model.encode(frames, reuse)
         return [self._groups[id(frame)] for frame in frames[:: self.frames_per_group]]
 
 
-def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Setting]) -> Iterator[Asking | Seeing]:
-    """One short clip under all settings; its hidden chunks are prefilled and not shown, as recall would."""
+def ask_clip(
+    model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Setting]
+) -> Iterator[Asking | Seeing]:
+    """One short clip under all settings; its hidden chunks are prefilled and not shown, as recall
+    would.
+    """
     once = EncodedOnce(model)
     states: dict[str, torch.Tensor] = {}
     once.see([frame for part in clip.frames for frame in part])
@@ -77,20 +91,36 @@ def ask_clip(model: Qwen3VL, clip: Clip, config: Config, settings: Sequence[Sett
         groups = prune_clip(clip, cast(VideoLLM, once), setting)
         chunks = remembered(model, groups, config.memory.prefill_chunks)
         yield seen_of(clip, groups, chunks, setting)
-        shown = [c for c, stored in zip(chunks, clip.chunks, strict=True) if c is not None and not stored.hidden]
-        context, starts = [model.prefix(), *shown], [start for chunk in shown for start in chunk.group_starts]
+        shown = [
+            c
+            for c, stored in zip(chunks, clip.chunks, strict=True)
+            if c is not None and not stored.hidden
+        ]
+        context, starts = (
+            [model.prefix(), *shown],
+            [start for chunk in shown for start in chunk.group_starts],
+        )
         for question in clip.questions:
-            words = in_seconds(question.text, partial(stamp_of, group_starts=starts, group_seconds=GROUP_SECONDS))
+            words = in_seconds(
+                question.text, partial(stamp_of, group_starts=starts, group_seconds=GROUP_SECONDS)
+            )
             said = "".join(model.answer(words, context, (), config.answer))
             state = model.last_state(words, context)
             near = float(cosine_similarity(state, states.setdefault(question.text, state), dim=0))
             told = (question.group, question.text, question.answer, said)
-            yield Asking(CLIPS, setting.name, setting.prune.budget, *told, plain(said) == plain(question.answer), near)
+            yield Asking(
+                CLIPS,
+                setting.name,
+                setting.prune.budget,
+                *told,
+                plain(said) == plain(question.answer),
+                near,
+            )
 
 
 def prune_clip(clip: Clip, model: VideoLLM, setting: Setting) -> list[list[VisualGroup]]:
-    """What goes on of each chunk. Pruning and reuse begin anew behind a gap and behind a hidden chunk: nothing else
-    shows what that one kept."""
+    """What goes on of each chunk. Pruning and reuse begin anew behind a gap and behind a hidden
+    chunk: nothing else shows what that one kept."""
     parts: list[list[VisualGroup]] = []
     for number, frames in enumerate(clip.frames):
         if not number or not follows(clip, number):
@@ -106,23 +136,35 @@ def follows(clip: Clip, number: int) -> bool:
     return not before.hidden and chunk.groups[0] == before.groups[-1] + 1
 
 
-def remembered(model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int) -> list[KVChunk | None]:
+def remembered(
+    model: VideoLLM, groups: Sequence[list[VisualGroup]], reach: int
+) -> list[KVChunk | None]:
     """Chunk by chunk, each in view of the `reach` chunks before it; None where nothing went on."""
     chunks: list[KVChunk] = []
     found: list[KVChunk | None] = []
     for part in groups:
         if part:
-            chunks.append(model.prefill(part, [model.prefix(), *(chunks[-reach:] if reach else [])], len(chunks)))
+            chunks.append(
+                model.prefill(
+                    part, [model.prefix(), *(chunks[-reach:] if reach else [])], len(chunks)
+                )
+            )
         found.append(chunks[-1] if part else None)
     return found
 
 
 def seen_of(
-    clip: Clip, groups: Sequence[list[VisualGroup]], chunks: Sequence[KVChunk | None], setting: Setting
+    clip: Clip,
+    groups: Sequence[list[VisualGroup]],
+    chunks: Sequence[KVChunk | None],
+    setting: Setting,
 ) -> Seeing:
     kept = sum(len(group.embeddings) for part in groups for group in part)
     whole = sum(len(chunk.groups) for chunk in clip.chunks) * math.prod(groups[0][0].grid)
-    seconds, kv_bytes = sum(map(len, clip.frames)) / FPS, sum(chunk.memory_bytes for chunk in chunks if chunk)
+    seconds, kv_bytes = (
+        sum(map(len, clip.frames)) / FPS,
+        sum(chunk.memory_bytes for chunk in chunks if chunk),
+    )
     return Seeing(CLIPS, setting.name, setting.prune.budget, seconds, whole, kept, kv_bytes)
 
 
@@ -151,7 +193,9 @@ class Watching:
     def run(self, seed: int, bar: Progress) -> Iterator[Asking | Seeing]:
         once = EncodedOnce(self.engine.model)
         configs = [replace(self.engine.config, prune=s.prune, reuse=s.reuse) for s in self.settings]
-        sessions = [Engine(cast(VideoLLM, once), self.engine.profile, config).open() for config in configs]
+        sessions = [
+            Engine(cast(VideoLLM, once), self.engine.profile, config).open() for config in configs
+        ]
         waiting = Asker(self.stream, seed).all(self.questions)
         read, size = self.engine.config.read, self.engine.config.memory.chunk_frames
         frames = round(self.stream.duration_seconds * read.fps)
@@ -180,7 +224,9 @@ class Watching:
         setting, stats, seconds = setting_of(session), session.stats, self.stream.duration_seconds
         before, kept = stats.visual_tokens + stats.pruned_tokens, stats.visual_tokens
         kv_bytes = session.memory.num_tokens * bytes_per_token(session)
-        return Seeing(self.footage, setting.name, setting.prune.budget, seconds, before, kept, kv_bytes)
+        return Seeing(
+            self.footage, setting.name, setting.prune.budget, seconds, before, kept, kv_bytes
+        )
 
 
 def setting_of(session: Session) -> Setting:
@@ -199,10 +245,12 @@ def bytes_per_token(session: Session) -> int:
 
 
 def settings_of(strategies: str, budgets: str, own: PruneConfig) -> list[Setting]:
-    """Nothing left out first, then every strategy with every budget, then reuse without and with the model's `own`
-    pruning."""
+    """Nothing left out first, then every strategy with every budget, then reuse without and with
+    the model's `own` pruning."""
     shares = [float(share) for share in filter(None, budgets.split(","))]
-    pruned = [PruneConfig(name, share) for name in filter(None, strategies.split(",")) for share in shares]
+    pruned = [
+        PruneConfig(name, share) for name in filter(None, strategies.split(",")) for share in shares
+    ]
     return [*map(Setting, [NONE, *pruned]), *(Setting(prune, REUSE) for prune in (NONE, own))]
 
 
@@ -212,28 +260,47 @@ def main(
     minutes: Annotated[float, typer.Option(help="Length of each stream; 0 for none.", min=0)] = 60,
     questions: Annotated[int, typer.Option(help="Questions of each kind and stream.", min=1)] = 24,
     strategies: Annotated[str, typer.Option(help="With commas between.")] = ",".join(STRATEGIES),
-    budgets: Annotated[str, typer.Option(help="Shares of a group's tokens.")] = ",".join(map(str, BUDGETS)),
+    budgets: Annotated[str, typer.Option(help="Shares of a group's tokens.")] = ",".join(
+        map(str, BUDGETS)
+    ),
     seed: Annotated[int, typer.Option(help="Of clips and streams.")] = 0,
     side: Annotated[int, typer.Option(help="Pixels of a painted frame of the streams.")] = 128,
-    memory: Annotated[str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")] = "",
+    memory: Annotated[
+        str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "prune",
+    out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS
+    / "prune",
 ) -> None:
     """Measure what pruning keeps of tokens and of right answers."""
     torch.set_grad_enabled(False)
-    engine = load_engine(model, device, settings={"answer": {"dialogue_turns": 0}, "memory": knobs(memory)})
+    engine = load_engine(
+        model, device, settings={"answer": {"dialogue_turns": 0}, "memory": knobs(memory)}
+    )
     if not isinstance(engine.model, Qwen3VL):
         raise typer.BadParameter(f"{model} does not give its hidden states")
     settings = settings_of(strategies, budgets, engine.config.prune)
-    about = {**describe(), "model": engine.model.model_id, "seed": seed, "clips": clips, "minutes": minutes}
-    about |= {"still below": NONE.still_below, "refresh seconds": NONE.refresh_seconds, "frame side": side}
+    about = {
+        **describe(),
+        "model": engine.model.model_id,
+        "seed": seed,
+        "clips": clips,
+        "minutes": minutes,
+    }
+    about |= {
+        "still below": NONE.still_below,
+        "refresh seconds": NONE.refresh_seconds,
+        "frame side": side,
+    }
     about |= {"memory": vars(engine.config.memory).copy()}
     found: list[Asking | Seeing] = []
     with progress() as bar:
         for number in bar.track(range(clips), description=CLIPS):
             found += ask_clip(engine.model, make_clip(seed, number), engine.config, settings)
         for footage, make in ((CALM, calm_stream), (BUSY, long_stream)) if minutes else ():
-            watching = Watching(footage, make(seed, 60 * minutes), engine, settings, questions, side)
+            watching = Watching(
+                footage, make(seed, 60 * minutes), engine, settings, questions, side
+            )
             found += watching.run(seed, bar)
             write(out, found, about, engine.config.prune.budget)
     print("\n".join(write(out, found, about, engine.config.prune.budget)))

@@ -1,4 +1,6 @@
-"""Results of the prune bench: rows, targets, JSON, Markdown and plots. Knows nothing of how they were measured."""
+"""Results of the prune bench: rows, targets, JSON, Markdown and plots. Knows nothing of how they
+were measured.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Asking:
-    """One question answered under one setting. cosine: of the last hidden states; clips only, and 1 without pruning."""
+    """One question answered under one setting. cosine: of the last hidden states; clips only, and 1
+    without pruning.
+    """
 
     footage: str
     setting: str
@@ -52,7 +56,9 @@ class Asking:
 
 @dataclass(frozen=True)
 class Seeing:
-    """What was seen of some footage under one setting: visual tokens before and after, memory of all tokens."""
+    """What was seen of some footage under one setting: visual tokens before and after, memory of
+    all tokens.
+    """
 
     footage: str
     setting: str
@@ -105,7 +111,10 @@ def targets(rows: Sequence[Row], budget: float) -> list[Target]:
     """Of novelty pruning with this budget, beside no pruning on the same footage."""
     judged = []
     for footage, most in MOST_KEPT.items():
-        ours = next((r for r in rows if (r.footage, r.setting, r.budget) == (footage, "novelty", budget)), None)
+        ours = next(
+            (r for r in rows if (r.footage, r.setting, r.budget) == (footage, "novelty", budget)),
+            None,
+        )
         base = next((r for r in rows if (r.footage, r.setting) == (footage, BASE)), None)
         what = (
             (f"{footage}: tokens kept", f"at most {most:.0%}"),
@@ -115,7 +124,9 @@ def targets(rows: Sequence[Row], budget: float) -> list[Target]:
             judged += [Target(*words, "not run", None) for words in what]
             continue
         ratio = ours.right / base.right if base.right else None
-        told = f"{ours.right:.3f} beside {base.right:.3f}" + (f", ratio {ratio:.3f}" if ratio is not None else "")
+        told = f"{ours.right:.3f} beside {base.right:.3f}" + (
+            f", ratio {ratio:.3f}" if ratio is not None else ""
+        )
         judged.append(Target(*what[0], f"{ours.kept:.1%}", ours.kept <= most))
         judged.append(Target(*what[1], told, None if ratio is None else ratio >= LEAST_RIGHT))
     return judged
@@ -127,7 +138,16 @@ def tables(rows: Sequence[Row]) -> list[str]:
     for footage in dict.fromkeys(row.footage for row in rows):
         group = [row for row in rows if row.footage == footage]
         base = next((row for row in group if row.setting == BASE), None)
-        head = [footage, "budget", "tokens kept", "right (asked)", "of unpruned", "cosine", "KV GiB/h", "of unpruned"]
+        head = [
+            footage,
+            "budget",
+            "tokens kept",
+            "right (asked)",
+            "of unpruned",
+            "cosine",
+            "KV GiB/h",
+            "of unpruned",
+        ]
         told += [*table(head, [cells(row, base) for row in group]), ""]
     return told
 
@@ -167,30 +187,41 @@ def by_kind(found: Sequence[Asking | Seeing]) -> list[str]:
     return table(["footage", "setting", "budget", *kinds], body)
 
 
-def write(out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any], budget: float) -> list[str]:
+def write(
+    out: Path, found: Sequence[Asking | Seeing], about: dict[str, Any], budget: float
+) -> list[str]:
     """`out`.json, .md, and a plot for each footage beside them; gives the tables.
 
     budget: at which targets are judged.
     """
     rows = rows_of(found)
     out.parent.mkdir(parents=True, exist_ok=True)  # for the plots
-    data = {"targets": [asdict(t) for t in targets(rows, budget)], "rows": [asdict(r) for r in rows]}
+    data = {
+        "targets": [asdict(t) for t in targets(rows, budget)],
+        "rows": [asdict(r) for r in rows],
+    }
     data["answers"] = [asdict(item) for item in found if isinstance(item, Asking)]
     told = [*judged(targets(rows, budget), f"novelty, budget {budget:g}"), "", *tables(rows)]
     plots = [plot(out, footage, rows) for footage in dict.fromkeys(row.footage for row in rows)]
-    save(out, "Tokens kept against right answers", about, [*told, *by_kind(found), "", *plots], data)
+    save(
+        out, "Tokens kept against right answers", about, [*told, *by_kind(found), "", *plots], data
+    )
     return told
 
 
 def plot(out: Path, footage: str, rows: Sequence[Row]) -> str:
-    """A line for each setting but the unpruned, ending in the unpruned point; gives its mention in Markdown."""
+    """A line for each setting but the unpruned, ending in the unpruned point; gives its mention in
+    Markdown.
+    """
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     group = [row for row in rows if row.footage == footage]
     for row in group:
         whole = [(r.kept, r.right) for r in group if r.setting == BASE]
         if row.setting != BASE:
             points[row.setting] = sorted({*points[row.setting], (row.kept, row.right), *whole})
-    chart = line_chart(f"Right answers, {footage}", "share of visual tokens kept", "", lines(points), top=1.0)
+    chart = line_chart(
+        f"Right answers, {footage}", "share of visual tokens kept", "", lines(points), top=1.0
+    )
     path = out.with_name(f"{out.name}-{footage}.svg")
     path.write_text(chart)
     return f"![{footage}]({path.name})"

@@ -1,11 +1,12 @@
-"""Right answers at length: streams of the demo world, questions about any moment, several ways to answer side by side.
+"""Right answers at length: streams of the demo world, questions about any moment, several ways to
+answer side by side.
 
     python -m bench.recall --minutes 1,10,60,360
 
-All ways see the same frames through the same model in one run. Frames are painted as they are needed and forgotten;
-what is remembered goes through all three tiers, down to a folder that is deleted afterwards. Other memory settings can
-be asked in the same run: `--also recall_chunks=4 --also sparse_chunks=8,sparse=salient`.
-Writes JSON, Markdown and plots into `bench/results/`.
+All ways see the same frames through the same model in one run. Frames are painted as they are
+needed and forgotten; what is remembered goes through all three tiers, down to a folder that is
+deleted afterwards. Other memory settings can be asked in the same run: `--also recall_chunks=4
+--also sparse_chunks=8,sparse=salient`. Writes JSON, Markdown and plots into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,23 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from bench.arms import Arm, OursOtherwise, Said, make_arms
 from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
 from bench.report import Result, judged, summarise, write
 from bench.targets import targets
+from errors import Notice
 from streaming.engine import Engine, load_engine
-from streaming.events import Notice, Stats
+from streaming.events import Stats
 from streaming.session import Session, in_parts
 from training.streams import Stream
 
@@ -37,7 +46,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What is the same for all streams of a run; `also` are other memory settings that ours is asked with."""
+    """What is the same for all streams of a run; `also` are other memory settings that ours is
+    asked with.
+    """
 
     engine: Engine
     questions: int
@@ -46,13 +57,17 @@ class Bench:
     also: Sequence[dict[str, Any]] = ()
 
     def run(self, seed: int, minutes: float, bar: Progress) -> list[Result]:
-        """One stream watched once, all questions asked of all arms when the stream stands where they are asked."""
+        """One stream watched once, all questions asked of all arms when the stream stands where
+        they are asked.
+        """
         stream = long_stream(seed, 60 * minutes)
         with TemporaryDirectory(prefix="longlook-bench-") as name:
             session = self.engine.open(Path(name) / "session")
             arms = make_arms(self.engine, session, stream, self.side, self.full_tokens)
             end_seconds, folder = stream.duration_seconds, Path(name) / "session"
-            others = [OursOtherwise(self.engine, folder, settings, end_seconds) for settings in self.also]
+            others = [
+                OursOtherwise(self.engine, folder, settings, end_seconds) for settings in self.also
+            ]
             try:
                 return self._questioned(stream, session, [*arms, *others], seed, minutes, bar)
             finally:
@@ -61,7 +76,13 @@ class Bench:
                 session.close()
 
     def _questioned(
-        self, stream: Stream, session: Session, arms: Sequence[Arm], seed: int, minutes: float, bar: Progress
+        self,
+        stream: Stream,
+        session: Session,
+        arms: Sequence[Arm],
+        seed: int,
+        minutes: float,
+        bar: Progress,
     ) -> list[Result]:
         waiting = Asker(stream, seed).all(self.questions)
         fps, size = self.engine.config.read.fps, self.engine.config.memory.chunk_frames
@@ -82,7 +103,9 @@ class Bench:
         return results
 
 
-def ask_all(arms: Sequence[Arm], asked: Asked, minutes: float, seed: int, stats: Stats) -> list[Result]:
+def ask_all(
+    arms: Sequence[Arm], asked: Asked, minutes: float, seed: int, stats: Stats
+) -> list[Result]:
     said = [(arm.name, arm.say(asked)) for arm in arms]
     return [result(name, asked, s, minutes, seed, stats) for name, s in said if s is not None]
 
@@ -114,7 +137,8 @@ def plain(text: str) -> str:
 
 
 def rank_of_truth(asked: Asked, said: Said) -> int | None:
-    """How many stretches come before the first that shows a true event; None where nothing is ranked or nothing true.
+    """How many stretches come before the first that shows a true event; None where nothing is
+    ranked or nothing true.
 
     A stretch that is not among the ranked ones counts as far behind.
     """
@@ -127,25 +151,42 @@ def rank_of_truth(asked: Asked, said: Said) -> int | None:
 
 
 def main(
-    minutes: Annotated[str, typer.Option(help="Lengths of the streams, with commas between.")] = "1,10,60,360",
-    seed: Annotated[str, typer.Option(help="Seeds of the streams; each length is run with each.")] = "0",
+    minutes: Annotated[
+        str, typer.Option(help="Lengths of the streams, with commas between.")
+    ] = "1,10,60,360",
+    seed: Annotated[
+        str, typer.Option(help="Seeds of the streams; each length is run with each.")
+    ] = "0",
     questions: Annotated[int, typer.Option(help="Questions of each kind and stream.", min=1)] = 48,
     model: Annotated[str, typer.Option(help="demo, a folder or a hub id.")] = "demo",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     side: Annotated[int, typer.Option(help="Pixels of a painted frame.")] = 128,
-    full_tokens: Annotated[int, typer.Option(help="Full attention is tried up to so many tokens.")] = 16_000,
-    host_mib: Annotated[int, typer.Option(help="Budget of the host tier; what is older is on disk.")] = 256,
-    memory: Annotated[str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")] = "",
+    full_tokens: Annotated[
+        int, typer.Option(help="Full attention is tried up to so many tokens.")
+    ] = 16_000,
+    host_mib: Annotated[
+        int, typer.Option(help="Budget of the host tier; what is older is on disk.")
+    ] = 256,
+    memory: Annotated[
+        str, typer.Option(help="Memory settings: recall_chunks=4,window_chunks=1.")
+    ] = "",
     prune: Annotated[str, typer.Option(help="Pruning settings: strategy=novelty,budget=0.5.")] = "",
     also: Annotated[
-        list[str] | None, typer.Option(help="Other memory settings, asked as well; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Other memory settings, asked as well; may be repeated."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS / "recall",
+    out: Annotated[Path, typer.Option(help="Where the results go; files of this name.")] = RESULTS
+    / "recall",
 ) -> None:
-    """Ask streams of several lengths about their past and present, by several ways of remembering."""
+    """Ask streams of several lengths about their past and present, by several ways of
+    remembering.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_grad_enabled(False)
-    settings = {"answer": {"dialogue_turns": 0}, "memory": {"host_bytes": host_mib * MIB, **knobs(memory)}}
+    settings = {
+        "answer": {"dialogue_turns": 0},
+        "memory": {"host_bytes": host_mib * MIB, **knobs(memory)},
+    }
     settings["prune"] = knobs(prune)
     bench = Bench(
         load_engine(model, device, settings=settings),
@@ -172,7 +213,10 @@ def progress() -> Progress:
 def knobs(text: str) -> dict[str, Any]:
     """`a=1,b=0.5,c=x` as {"a": 1, "b": 0.5, "c": "x"}."""
     pairs = [item.split("=") for item in text.split(",") if item]
-    return {name: value if value.isalpha() else float(value) if "." in value else int(value) for name, value in pairs}
+    return {
+        name: value if value.isalpha() else float(value) if "." in value else int(value)
+        for name, value in pairs
+    }
 
 
 def about(bench: Bench) -> dict[str, Any]:

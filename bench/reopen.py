@@ -1,9 +1,11 @@
-"""How long a kept session takes to be opened again, against its stream's length, and what watching again would take.
+"""How long a kept session takes to be opened again, against its stream's length, and what watching
+again would take.
 
     python -m bench.reopen --hours 1 --hours 10
 
-Every chunk is the same one of the embedded model's shape, written by the store itself; nothing else is made up. The
-folder's files are dropped from the system's cache before each opening. Writes JSON and Markdown into `bench/results/`.
+Every chunk is the same one of the embedded model's shape, written by the store itself; nothing else
+is made up. The folder's files are dropped from the system's cache before each opening. Writes JSON
+and Markdown into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from bench.ingest import QUESTION, repeated_frames, two_heads
 from bench.machine import describe, save
 from bench.report import table
 from config import AnswerConfig, Config, MemoryConfig
+from frames import Frame
 from memory.disk_tier import SessionStore
 from memory.kv_memory import KVMemory
 from memory.retrieval_index import HeadIndex
 from models.shapes import random_model
 from streaming.engine import Engine, kept_settings, kind_of
 from streaming.events import Answer
-from streaming.frames import Frame
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK_FRAMES = 8
@@ -44,7 +46,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Opening:
-    """Seconds to open one folder: the parts, each alone, and the whole; then to the first token of an answer."""
+    """Seconds to open one folder: the parts, each alone, and the whole; then to the first token of
+    an answer.
+    """
 
     hours: float
     kv_bits: int
@@ -64,7 +68,9 @@ class Bench:
     def __init__(self, kv_bits: int) -> None:
         memory = MemoryConfig(chunk_frames=CHUNK_FRAMES, kv_bits=kv_bits)
         model, _, side = random_model("demo", torch.device("cpu"), torch.bfloat16)
-        self.engine = Engine(model, two_heads(model), Config(memory=memory, answer=AnswerConfig(max_new_tokens=1)))
+        self.engine = Engine(
+            model, two_heads(model), Config(memory=memory, answer=AnswerConfig(max_new_tokens=1))
+        )
         self.frames = list(repeated_frames(side, CHUNK_FRAMES * WATCHED_CHUNKS))
         self.chunk_seconds = self._watched_seconds(self.frames)
 
@@ -87,7 +93,12 @@ class Bench:
         store = self._store(folder, read_only=False)
         for index in track(range(count), f"writing {count} chunks"):
             start = CHUNK_SECONDS * index
-            chunk = replace(self.chunk, index=index, start_seconds=start, stop_seconds=start + CHUNK_SECONDS - 1 / FPS)
+            chunk = replace(
+                self.chunk,
+                index=index,
+                start_seconds=start,
+                stop_seconds=start + CHUNK_SECONDS - 1 / FPS,
+            )
             store.append(chunk, keys, self.frames[0].image, CHUNK_FRAMES, self.chunk_seconds)
         store.close()
 
@@ -116,7 +127,9 @@ class Bench:
 
     def _store(self, folder: Path, read_only: bool = True) -> SessionStore:
         config = self.engine.config
-        return SessionStore(folder, kind_of(self.engine.model), kept_settings(config), read_only=read_only)
+        return SessionStore(
+            folder, kind_of(self.engine.model), kept_settings(config), read_only=read_only
+        )
 
 
 @contextmanager
@@ -136,26 +149,52 @@ def forget(folder: Path) -> None:
 
 
 def report(openings: list[Opening]) -> list[str]:
-    head = ["hours", "bits", "chunks", "disk MiB", "records s", "window s", "index s", "opened after s",
-            "first token s", "watching again s", "ratio"]  # fmt: skip
+    head = [
+        "hours",
+        "bits",
+        "chunks",
+        "disk MiB",
+        "records s",
+        "window s",
+        "index s",
+        "opened after s",
+        "first token s",
+        "watching again s",
+        "ratio",
+    ]
     rows = [
-        [f"{o.hours:g}", f"{o.kv_bits}", f"{o.chunks}", f"{o.disk_bytes / MIB:.0f}", f"{o.records_seconds:.2f}",
-         f"{o.window_seconds:.2f}", f"{o.index_seconds:.2f}", f"{o.session_seconds:.2f}",
-         f"{o.first_token_seconds:.2f}", f"{o.watch_again_seconds:.0f}",
-         f"{o.watch_again_seconds / o.session_seconds:.0f}"]
+        [
+            f"{o.hours:g}",
+            f"{o.kv_bits}",
+            f"{o.chunks}",
+            f"{o.disk_bytes / MIB:.0f}",
+            f"{o.records_seconds:.2f}",
+            f"{o.window_seconds:.2f}",
+            f"{o.index_seconds:.2f}",
+            f"{o.session_seconds:.2f}",
+            f"{o.first_token_seconds:.2f}",
+            f"{o.watch_again_seconds:.0f}",
+            f"{o.watch_again_seconds / o.session_seconds:.0f}",
+        ]
         for o in openings
-    ]  # fmt: skip
+    ]
     note = (
-        f"16 bits are as computed. Watching again is the median of {WATCHED_CHUNKS} chunks watched in the same run, "
-        "times the chunks; their frames are at hand, so decoding would come on top. The whole is measured by itself, "
-        "files not cached; the parts one after the other, the index after the records with the database in cache."
+        f"16 bits are as computed. Watching again is the median of {WATCHED_CHUNKS} chunks "
+        f"watched in the same run, "
+        "times the chunks; their frames are at hand, so decoding would come on top. The "
+        "whole is measured by itself, "
+        "files not cached; the parts one after the other, the index after the records with "
+        "the database in cache."
     )
     return [*table(head, rows), "", note]
 
 
 def main(
-    hours: Annotated[list[float], typer.Option(help="Length of the stream; may be given several times.")] = [1.0, 10.0],  # noqa: B006
-    out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS / "reopen",
+    hours: Annotated[
+        list[float], typer.Option(help="Length of the stream; may be given several times.")
+    ] = [1.0, 10.0],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Where the results go, without a suffix.")] = RESULTS
+    / "reopen",
 ) -> None:
     """Write sessions of some lengths, and say how long they take to be opened again."""
     torch.set_grad_enabled(False)
@@ -168,7 +207,13 @@ def main(
                 openings.append(bench.measure(Path(folder) / "s", length))
     about = {**describe(), "shape": "demo, random weights, bfloat16"}
     lines = report(openings)
-    save(out, "Opening a kept session", about, lines, {"openings": [asdict(opening) for opening in openings]})
+    save(
+        out,
+        "Opening a kept session",
+        about,
+        lines,
+        {"openings": [asdict(opening) for opening in openings]},
+    )
     print("\n".join(lines))
 
 

@@ -1,4 +1,6 @@
-"""Results of the recall bench as JSON, Markdown and plots. Knows nothing of how they were measured."""
+"""Results of the recall bench as JSON, Markdown and plots. Knows nothing of how they were
+measured.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from bench.machine import save
 from bench.plot import Line, line_chart
 
 MIB = 1 << 20
-OURS, WINDOW, LAST_FRAMES, SHORT_CLIP = "ours", "window", "last 4 frames", "event on a short clip"  # ways to answer
+# ways to answer
+OURS, WINDOW, LAST_FRAMES, SHORT_CLIP = "ours", "window", "last 4 frames", "event on a short clip"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Result:
-    """One question answered in one way. `rank` counts the stretches of evidence before the true one; None: unranked."""
+    """One question answered in one way. `rank` counts the stretches of evidence before the true
+    one; None: unranked.
+    """
 
     minutes: float
     seed: int
@@ -49,7 +54,9 @@ class Result:
     disk_bytes: int
 
 
-def write(out: Path, results: Sequence[Result], targets: Sequence[Target], about: dict[str, Any]) -> None:
+def write(
+    out: Path, results: Sequence[Result], targets: Sequence[Target], about: dict[str, Any]
+) -> None:
     """`out`.json, .md, and -accuracy.svg, -bytes.svg beside them."""
     data = {"targets": [asdict(t) for t in targets], "results": [asdict(r) for r in results]}
     plots = [f"![{what}]({out.name}-{what}.svg)" for what in ("accuracy", "bytes")]
@@ -96,7 +103,10 @@ def summarise(results: Sequence[Result]) -> list[str]:
         ]
         for (minutes, arm), group in grouped(results).items()
     ]
-    note = "Accuracy with the number of questions; hits are of past questions; bytes are those of ours."
+    note = (
+        "Accuracy with the number of questions; hits are of past questions; bytes are those of "
+        "ours."
+    )
     return [*table(head, rows), "", note]
 
 
@@ -105,7 +115,11 @@ def by_family(results: Sequence[Result]) -> list[str]:
     families = list(dict.fromkeys((r.kind, r.family) for r in results))
     head = ["minutes", "way", *(f"{family} ({kind})" for kind, family in families)]
     rows = [
-        [f"{minutes:g}", arm, *(share([r.right for r in group if (r.kind, r.family) == f]) for f in families)]
+        [
+            f"{minutes:g}",
+            arm,
+            *(share([r.right for r in group if (r.kind, r.family) == f]) for f in families),
+        ]
         for (minutes, arm), group in grouped(results).items()
     ]
     return table(head, rows)
@@ -137,7 +151,9 @@ def plot(out: Path, results: Sequence[Result]) -> None:
             used["host"].append((minutes / 60, max(r.host_bytes for r in group) / MIB))
             used["disk"].append((minutes / 60, max(r.disk_bytes for r in group) / MIB))
     charts = {
-        "accuracy": line_chart("Questions about the past answered right", "hours", "", lines(accuracy), top=1.0),
+        "accuracy": line_chart(
+            "Questions about the past answered right", "hours", "", lines(accuracy), top=1.0
+        ),
         "bytes": line_chart("Memory of one stream", "hours", "MiB", lines(used), log_y=True),
     }
     for name, svg in charts.items():

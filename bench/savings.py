@@ -1,13 +1,16 @@
-"""What reuse in the vision tower and pruning of its tokens save together on a real clip, beside the stock model.
+"""What reuse in the vision tower and pruning of its tokens save together on a real clip, beside the
+stock model.
 
     python -m bench.savings
     python -m bench.savings --video FILE
     python -m bench.savings --shape 4b-tower-0.6b --frames 32
 
-All rows see the same frames in one run: the stock model in one forward over the whole clip, then longlook chunk by
-chunk: plain, with reuse, with pruning, with both, and with both and what is kept rounded to 8 bits. Weights are random:
-costs do not depend on them. Multiply-adds are counted in a run of their own; of attention all pairs, seen or masked.
-Writes JSON and Markdown into `bench/results/`; exits with 1 where a target is missed.
+All rows see the same frames in one run: the stock model in one forward over the whole clip, then
+longlook chunk by
+chunk: plain, with reuse, with pruning, with both, and with both and what is kept rounded to 8 bits.
+Weights are random: costs do not depend on them. Multiply-adds are counted in a run of their own; of
+attention all pairs, seen or masked. Writes JSON and Markdown into `bench/results/`; exits with 1
+where a target is missed.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ from bench.ingest import stock_inputs
 from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import Config, PruneConfig, ReuseConfig
+from frames import Frame
 from memory.chunk import KVChunk
 from memory.kv_codec import AS_COMPUTED, KVFormat
-from models.base import num_visual_tokens
 from models.checkpoint import recommended_settings
 from models.qwen3_vl import Qwen3VL
 from models.shapes import SHAPES, random_model
+from models.video_llm import num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
-from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefillWork, run_prefills
 
 T = TypeVar("T")
@@ -78,24 +81,42 @@ def own_settings(shape: str) -> Config:
     return Config().overridden(recommended_settings(shape) if shape == "demo" else {})
 
 
-def watched(model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig) -> list[KVChunk]:
+def watched(
+    model: Qwen3VL, parts: Sequence[Sequence[Frame]], reuse: ReuseConfig, prune: PruneConfig
+) -> list[KVChunk]:
     """The chunks of a clip, as a session makes those of a file."""
     ingest = Ingest(model, Config(reuse=reuse, prune=prune))
     chunks: list[KVChunk] = []
-    max_chunks, max_tokens = max(1, BATCH_FRAMES // len(parts[0])), max_pass_tokens(model.device.type)
-    for batch in batch_chunks(iter(parts), max_chunks, partial(num_visual_tokens, model), max_tokens):
-        work = PrefillWork(ingest, ingest.prepare(batch), [model.prefix()], chunks[-REACH:], REACH, len(chunks))
+    max_chunks, max_tokens = (
+        max(1, BATCH_FRAMES // len(parts[0])),
+        max_pass_tokens(model.device.type),
+    )
+    for batch in batch_chunks(
+        iter(parts), max_chunks, partial(num_visual_tokens, model), max_tokens
+    ):
+        work = PrefillWork(
+            ingest, ingest.prepare(batch), [model.prefix()], chunks[-REACH:], REACH, len(chunks)
+        )
         chunks += [made.chunk for made in run_prefills(model, [work])[0] if made.chunk is not None]
     return chunks
 
 
-def ours(model: Qwen3VL, frames: Sequence[Frame], chunk_frames: int, way: str, budget: float, repeats: int) -> Row:
+def ours(
+    model: Qwen3VL,
+    frames: Sequence[Frame],
+    chunk_frames: int,
+    way: str,
+    budget: float,
+    repeats: int,
+) -> Row:
     parts = [frames[k : k + chunk_frames] for k in range(0, len(frames), chunk_frames)]
     reuse, prune, bits = WAYS[way]
 
     def watch() -> tuple[int, int]:
         chunks = watched(model, parts, ReuseConfig(reuse), PruneConfig(prune, budget))
-        return sum(chunk.num_tokens for chunk in chunks), sum(kept_bytes(chunk, bits) for chunk in chunks)
+        return sum(chunk.num_tokens for chunk in chunks), sum(
+            kept_bytes(chunk, bits) for chunk in chunks
+        )
 
     (tokens, held), seconds, gmacs = fastest(model, watch, repeats)
     return Row(way, len(frames), seconds, gmacs, tokens, held)
@@ -123,8 +144,8 @@ def stock(model: Qwen3VL, network: Any, frames: Sequence[Frame], repeats: int) -
 
 
 def fastest(model: Qwen3VL, run: Callable[[], T], repeats: int) -> tuple[T, float, float]:
-    """What a run gives, the seconds of the fastest, and giga multiply-adds. A first run is counted, which slows small
-    models down; it is timed only where it is the only one."""
+    """What a run gives, the seconds of the fastest, and giga multiply-adds. A first run is counted,
+    which slows small models down; it is timed only where it is the only one."""
     (made, seconds), gmacs = counted(lambda: timed(model, run))
     return made, min((timed(model, run)[1] for _ in range(repeats)), default=seconds), gmacs
 
@@ -137,29 +158,48 @@ def timed(model: Qwen3VL, run: Callable[[], T]) -> tuple[T, float]:
 def looped(clip: Sequence[Frame], times: int) -> list[Frame]:
     """The clip played so many times, its times going on."""
     seconds = clip[-1].pts_seconds - clip[0].pts_seconds + 1 / FPS
-    return [replace(frame, pts_seconds=frame.pts_seconds + k * seconds) for k in range(times) for frame in clip]
+    return [
+        replace(frame, pts_seconds=frame.pts_seconds + k * seconds)
+        for k in range(times)
+        for frame in clip
+    ]
 
 
 def missed(rows: Sequence[Row], own_bits: int) -> list[str]:
-    """The targets that were not met, in words; KV is judged in the bits that the model keeps by default."""
+    """The targets that were not met, in words; KV is judged in the bits that the model keeps by
+    default.
+    """
     by_way = {row.way: row for row in rows}
     kept_as = next(
-        way for way, (reuse, prune, bits) in WAYS.items() if "none" not in (reuse, prune) and bits == own_bits
+        way
+        for way, (reuse, prune, bits) in WAYS.items()
+        if "none" not in (reuse, prune) and bits == own_bits
     )
     faster = by_way["stock"].seconds / by_way[kept_as].seconds
     kept = by_way[kept_as].kv_bytes / by_way["plain"].kv_bytes
     told = [] if faster >= FASTER else [f"{faster:.2f} x the stock model, wanted {FASTER:.0f} x"]
-    return told if kept <= KV_SHARE else [*told, f"{100 * kept:.1f} % of the plain KV, wanted {100 * KV_SHARE:.0f} %"]
+    return (
+        told
+        if kept <= KV_SHARE
+        else [*told, f"{100 * kept:.1f} % of the plain KV, wanted {100 * KV_SHARE:.0f} %"]
+    )
 
 
 def report(rows: Sequence[Row], own_bits: int) -> list[str]:
     first, plain = rows[0], rows[1]
     cells = [
-        [r.way, f"{r.frames_per_second:.2f}", f"{first.seconds / r.seconds:.2f} x", f"{r.gmacs / r.frames:.3f}",
-         f"{first.gmacs / r.gmacs:.2f} x", f"{r.tokens / r.seconds:.0f}", f"{r.kv_gib_per_hour:.3f}",
-         f"{100 * r.kv_bytes / plain.kv_bytes:.0f} %"]
+        [
+            r.way,
+            f"{r.frames_per_second:.2f}",
+            f"{first.seconds / r.seconds:.2f} x",
+            f"{r.gmacs / r.frames:.3f}",
+            f"{first.gmacs / r.gmacs:.2f} x",
+            f"{r.tokens / r.seconds:.0f}",
+            f"{r.kv_gib_per_hour:.3f}",
+            f"{100 * r.kv_bytes / plain.kv_bytes:.0f} %",
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     head = [
         "way",
         "frames/s",
@@ -176,23 +216,37 @@ def report(rows: Sequence[Row], own_bits: int) -> list[str]:
 
 def main(
     video: Annotated[
-        Path | None, typer.Option(help="A clip of a static camera. [default: one that the bench makes]")
+        Path | None,
+        typer.Option(help="A clip of a static camera. [default: one that the bench makes]"),
     ] = None,
     shape: Annotated[str, typer.Option(help=" | ".join(SHAPES))] = "demo",
     frames: Annotated[int, typer.Option(help="Most frames of the clip.", min=2)] = 60,
     chunk_frames: Annotated[int, typer.Option(help="Frames of a chunk.")] = 8,
     repeats: Annotated[
-        int, typer.Option(help="Timed runs, the fastest counts; 0 times the one whose work is counted.", min=0)
+        int,
+        typer.Option(
+            help="Timed runs, the fastest counts; 0 times the one whose work is counted.", min=0
+        ),
     ] = 3,
-    budget: Annotated[float | None, typer.Option(help="Share of tokens kept. [default: the model's own]")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Share of tokens kept. [default: the model's own]")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Where the results go. [default: by the shape]")] = None,
-    loops: Annotated[int, typer.Option(help="How often the clip is played, for a longer stream.", min=1)] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the results go. [default: by the shape]")
+    ] = None,
+    loops: Annotated[
+        int, typer.Option(help="How often the clip is played, for a longer stream.", min=1)
+    ] = 1,
 ) -> None:
     """Compare four ways of watching one clip with the stock model."""
     torch.set_grad_enabled(False)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    model, network, side = random_model(shape, place, torch.float32 if place.type == "cpu" else torch.bfloat16)
+    place = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
+    model, network, side = random_model(
+        shape, place, torch.float32 if place.type == "cpu" else torch.bfloat16
+    )
     count = frames // 2 * 2
     clip = looped(read_clip(video, count) if video else static_camera(side, count), loops)
     rows = [stock(model, network, clip, repeats)]

@@ -1,9 +1,10 @@
-"""Drives sessions from many threads and prints what they got, as JSON: the part of `bench.serving` that runs twice.
+"""Drives sessions from many threads and prints what they got, as JSON: the part of `bench.serving`
+that runs twice.
 
     python bench/serving_driver.py TREE
 
-Uses nothing but what every version of the code in TREE offers (`load_engine`, `open`, `watch`, `ask`), so that two
-versions can be measured with the same file. Run by `bench.serving`.
+Uses nothing but what every version of the code in TREE offers (`load_engine`, `open`, `watch`,
+`ask`), so that two versions can be measured with the same file. Run by `bench.serving`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WATCH_SECONDS = 6.0  # of each measurement of watching
 def main(tree: str) -> None:
     sys.path.insert(0, tree)
     from streaming.engine import load_engine
-    from streaming.file_source import FileSource
+    from streaming.sources.file import FileSource
 
     frames = list(FileSource(Path(tree) / "samples" / "one_minute.mp4", 2.0).frames())
     engine = load_engine("demo", "cpu", settings={"answer": {"max_new_tokens": 64}})
@@ -92,7 +93,9 @@ def watching(engine: Any, frames: list[Any]) -> list[dict[str, float]]:
 
 
 def chunk_rate(engine: Any, frames: list[Any], count: int, asked: Any) -> float:
-    """Chunks per second of all sessions together over a few seconds; asked: a session that answers meanwhile."""
+    """Chunks per second of all sessions together over a few seconds; asked: a session that answers
+    meanwhile.
+    """
     stop = threading.Event()
     chunks = [0] * count
 
@@ -105,7 +108,9 @@ def chunk_rate(engine: Any, frames: list[Any], count: int, asked: Any) -> float:
                     break
             session.close()
 
-    threads = [threading.Thread(target=watch, args=(number,), daemon=True) for number in range(count)]
+    threads = [
+        threading.Thread(target=watch, args=(number,), daemon=True) for number in range(count)
+    ]
     if asked is not None:
         threads.insert(0, threading.Thread(target=ask_on, args=(asked, stop), daemon=True))
     started = time.perf_counter()

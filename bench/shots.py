@@ -1,7 +1,8 @@
-"""Synthetic clips with known hard cuts: photos seen by a camera that cuts, fades, flashes, pans, zooms or shakes.
+"""Synthetic clips with known hard cuts: photos seen by a camera that cuts, fades, flashes, pans,
+zooms or shakes.
 
-Photos are those that scikit-image ships. Every clip is noisy and goes through a real H.264 encoder. Knows nothing of
-who looks at them.
+Photos are those that scikit-image ships. Every clip is noisy and goes through a real H.264 encoder.
+Knows nothing of who looks at them.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ NOISE_LEVELS = (1.0, 4.0)
 CRF = "28"
 
 Picture = NDArray[np.uint8]
-Camera = Callable[[float], tuple[float, float, float]]  # progress in [0, 1) -> centre x and y in [-1, 1], zoom from 1
+# progress in [0, 1) -> centre x and y in [-1, 1], zoom from 1
+Camera = Callable[[float], tuple[float, float, float]]
 
 
 @dataclass(frozen=True)
 class Shot:
-    """`num_frames` of one place. `into_next`: frames of a fade to the next shot, 0 for a hard cut; through: its colour,
-    or None for a dissolve. flashes: frame -> added light, in levels."""
+    """`num_frames` of one place. `into_next`: frames of a fade to the next shot, 0 for a hard cut;
+    through: its colour, or None for a dissolve. flashes: frame -> added light, in levels."""
 
     photo: str
     mirrored: bool
@@ -68,7 +70,9 @@ def script(kind: str, seed: int, seconds: float = 10.0) -> list[Shot]:
 
 def _shot(kind: str, photo: str, rng: np.random.Generator) -> Shot:
     num_frames = int(rng.uniform(*((0.5, 2.5) if kind == "cuts" else (1.5, 4.0))) * FPS)
-    camera = {"pans": _pan, "zooms": _zoom, "handheld": _handheld}.get(kind, _drift)(rng, num_frames)
+    camera = {"pans": _pan, "zooms": _zoom, "handheld": _handheld}.get(kind, _drift)(
+        rng, num_frames
+    )
     into_next, through = 0, None
     flashes: tuple[tuple[int, float], ...] = ()
     if kind == "fades":
@@ -86,7 +90,11 @@ def _drift(rng: np.random.Generator, num_frames: int) -> Camera:
 
 def _pan(rng: np.random.Generator, num_frames: int) -> Camera:
     """To and fro across the photo, slow at the turns, up to 20 pixels from frame to frame."""
-    turns, y, start = rng.uniform(0.3, 1.0) * num_frames / FPS, rng.uniform(-0.5, 0.5), rng.uniform(0, 2 * math.pi)
+    turns, y, start = (
+        rng.uniform(0.3, 1.0) * num_frames / FPS,
+        rng.uniform(-0.5, 0.5),
+        rng.uniform(0, 2 * math.pi),
+    )
     return lambda t: (math.sin(start + math.pi * turns * t), y, 1.3)
 
 
@@ -98,7 +106,9 @@ def _zoom(rng: np.random.Generator, num_frames: int) -> Camera:
 
 def _handheld(rng: np.random.Generator, num_frames: int) -> Camera:
     """A walk that is pulled back, with jerks."""
-    steps = rng.normal(0, 0.03, (2 * num_frames, 2)) * (1 + 3 * (rng.random((2 * num_frames, 1)) < 0.05))
+    steps = rng.normal(0, 0.03, (2 * num_frames, 2)) * (
+        1 + 3 * (rng.random((2 * num_frames, 1)) < 0.05)
+    )
     walk = np.zeros((2 * num_frames, 2))
     for k in range(1, len(walk)):
         walk[k] = 0.92 * walk[k - 1] + steps[k]
@@ -123,7 +133,11 @@ def _flashes(rng: np.random.Generator, num_frames: int) -> tuple[tuple[int, floa
 def cuts_seconds(shots: list[Shot]) -> list[float]:
     """When the first frame behind each hard cut is shown."""
     starts = np.cumsum([shot.num_frames for shot in shots])
-    return [float(start) / FPS for start, shot in zip(starts[:-1], shots[:-1], strict=True) if not shot.into_next]
+    return [
+        float(start) / FPS
+        for start, shot in zip(starts[:-1], shots[:-1], strict=True)
+        if not shot.into_next
+    ]
 
 
 def rendered(shots: list[Shot], seed: int) -> Iterator[Picture]:
@@ -140,8 +154,12 @@ def rendered(shots: list[Shot], seed: int) -> Iterator[Picture]:
             yield noisy.clip(0, 255).astype(np.uint8)
 
 
-def _blended(shot: Shot, frame: int, before: Shot | None, following: Shot | None) -> NDArray[np.float32]:
-    """A frame with the half of a fade that lies in its shot: the last frames of one, the first of the next."""
+def _blended(
+    shot: Shot, frame: int, before: Shot | None, following: Shot | None
+) -> NDArray[np.float32]:
+    """A frame with the half of a fade that lies in its shot: the last frames of one, the first of
+    the next.
+    """
     picture = shot.picture(frame)
     left = shot.num_frames - frame
     if following is not None and left <= shot.into_next // 2:
@@ -155,7 +173,9 @@ def _blended(shot: Shot, frame: int, before: Shot | None, following: Shot | None
     return picture
 
 
-def _mixed(picture: NDArray[np.float32], other: NDArray[np.float32] | np.float32, share: float) -> NDArray[np.float32]:
+def _mixed(
+    picture: NDArray[np.float32], other: NDArray[np.float32] | np.float32, share: float
+) -> NDArray[np.float32]:
     return (share * picture + (1 - share) * other).astype(np.float32)
 
 
@@ -171,7 +191,9 @@ def write(path: Path, kind: str, seed: int, seconds: float = 10.0) -> list[float
     """An H.264 clip at `path`; gives the times of its hard cuts."""
     shots = script(kind, seed, seconds)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": CRF, "preset": "ultrafast"})
+        stream = container.add_stream(
+            "libx264", rate=FPS, options={"crf": CRF, "preset": "ultrafast"}
+        )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for picture in rendered(shots, seed):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -1,12 +1,14 @@
-"""What reusing a vision tower's work saves, against the stock tower in batches: time and multiply-adds per frame.
+"""What reusing a vision tower's work saves, against the stock tower in batches: time and
+multiply-adds per frame.
 
     python -m bench.vit_reuse
     python -m bench.vit_reuse --videos DIR --towers qwen3-vl-4b --frames 64
 
-Clips of a static camera, a moving camera and hard cuts, made by the bench or real ones, go chunk by chunk through the
-tower, whole and with reuse by turns; measuring what is new belongs to the reuse. Weights of large towers are random:
-neither cost nor choice depends on them; how far features stay from the stock tower's is told for the embedded model's
-trained one. Exits with 1 where a target is missed. Writes JSON and Markdown into `bench/results/`.
+Clips of a static camera, a moving camera and hard cuts, made by the bench or real ones, go chunk by
+chunk through the tower, whole and with reuse by turns; measuring what is new belongs to the reuse.
+Weights of large towers are random: neither cost nor choice depends on them; how far features stay
+from the stock tower's is told for the embedded model's trained one. Exits with 1 where a target is
+missed. Writes JSON and Markdown into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from bench.clips import FPS, read_clip
 from bench.machine import counted, describe, now, save
 from bench.report import table
 from config import ReuseConfig
+from frames import Frame
 from keyframes.references import References
 from keyframes.reuse import FeatureReuse
 from keyframes.vit_cacher import Work
@@ -37,7 +40,6 @@ from models.partial_vit import Tower, qwen3_vl_tower, siglip_tower
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
 from models.shapes import random_siglip, random_tower
 from streaming.batching import BATCH_FRAMES
-from streaming.frames import Frame
 
 RESULTS = Path(__file__).parent / "results"
 REAL_CLIPS = {
@@ -55,7 +57,9 @@ CLIP_SIDE = 448  # pixels of a made clip
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A tower to measure. stock: patches [g, T, values] to what it makes of them; grid in patches."""
+    """A tower to measure. stock: patches [g, T, values] to what it makes of them; grid in
+    patches.
+    """
 
     name: str
     tower: Tower
@@ -67,7 +71,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """One clip through one tower. Times and multiply-adds per frame, whole against reused; work as shares of groups."""
+    """One clip through one tower. Times and multiply-adds per frame, whole against reused; work as
+    shares of groups.
+    """
 
     tower: str
     clip: str
@@ -110,7 +116,9 @@ def subject(name: str, device: torch.device, dtype: torch.dtype = torch.float32)
         out: Tensor = visual(patches.flatten(0, 1), grid_thw=grids).pooler_output
         return out.reshape(len(patches), -1, out.shape[-1])
 
-    return Subject(name, qwen3_vl_tower(visual), stock, cut, grid, BATCH_FRAMES if name == "demo" else 16)
+    return Subject(
+        name, qwen3_vl_tower(visual), stock, cut, grid, BATCH_FRAMES if name == "demo" else 16
+    )
 
 
 def _siglip(device: torch.device, dtype: torch.dtype) -> Subject:
@@ -121,7 +129,10 @@ def _siglip(device: torch.device, dtype: torch.dtype) -> Subject:
     inner = across * 14
 
     def cut(frames: Sequence[Frame]) -> Tensor:
-        pixels = torch.stack([square(frame, 384) for frame in frames])[:, :inner, :inner].float() / 127.5 - 1
+        pixels = (
+            torch.stack([square(frame, 384) for frame in frames])[:, :inner, :inner].float() / 127.5
+            - 1
+        )
         cells = pixels.reshape(len(frames), across, 14, across, 14, 3).permute(0, 1, 3, 5, 2, 4)
         return cells.reshape(len(frames), across**2, -1).to(device, dtype)
 
@@ -180,11 +191,15 @@ class Runs:
             whole_ms=1000 * min(w[0] for w in whole) / count,
             reused_ms=1000 * min(r[0] for r in reused) / count,
             measuring_ms=1000 * self._measuring() / count,
-            whole_gmacs=counted(lambda: self._subject.stock(self._patches[0][:1]))[1] * len(work) / count,
+            whole_gmacs=counted(lambda: self._subject.stock(self._patches[0][:1]))[1]
+            * len(work)
+            / count,
             reused_gmacs=counted(self._reused)[1] / count,
             work={kind.value: groups[kind] / len(work) for kind in Work},
             cosine=float(cosine_similarity(features.flatten(0, 1), base, dim=-1).mean()),
-            control_cosine=float(cosine_similarity(truth[:1].expand_as(truth).flatten(0, 1), base, dim=-1).mean()),
+            control_cosine=float(
+                cosine_similarity(truth[:1].expand_as(truth).flatten(0, 1), base, dim=-1).mean()
+            ),
         )
 
     def _whole(self) -> tuple[float, Tensor]:
@@ -216,10 +231,16 @@ class Runs:
 
 
 def check_equal(subject: Subject, frames: Sequence[Frame]) -> float:
-    """Largest difference between our walk through the tower and the stock forward. Raises ValueError beyond 1e-3."""
+    """Largest difference between our walk through the tower and the stock forward. Raises
+    ValueError beyond 1e-3.
+    """
     patches = subject.cut(frames[: subject.tower.frames_per_group])
-    everything = torch.ones(len(patches), patches.shape[1] // subject.tower.merge_size**2, dtype=torch.bool)
-    ours, _ = subject.tower.forward_partial(patches, subject.grid, everything.to(patches.device), [0])
+    everything = torch.ones(
+        len(patches), patches.shape[1] // subject.tower.merge_size**2, dtype=torch.bool
+    )
+    ours, _ = subject.tower.forward_partial(
+        patches, subject.grid, everything.to(patches.device), [0]
+    )
     apart = float((ours.embeddings.float() - subject.stock(patches).float()).abs().max())
     if apart > TOLERANCE:
         raise ValueError(f"{subject.name}: our walk and the stock forward differ by {apart}")
@@ -230,7 +251,9 @@ def missed(rows: Sequence[Row]) -> list[str]:
     """The targets that were not met, in words."""
     told = []
     for row in rows:
-        wanted = FASTER if row.clip == "static camera" else NOT_SLOWER if "cuts" in row.clip else 0.0
+        wanted = (
+            FASTER if row.clip == "static camera" else NOT_SLOWER if "cuts" in row.clip else 0.0
+        )
         if row.ratio < wanted:
             told.append(f"{row.tower} on {row.clip}: {row.ratio:.2f} x, wanted {wanted} x")
     return told
@@ -238,15 +261,36 @@ def missed(rows: Sequence[Row]) -> list[str]:
 
 def report(rows: Sequence[Row]) -> list[str]:
     cells = [
-        [r.tower, r.clip, str(r.frames), f"{r.whole_ms:.2f}", f"{r.reused_ms:.2f}", f"{r.ratio:.2f} x",
-         f"{r.measuring_ms:.2f}", f"{r.whole_gmacs:.2f}", f"{r.reused_gmacs:.2f}",
-         f"{r.whole_gmacs / max(r.reused_gmacs, 1e-9):.2f} x",
-         " / ".join(f"{100 * r.work[kind.value]:.0f}" for kind in Work), f"{r.cosine:.3f} ({r.control_cosine:.3f})"]
+        [
+            r.tower,
+            r.clip,
+            str(r.frames),
+            f"{r.whole_ms:.2f}",
+            f"{r.reused_ms:.2f}",
+            f"{r.ratio:.2f} x",
+            f"{r.measuring_ms:.2f}",
+            f"{r.whole_gmacs:.2f}",
+            f"{r.reused_gmacs:.2f}",
+            f"{r.whole_gmacs / max(r.reused_gmacs, 1e-9):.2f} x",
+            " / ".join(f"{100 * r.work[kind.value]:.0f}" for kind in Work),
+            (f"{r.cosine:.3f} ({r.control_cosine:.3f})"),
+        ]
         for r in rows
-    ]  # fmt: skip
-    head = ["tower", "clip", "frames", "stock ms/frame", "reuse ms/frame", "faster", "of it measuring",
-            "stock GMAC/frame",
-            "reuse GMAC/frame", "fewer", "% whole / refreshed / still", "cosine (first frame throughout)"]  # fmt: skip
+    ]
+    head = [
+        "tower",
+        "clip",
+        "frames",
+        "stock ms/frame",
+        "reuse ms/frame",
+        "faster",
+        "of it measuring",
+        "stock GMAC/frame",
+        "reuse GMAC/frame",
+        "fewer",
+        "% whole / refreshed / still",
+        "cosine (first frame throughout)",
+    ]
     return [
         *table(head, cells),
         "",
@@ -257,18 +301,27 @@ def report(rows: Sequence[Row]) -> list[str]:
 
 def main(
     videos: Annotated[
-        Path | None, typer.Option(help="Folder of real clips. [default: clips that the bench makes]")
+        Path | None,
+        typer.Option(help="Folder of real clips. [default: clips that the bench makes]"),
     ] = None,
-    towers: Annotated[str, typer.Option(help="Which, with commas: " + " | ".join(TOWERS))] = ",".join(TOWERS),
+    towers: Annotated[
+        str, typer.Option(help="Which, with commas: " + " | ".join(TOWERS))
+    ] = ",".join(TOWERS),
     frames: Annotated[int, typer.Option(help="Most frames of each clip, for large towers.")] = 64,
-    share: Annotated[float, typer.Option(help="Most of a group's tokens recomputed.")] = ReuseConfig.refresh_share,
-    repeats: Annotated[int, typer.Option(help="Runs in each way, of which the fastest counts; for large towers.")] = 2,
+    share: Annotated[
+        float, typer.Option(help="Most of a group's tokens recomputed.")
+    ] = ReuseConfig.refresh_share,
+    repeats: Annotated[
+        int, typer.Option(help="Runs in each way, of which the fastest counts; for large towers.")
+    ] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where the results go.")] = RESULTS / "vit_reuse",
 ) -> None:
     """Compare reuse with the stock tower on real clips."""
     torch.set_grad_enabled(False)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
     config = ReuseConfig("novelty", refresh_share=share)
     rows = []
     for name in towers.split(","):

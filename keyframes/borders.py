@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
+from frames import Frame
 from keyframes.cuts import CutDecision, CutFinder
 from keyframes.detector import GRID
 from keyframes.novelty import downsample
-from streaming.frames import Frame
 
 
 def split_at_cuts(frames: Iterable[Frame], least: int, most: int) -> Iterator[list[Frame]]:
-    """All frames in order, in runs of at most `most`, given `keyframes.cuts.LAG_FRAMES` later than they come.
+    """All frames in order, in runs of at most `most`, given `keyframes.cuts.LAG_FRAMES` later than
+    they come.
 
-    A run ends before a cut where it has `least` frames already, so that quick cuts don't make many small ones.
+    A run ends before a cut where it has `least` frames already, so that quick cuts don't make many
+    small ones.
     """
     part: list[Frame] = []
     for frame, is_cut in mark_cuts(frames):

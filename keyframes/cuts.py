@@ -1,7 +1,8 @@
-"""Hard cuts of a stream, told from motion, fades and flashes by looking a few pictures back and ahead.
+"""Hard cuts of a stream, told from motion, fades and flashes by looking a few pictures back and
+ahead.
 
-Small pictures (`keyframes/novelty.py`) come in batches, are judged `LAG_FRAMES` later, and are forgotten soon after, so
-a stream need not end. Knows nothing of times or keyframes.
+Small pictures (`keyframes/novelty.py`) come in batches, are judged `LAG_FRAMES` later, and are
+forgotten soon after, so a stream need not end. Knows nothing of times or keyframes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ CALM_LEVELS = 0.5  # ... or this, in levels, where they stand still
 ALIKE_RATIO = 0.5  # of what a cut leaves unexplained: pictures of two shots differ by more
 JERK_SAMPLES = (4, 8)  # down and right: a camera may be pushed so far from one picture to the next
 LIT_NOVELTY = 0.2  # mean over a picture: less is the same place in another light
-STILL_LEVELS = 1.0  # left unexplained over LAG_FRAMES while nothing moves fast and the light is steady
+# left unexplained over LAG_FRAMES while nothing moves fast and the light is steady
+STILL_LEVELS = 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class CutDecision:
-    """A small picture [3, h, w] with its verdict. ahead: the one LAG_FRAMES later, or the last one."""
+    """A small picture [3, h, w] with its verdict. ahead: the one LAG_FRAMES later, or the last
+    one.
+    """
 
     picture: Tensor
     is_cut: bool
@@ -49,17 +53,23 @@ class _Seen:
 
 
 class CutFinder:
-    """One stream's cuts: `step` with pictures as they come, `flush` at the end; each is judged once, in order."""
+    """One stream's cuts: `step` with pictures as they come, `flush` at the end; each is judged
+    once, in order.
+    """
 
     def __init__(self) -> None:
-        # | LAG_FRAMES + 1 judged | LAG_FRAMES waiting |, the next to be judged at `_judged`; fewer at the beginning
+        # | LAG_FRAMES + 1 judged | LAG_FRAMES waiting |, the next to be judged at `_judged`;
+        # fewer at the beginning
         self._run: list[_Seen] = []
         self._judged = 0
 
     def step(self, pictures: Tensor) -> list[CutDecision]:
         """The verdicts that these pictures [n, 3, h, w] allow: on all but the newest LAG_FRAMES."""
         run = torch.cat([self._run[-1].picture[None] if self._run else pictures[:1], pictures])
-        self._run += [_Seen(picture, *gap) for picture, gap in zip(pictures, frame_residuals(run), strict=True)]
+        self._run += [
+            _Seen(picture, *gap)
+            for picture, gap in zip(pictures, frame_residuals(run), strict=True)
+        ]
         return self._judge(max(self._judged, len(self._run) - LAG_FRAMES))
 
     def flush(self) -> list[CutDecision]:
@@ -70,7 +80,9 @@ class CutFinder:
         """Those up to `stop` (half-open); then forgets what no later verdict looks at."""
         last = len(self._run) - 1
         found = [
-            CutDecision(self._run[k].picture, self._is_cut(k), self._run[min(k + LAG_FRAMES, last)].picture)
+            CutDecision(
+                self._run[k].picture, self._is_cut(k), self._run[min(k + LAG_FRAMES, last)].picture
+            )
             for k in range(self._judged, stop)
         ]
         forgotten = max(0, stop - LAG_FRAMES - 1)
@@ -89,11 +101,15 @@ class CutFinder:
             return False
         around = [other.levels for other in earlier + later]
         stands_out = seen.levels >= CUT_RATIO * (sum(around) / len(around) + CALM_LEVELS)
-        is_peak = all(o.levels < seen.levels for o in earlier) and all(o.levels <= seen.levels for o in later)
+        is_peak = all(o.levels < seen.levels for o in earlier) and all(
+            o.levels <= seen.levels for o in later
+        )
         return stands_out and is_peak and not self._is_flash(k) and not self._is_same_place(k)
 
     def _is_flash(self, k: int) -> bool:
-        """Whether one begins or ends here: the picture before comes back, or this one was there before."""
+        """Whether one begins or ends here: the picture before comes back, or this one was there
+        before.
+        """
         before, here = self._run[k - 1].picture, self._run[k].picture
         later = [seen.picture for seen in self._run[k + 1 : k + 1 + LAG_FRAMES]]
         earlier = [seen.picture for seen in self._run[max(0, k - 1 - LAG_FRAMES) : k - 1]]
@@ -114,7 +130,9 @@ class CutFinder:
         return self._is_moved(*shifted_crops(before, here), k)
 
     def _is_moved(self, picture: Tensor, others: list[Tensor], k: int) -> bool:
-        """Whether one of the others is much more like it than the pictures before and behind the border at `k`."""
+        """Whether one of the others is much more like it than the pictures before and behind the
+        border at `k`.
+        """
         between = torch.stack([one for other in others for one in (picture, other)])
         return any(self._is_alike(*gap, k) for gap in frame_residuals(between)[::2])
 
@@ -124,8 +142,8 @@ class CutFinder:
 
 
 def frame_residuals(run: Tensor) -> list[tuple[float, float]]:
-    """What neighbours in a run of small pictures [n + 1, 3, h, w] leave unexplained of each other: its share of the
-    samples, and the mean in levels."""
+    """What neighbours in a run of small pictures [n + 1, 3, h, w] leave unexplained of each other:
+    its share of the samples, and the mean in levels."""
     rest = motion_residual(run).flatten(1)
     count = rest.shape[1]
     shares, levels = (rest > NOISE_LEVELS[0]).sum(1).tolist(), rest.sum(1).tolist()
@@ -133,9 +151,13 @@ def frame_residuals(run: Tensor) -> list[tuple[float, float]]:
 
 
 def shifted_crops(one: Tensor, other: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The middle of one small picture [3, h, w], and where in the other it would be for every push of the camera."""
+    """The middle of one small picture [3, h, w], and where in the other it would be for every push
+    of the camera.
+    """
     down, right = JERK_SAMPLES
     height, width = one.shape[1] - 2 * down, one.shape[2] - 2 * right
-    corners = itertools.product(range(0, 2 * down + 1, REACH * 2), range(0, 2 * right + 1, REACH * 2))
+    corners = itertools.product(
+        range(0, 2 * down + 1, REACH * 2), range(0, 2 * right + 1, REACH * 2)
+    )
     middle = one[:, down : down + height, right : right + width]
     return middle, [other[:, y : y + height, x : x + width] for y, x in corners]

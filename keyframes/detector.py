@@ -1,7 +1,8 @@
-"""Which frames of a stream stand for what it shows: its head and tail, cuts, where enough has changed, long gaps.
+"""Which frames of a stream stand for what it shows: its head and tail, cuts, where enough has
+changed, long gaps.
 
-Frames come in batches of any size and are decided `LAG_FRAMES` later; memory is bounded, so a stream need not end.
-Knows nothing of models, tokens or files.
+Frames come in batches of any size and are decided `LAG_FRAMES` later; memory is bounded, so a
+stream need not end. Knows nothing of models, tokens or files.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Literal
 
 import torch
 
+from frames import Frame
 from keyframes.cuts import LAG_FRAMES, CutDecision, CutFinder
 from keyframes.novelty import ReferenceFrame, downsample, otsu
-from streaming.frames import Frame
 
 __all__ = ["GRID", "LAG_FRAMES", "Keyframe", "KeyframeDetector"]
 
@@ -41,7 +42,8 @@ class Keyframe:
 class KeyframeDetector:
     """One stream's keyframes: `step` with frames as they come, `flush` at the end.
 
-    gap_seconds: where nothing happens for so long there is a keyframe nevertheless; the last frame is one if half of
+    gap_seconds: where nothing happens for so long there is a keyframe nevertheless; the last frame
+    is one if half of
         that has passed. Raises ValueError where it is not positive.
     """
 
@@ -52,7 +54,8 @@ class KeyframeDetector:
         self._device = device
         self._cuts = CutFinder()
         self._kept = ReferenceFrame()
-        self._waiting: deque[tuple[int, float]] = deque()  # index and time of the frames not judged yet
+        # index and time of the frames not judged yet
+        self._waiting: deque[tuple[int, float]] = deque()
         self._newest: tuple[int, float] | None = None
         self._last: Keyframe | None = None
         self._changed_from_seconds: float | None = None
@@ -64,12 +67,18 @@ class KeyframeDetector:
             return []
         self._waiting.extend((frame.index, frame.pts_seconds) for frame in frames)
         self._newest = self._waiting[-1]
-        return self._decide(self._cuts.step(downsample([frame.image for frame in frames], GRID, self._device)))
+        return self._decide(
+            self._cuts.step(downsample([frame.image for frame in frames], GRID, self._device))
+        )
 
     def flush(self) -> list[Keyframe]:
         """The keyframes among the newest frames."""
         found = self._decide(self._cuts.flush())
-        if self._last and self._newest and self._newest[1] - self._last.pts_seconds >= self._gap_seconds / 2:
+        if (
+            self._last
+            and self._newest
+            and self._newest[1] - self._last.pts_seconds >= self._gap_seconds / 2
+        ):
             self._last = Keyframe(*self._newest, "tail")
             found.append(self._last)
         return found

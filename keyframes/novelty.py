@@ -1,7 +1,8 @@
-"""How much of each patch is new against what was last kept, in [0, 1]; and what of a picture its neighbour explains.
+"""How much of each patch is new against what was last kept, in [0, 1]; and what of a picture its
+neighbour explains.
 
-Works on small copies of the pictures, a few samples per patch, in batches on the device. Knows nothing of keyframes,
-tokens or models.
+Works on small copies of the pictures, a few samples per patch, in batches on the device. Knows
+nothing of keyframes, tokens or models.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, interpolate, pad
 
 SAMPLES = 4  # along a patch's side
-NOISE_LEVELS = (4.0, 11.0)  # of 255, as a sample's change: what is taken for noise in any picture, and at most
+# of 255, as a sample's change: what is taken for noise in any picture, and at most
+NOISE_LEVELS = (4.0, 11.0)
 PLAIN_LEVELS = 16.0  # a change of so much makes a patch without texture wholly new
 SHIFT_LEVELS = 32.0  # global brightness may shift by so much ...
 GAIN_RANGE = (0.5, 2.0)  # ... and be scaled so far without being news
 REACH = 2  # samples that a thing may move between neighbouring pictures
-ROWS_PER_SAMPLE = 2  # read of a picture; all of them would cost time and average little more noise away
+# read of a picture; all of them would cost time and average little more noise away
+ROWS_PER_SAMPLE = 2
 
 
 def downsample(
     images: Sequence[NDArray[np.uint8]], grid: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Pictures uint8 [H, W, 3] of any sizes -> int16 [n, 3, rows * SAMPLES, columns * SAMPLES], on the device.
+    """Pictures uint8 [H, W, 3] of any sizes -> int16 [n, 3, rows * SAMPLES, columns * SAMPLES], on
+    the device.
 
     grid: (rows, columns) of patches; a vision tower's own, or a coarser one.
     """
@@ -50,7 +54,8 @@ class Patches:
     """Small pictures as novelty reads them, measured once for all comparisons.
 
     samples: of every patch, all colours together, float32 [n, patches, s].
-    moments: their mean, their mean square, and the mean over the colours of each one's squared mean [n, 3, patches].
+    moments: their mean, their mean square, and the mean over the colours of each one's squared mean
+    [n, 3, patches].
     grid: (rows, columns) of patches; their order is up to who measures.
     """
 
@@ -66,7 +71,10 @@ class Patches:
 
     def followed_by(self, other: Patches) -> Patches:
         """These pictures and others of the same grid."""
-        samples, moments = torch.cat([self.samples, other.samples]), torch.cat([self.moments, other.moments])
+        samples, moments = (
+            torch.cat([self.samples, other.samples]),
+            torch.cat([self.moments, other.moments]),
+        )
         return Patches(samples, moments, self.grid)
 
     @property
@@ -88,12 +96,15 @@ def patch_stats(pictures: Tensor) -> Patches:
     n, colours, height, width = pictures.shape
     grid = (height // SAMPLES, width // SAMPLES)
     cells = pictures.reshape(n, colours, grid[0], SAMPLES, grid[1], SAMPLES)
-    samples = cells.permute(0, 2, 4, 1, 3, 5).float().reshape(n, grid[0] * grid[1], colours, SAMPLES**2)
+    samples = (
+        cells.permute(0, 2, 4, 1, 3, 5).float().reshape(n, grid[0] * grid[1], colours, SAMPLES**2)
+    )
     return stats_of_samples(samples, grid)
 
 
 def average_patches(pixels: Tensor) -> Tensor:
-    """Patches as a vision tower gets them, [..., side, side], as SAMPLES * SAMPLES averages each: float32 [..., s].
+    """Patches as a vision tower gets them, [..., side, side], as SAMPLES * SAMPLES averages each:
+    float32 [..., s].
 
     One product: pooling proper costs a small tower more than its attention.
     """
@@ -110,22 +121,26 @@ def _averaging_weights(side: int, device: torch.device) -> Tensor:
 def stats_of_samples(samples: Tensor, grid: tuple[int, int]) -> Patches:
     """Of what is already as novelty reads it, patches in any order: levels [n, patches, 3, s]."""
     by_colour, flat = samples.mean(3), samples.flatten(2)
-    moments = torch.stack([by_colour.mean(2), flat.square().mean(2), by_colour.square().mean(2)], dim=1)
+    moments = torch.stack(
+        [by_colour.mean(2), flat.square().mean(2), by_colour.square().mean(2)], dim=1
+    )
     return Patches(flat, moments, grid)
 
 
 def novelty(pictures: Tensor, reference: Tensor) -> Tensor:
-    """`change` of small pictures [n, 3, h, w] against one [3, h, w], or one for each [n, 3, h, w], in its place:
-    [n, rows, columns]."""
+    """`change` of small pictures [n, 3, h, w] against one [3, h, w], or one for each [n, 3, h, w],
+    in its place: [n, rows, columns]."""
     new = patch_stats(pictures)
-    return change(new, patch_stats(reference.reshape(-1, *pictures.shape[1:]))).reshape(-1, *new.grid)
+    return change(new, patch_stats(reference.reshape(-1, *pictures.shape[1:]))).reshape(
+        -1, *new.grid
+    )
 
 
 def change(new: Patches, old: Patches) -> Tensor:
     """Change per patch, float32 [n, patches] in [0, 1]; `old` is one picture, or one for each.
 
-    The mean squared difference, global brightness and noise taken off, over the variance of both patches: 0 where they
-    are the same, about 1 where they have nothing in common.
+    The mean squared difference, global brightness and noise taken off, over the variance of both
+    patches: 0 where they are the same, about 1 where they have nothing in common.
     """
     error = _error(new, old).clamp(min=0)
     allowed = new.variance + old.variance + PLAIN_LEVELS**2
@@ -133,7 +148,9 @@ def change(new: Patches, old: Patches) -> Tensor:
 
 
 def _error(new: Patches, old: Patches) -> Tensor:
-    """Mean squared difference of every patch, `old` in the light of `new`: from products, without a picture between."""
+    """Mean squared difference of every patch, `old` in the light of `new`: from products, without a
+    picture between.
+    """
     gain, shift = _fit_gain_bias(new.mean, old.mean)
     product = (new.samples * old.samples).mean(2)
     relit = gain * (gain * old.square - 2 * product + 2 * shift * old.mean)
@@ -141,10 +158,11 @@ def _error(new: Patches, old: Patches) -> Tensor:
 
 
 def _fit_gain_bias(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """One gain and one shift [n, 1] for the whole picture, within bounds and where that helps; patches' means [n, p].
+    """One gain and one shift [n, 1] for the whole picture, within bounds and where that helps;
+    patches' means [n, p].
 
-    Tukey's resistant line: medians over the darkest and the brightest third of them, so that what has really changed
-    does not pull at it.
+    Tukey's resistant line: medians over the darkest and the brightest third of them, so that what
+    has really changed does not pull at it.
     """
     before, order = before.sort(1)
     after = after.gather(1, order.expand_as(after))
@@ -167,14 +185,18 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _noise(error: Tensor) -> Tensor:
-    """What of the errors [n, patches] is noise, [n, 1]: twice what the calmest quarter shows, within bounds."""
+    """What of the errors [n, patches] is noise, [n, 1]: twice what the calmest quarter shows,
+    within bounds.
+    """
     least, most = (level**2 for level in NOISE_LEVELS)
     calm = error.kthvalue(1 + error.shape[1] // 4, 1, keepdim=True).values
     return (2 * calm).clamp(least, most)
 
 
 class ReferenceFrame:
-    """The content last kept of every patch, which new pictures are compared with; so slow drift adds up."""
+    """The content last kept of every patch, which new pictures are compared with; so slow drift
+    adds up.
+    """
 
     def __init__(self) -> None:
         self._reference: Tensor | None = None
@@ -192,11 +214,12 @@ class ReferenceFrame:
 
 
 def motion_residual(run: Tensor) -> Tensor:
-    """What neighbours in a run of small pictures [n + 1, 3, h, w] don't find in each other: int16 [n, h, w], in levels.
+    """What neighbours in a run of small pictures [n + 1, 3, h, w] don't find in each other: int16
+    [n, h, w], in levels.
 
-    A sample is explained where it lies between the least and the greatest of the other picture within REACH samples,
-    so pans, zooms, shake and things that move explain themselves, and a cut does not. The worst colour counts, and the
-    worse of looking back and looking ahead.
+    A sample is explained where it lies between the least and the greatest of the other picture
+    within REACH samples, so pans, zooms, shake and things that move explain themselves, and a cut
+    does not. The worst colour counts, and the worse of looking back and looking ahead.
     """
     low, high = _bounds(run)
     new, old = run[1:], run[:-1]
@@ -223,7 +246,8 @@ def _slide(padded: Tensor, axis: int, better: Callable[[Tensor, Tensor], Tensor]
 def otsu(maps: Tensor, least: float, most: float, bins: int = 32) -> Tensor:
     """Otsu's threshold of every map, float32 [n], within [least, most]; maps: [n, ...] in [0, 1].
 
-    The border between the unchanged and the changed patches of a picture, as it lies in that picture.
+    The border between the unchanged and the changed patches of a picture, as it lies in that
+    picture.
     """
     values = (maps.flatten(1) * bins).long().clamp(max=bins - 1)
     counts = torch.zeros(len(values), bins, device=maps.device).scatter_add_(

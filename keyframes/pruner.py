@@ -1,7 +1,9 @@
-"""Which groups go on to the LLM, and which of their visual tokens: one interface, several strategies.
+"""Which groups go on to the LLM, and which of their visual tokens: one interface, several
+strategies.
 
-A pruner sees the groups of one stream in order. Before the vision tower runs it says whether a group shows anything
-new; of those that do it says which tokens stay. Knows nothing of models, prompts or memory.
+A pruner sees the groups of one stream in order. Before the vision tower runs it says whether a
+group shows anything new; of those that do it says which tokens stay. Knows nothing of models,
+prompts or memory.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class TokenSelection:
     """What stays of a group: tensors on the CPU.
 
     places: int64 [k], ascending, in the group's grid.
-    owners: int64 [n], for each token of the group the kept one (0 to k) that stands for it, being the mean of all its
+    owners: int64 [n], for each token of the group the kept one (0 to k) that stands for it, being
+    the mean of all its
         tokens; None where the others are just dropped.
     """
 
@@ -48,7 +51,9 @@ class TokenPruner(Protocol):
         ...
 
     def keep(self, features: Tensor) -> TokenSelection:
-        """What stays of a group that goes on: its tokens' features [n, hidden], row-major over the grid."""
+        """What stays of a group that goes on: its tokens' features [n, hidden], row-major over the
+        grid.
+        """
         ...
 
 
@@ -80,8 +85,9 @@ class EveryGroup:
 
 
 class DualAnchor:
-    """STC's score (arXiv 2512.00891), with anchors of full width and a bounded past: tokens count for most that are
-    least like the mean of the last groups (temporal anchor) and like the mean of their own (spatial anchor)."""
+    """STC's score (arXiv 2512.00891), with anchors of full width and a bounded past: tokens count
+    for most that are least like the mean of the last groups (temporal anchor) and like the mean of
+    their own (spatial anchor)."""
 
     def __init__(self) -> None:
         self._past: Tensor | None = None  # [hidden]
@@ -92,7 +98,9 @@ class DualAnchor:
         spatial = z.mean(0)
         temporal = spatial if self._past is None else self._past
         self._past = temporal + (spatial - temporal) / ANCHOR_GROUPS
-        return TEMPORAL_SHARE * cosine_distance(z, temporal) + (1 - TEMPORAL_SHARE) * cosine_distance(z, spatial)
+        return TEMPORAL_SHARE * cosine_distance(z, temporal) + (
+            1 - TEMPORAL_SHARE
+        ) * cosine_distance(z, spatial)
 
 
 class DualAnchorPruner(EveryGroup):
@@ -107,11 +115,13 @@ class DualAnchorPruner(EveryGroup):
 
 
 class NoveltyPruner(DualAnchorPruner):
-    """Ours: a group goes on where it shows something else than the last one that did, and of it the tokens that stand
-    out most, by STC's score; so each that goes on can be read alone, and a frame with nothing new costs nothing.
+    """Ours: a group goes on where it shows something else than the last one that did, and of it the
+    tokens that stand out most, by STC's score; so each that goes on can be read alone, and a frame
+    with nothing new costs nothing.
 
-    Compared with the last group that went on, so slow drift adds up. Where that one's own frames differ, the next is
-    news, so that the last one shows one thing only. A still picture costs one group every `refresh_seconds`.
+    Compared with the last group that went on, so slow drift adds up. Where that one's own frames
+    differ, the next is news, so that the last one shows one thing only. A still picture costs one
+    group every `refresh_seconds`.
     """
 
     def __init__(self, config: PruneConfig) -> None:
@@ -128,15 +138,21 @@ class NoveltyPruner(DualAnchorPruner):
             found += self._follow(list(run), grid, pts_seconds[len(found) :])
         return found
 
-    def _follow(self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]) -> list[bool]:
-        """The same for groups of one shape of picture. Where nothing is new, more and more are compared at once."""
+    def _follow(
+        self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]
+    ) -> list[bool]:
+        """The same for groups of one shape of picture. Where nothing is new, more and more are
+        compared at once.
+        """
         size = len(groups[0])
         patches = patch_stats(downsample([image for images in groups for image in images], grid))
         own = self._change_inside(patches, size)
         found: list[bool] = []
         while (start := len(found)) < len(groups):
             stop = min(start + self._ahead, len(groups))
-            number = start + self._still(patches[start * size : stop * size], pts_seconds[start:stop])
+            number = start + self._still(
+                patches[start * size : stop * size], pts_seconds[start:stop]
+            )
             found += [False] * (number - start)
             if number == stop:
                 self._ahead = min(2 * self._ahead, COMPARED_GROUPS)
@@ -154,17 +170,29 @@ class NoveltyPruner(DualAnchorPruner):
             return [0.0] * len(patches)
         earlier = [k for k in range(len(patches)) if (k + 1) % size]
         last = [k // size * size + size - 1 for k in earlier]
-        moved: list[float] = change(patches[earlier], patches[last]).reshape(len(patches) // size, -1).amax(1).tolist()
+        moved: list[float] = (
+            change(patches[earlier], patches[last])
+            .reshape(len(patches) // size, -1)
+            .amax(1)
+            .tolist()
+        )
         return moved
 
     def _still(self, patches: Patches, pts_seconds: Sequence[float]) -> int:
         """How many of these groups, from the first on, show nothing new."""
-        if self._reference is None or self._reference.grid != patches.grid or self._own > self._below:
+        if (
+            self._reference is None
+            or self._reference.grid != patches.grid
+            or self._own > self._below
+        ):
             return 0
         changes = change(patches, self._reference).reshape(len(pts_seconds), -1).amax(1).tolist()
         until = self._seconds + self._refresh_seconds
         shown = zip(changes, pts_seconds, strict=True)
-        return next((k for k, (new, at) in enumerate(shown) if new > self._below or at >= until), len(changes))
+        return next(
+            (k for k, (new, at) in enumerate(shown) if new > self._below or at >= until),
+            len(changes),
+        )
 
 
 def patch_grid(size: tuple[int, int]) -> tuple[int, int]:
@@ -184,7 +212,9 @@ def cosine_distance(z: Tensor, anchor: Tensor) -> Tensor:
 
 
 class UniformPruner(EveryGroup):
-    """Tokens evenly spread over the grid, row-major; the next group's lie one further, so that each cell has a turn."""
+    """Tokens evenly spread over the grid, row-major; the next group's lie one further, so that each
+    cell has a turn.
+    """
 
     def __init__(self, share: float) -> None:
         self._share = share
@@ -199,10 +229,12 @@ class UniformPruner(EveryGroup):
 
 
 class MergePruner(EveryGroup):
-    """Token merging (ToMe, arXiv 2210.09461): the most alike tokens of a group become their mean, at one's place.
+    """Token merging (ToMe, arXiv 2210.09461): the most alike tokens of a group become their mean,
+    at one's place.
 
-    In every round the tokens are two halves by turns, each of the first half looks for its likest in the second, and
-    the likest pairs merge: at most half of them, so that none has to go where it does not belong.
+    In every round the tokens are two halves by turns, each of the first half looks for its likest
+    in the second, and the likest pairs merge: at most half of them, so that none has to go where it
+    does not belong.
     """
 
     def __init__(self, share: float) -> None:
@@ -211,7 +243,8 @@ class MergePruner(EveryGroup):
     def keep(self, features: Tensor) -> TokenSelection:
         z = features.float()
         count = num_kept_tokens(self._share, len(z))
-        stands_for = torch.arange(len(z), device=z.device)  # place of the token that each token has become
+        # place of the token that each token has become
+        stands_for = torch.arange(len(z), device=z.device)
         while len(places := torch.unique(stands_for)) > count:
             means = owner_means(z, torch.searchsorted(places, stands_for), len(places))
             into = _merged(means, places, len(places) - count)
@@ -220,7 +253,9 @@ class MergePruner(EveryGroup):
 
 
 def _merged(z: Tensor, places: Tensor, surplus: int) -> Tensor:
-    """Where each of the tokens [m, hidden] at `places` goes in one round that makes them up to `surplus` fewer."""
+    """Where each of the tokens [m, hidden] at `places` goes in one round that makes them up to
+    `surplus` fewer.
+    """
     unit = normalize(z, dim=-1)
     alike, partner = (unit[::2] @ unit[1::2].T).max(1)
     going = alike.topk(min(surplus, -(-len(alike) // 2))).indices
@@ -236,8 +271,8 @@ def owner_means(z: Tensor, owners: Tensor, count: int) -> Tensor:
 
 
 class CoveragePruner(EveryGroup):
-    """Diversity (as ToDRE and MMTok look for): one after the other, the token that is least like all those kept so far;
-    first the one least like its group's mean."""
+    """Diversity (as ToDRE and MMTok look for): one after the other, the token that is least like
+    all those kept so far; first the one least like its group's mean."""
 
     def __init__(self, share: float) -> None:
         self._share = share

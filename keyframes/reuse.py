@@ -35,9 +35,11 @@ class FeatureReuse:
         self._references = References(tower.frames_per_group, tower.merge_size, config)
 
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Encoded:
-        """The features of consecutive groups: patches [g, T, values] as the tower reads them, of a grid (rows,
-        columns). What is new is told from these patches themselves."""
-        return self._cacher.encode(patches, grid, *self._references.follow(self.measured(patches, grid)))
+        """The features of consecutive groups: patches [g, T, values] as the tower reads them, of a
+        grid (rows, columns). What is new is told from these patches themselves."""
+        return self._cacher.encode(
+            patches, grid, *self._references.follow(self.measured(patches, grid))
+        )
 
     def measured(self, patches: Tensor, grid: tuple[int, int]) -> Patches:
         """Of every frame of the groups."""
@@ -45,5 +47,7 @@ class FeatureReuse:
         side = math.isqrt(values // (COLOURS * self._frames_per_group))
         cells = patches.reshape(groups, count, COLOURS, self._frames_per_group, side, side)
         samples = average_patches(cells).movedim(3, 1).flatten(0, 1)
-        scale, shift = (255 * torch.tensor(x, device=patches.device)[:, None] for x in (self._std, self._mean))
+        scale, shift = (
+            255 * torch.tensor(x, device=patches.device)[:, None] for x in (self._std, self._mean)
+        )
         return stats_of_samples(torch.addcmul(shift, samples, scale), grid)

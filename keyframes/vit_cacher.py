@@ -1,11 +1,13 @@
 """Which frames the vision tower computes whole, which it refreshes in part, and which cost nothing.
 
-A keyframe is computed whole and becomes the *reference* of what follows, up to the next keyframe. A later group
-without anything new is the reference over again; one with few new tokens has just those recomputed; one with many is
-computed whole. All groups of a call go through the tower in one batch, however much is new in each, and so do their
+A keyframe is computed whole and becomes the *reference* of what follows, up to the next keyframe. A
+later group without anything new is the reference over again; one with few new tokens has just those
+recomputed; one with many is computed whole. All groups of a call go through the tower in one batch,
+however much is new in each, and so do their
 references: it takes no more calls than computing everything.
 
-Knows nothing of how a tower is built (`models/partial_vit.py` does), nor of how novelty is measured.
+Knows nothing of how a tower is built (`models/partial_vit.py` does), nor of how novelty is
+measured.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class Reference:
 
     features: of this one group, g = 1.
     pairs: rotated keys, and values [L, T, 2, C].
-    attended, transformed: [L, T, C], what attention and MLP added; None unless "keys" is the strategy.
+    attended, transformed: [L, T, C], what attention and MLP added; None unless "keys" is the
+    strategy.
     """
 
     features: Features
@@ -64,8 +67,8 @@ class Reference:
 
 
 class VisionTower(Protocol):
-    """A vision tower that can be computed in part. Patches are [g, T, values], those of a token next to each other, of
-    a grid (rows, columns) of patches."""
+    """A vision tower that can be computed in part. Patches are [g, T, values], those of a token
+    next to each other, of a grid (rows, columns) of patches."""
 
     frames_per_group: int
     merge_size: int  # patches along a token's side
@@ -80,18 +83,21 @@ class VisionTower(Protocol):
         keep: Sequence[int],
         outputs: bool,
     ) -> tuple[Features, list[Reference]]:
-        """The features of all groups, computing the tokens that are true in `chosen` [g, n], one at least.
+        """The features of all groups, computing the tokens that are true in `chosen` [g, n], one at
+        least.
 
-        bases: of each group the one of these, computed whole, whose other tokens it has; BEFORE for those of `before`.
-        keep: groups computed whole that references are wanted of, with or without `outputs` of the layers.
+        bases: of each group the one of these, computed whole, whose other tokens it has; BEFORE for
+        those of `before`.
+        keep: groups computed whole that references are wanted of, with or without `outputs` of the
+        layers.
         """
         ...
 
     def forward_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Features:
-        """Recompute in each layer the patches whose keys moved most from the reference's (STC), of every group as many
-        as `counts` [g] says, one at least."""
+        """Recompute in each layer the patches whose keys moved most from the reference's (STC), of
+        every group as many as `counts` [g] says, one at least."""
         ...
 
 
@@ -110,8 +116,10 @@ PREVIOUS = -1  # stands for the reference from before these groups
 class Step:
     """The work for one group.
 
-    base: number of the group that is the reference from here on, this one included; BEFORE, or None for none.
-    novelty: per token [n], against that reference; in the reference itself, the change between its frames.
+    base: number of the group that is the reference from here on, this one included; BEFORE, or None
+    for none.
+    novelty: per token [n], against that reference; in the reference itself, the change between its
+    frames.
     """
 
     work: Work
@@ -128,24 +136,29 @@ class Encoded:
 
 
 def token_novelty(novelty: Tensor, merge_size: int) -> Tensor:
-    """Novelty per patch [frames, T], those of a token next to each other, as the highest in each token [frames, n]."""
+    """Novelty per patch [frames, T], those of a token next to each other, as the highest in each
+    token [frames, n].
+    """
     return novelty.reshape(len(novelty), -1, merge_size**2).amax(2)
 
 
-def plan(novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config: ReuseConfig) -> list[Step]:
+def plan(
+    novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config: ReuseConfig
+) -> list[Step]:
     """The work for each group.
 
     novelty: [g, frames, n] per token against the last keyframe, whose own row is not read.
     keyframes: of g * frames frames.
     own: change between the frames of the reference from before, [n]; None where there is none.
 
-    A group builds on a whole *group*, whose frames may differ among themselves, so that change counts as novelty too.
-    A keyframe that is not the first of its group makes a mixed group, on which nothing builds: the next one becomes
-    the reference.
+    A group builds on a whole *group*, whose frames may differ among themselves, so that change
+    counts as novelty too. A keyframe that is not the first of its group makes a mixed group, on
+    which nothing builds: the next one becomes the reference.
     """
     size = novelty.shape[1]
     newest = [
-        max((k for k in range(size) if keyframes[start + k]), default=None) for start in range(0, len(keyframes), size)
+        max((k for k in range(size) if keyframes[start + k]), default=None)
+        for start in range(0, len(keyframes), size)
     ]
     steps: list[Step] = []
     base = None if own is None else PREVIOUS
@@ -160,7 +173,10 @@ def plan(novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config:
         changes = torch.maximum(novelty[number:stop].amax(1), own)
         counts = (changes > config.still_below).sum(1).tolist()
         most = num_tokens_in_share(len(own), config.refresh_share)
-        steps += [Step(choose_work(count, most), base, change) for count, change in zip(counts, changes, strict=True)]
+        steps += [
+            Step(choose_work(count, most), base, change)
+            for count, change in zip(counts, changes, strict=True)
+        ]
     return steps
 
 
@@ -171,7 +187,9 @@ def novelty_after_keyframe(novelty: Tensor, key: int | None) -> Tensor:
 
 
 def choose_work(changed: int, most: int) -> Work:
-    """What a group with so many changed tokens takes: as little as computes them all; `most` of them one by one."""
+    """What a group with so many changed tokens takes: as little as computes them all; `most` of
+    them one by one.
+    """
     if changed == 0:
         return Work.STILL
     return Work.REFRESHED if changed <= most else Work.WHOLE
@@ -192,11 +210,13 @@ class VitCacher:
         self._grid = (0, 0)
 
     @torch.no_grad()
-    def encode(self, patches: Tensor, grid: tuple[int, int], novelty: Tensor, keyframes: Sequence[bool]) -> Encoded:
+    def encode(
+        self, patches: Tensor, grid: tuple[int, int], novelty: Tensor, keyframes: Sequence[bool]
+    ) -> Encoded:
         """The features of consecutive groups of one stream.
 
-        patches: [g, T, values]. grid: (rows, columns) of the T. novelty: [frames, T], in [0, 1], against the last
-        keyframe. keyframes: of as many frames.
+        patches: [g, T, values]. grid: (rows, columns) of the T. novelty: [frames, T], in [0, 1],
+        against the last keyframe. keyframes: of as many frames.
 
         Raises ValueError where these do not fit together.
         """
@@ -208,18 +228,28 @@ class VitCacher:
             self._reference, self._own, self._grid = None, None, grid
         per_frame = token_novelty(novelty, self._tower.merge_size).reshape(groups, size, -1)
         steps = plan(per_frame, keyframes, self._own, self._config)
-        features, references = (self._by_keys if self._config.strategy == "keys" else self._by_novelty)(patches, steps)
+        features, references = (
+            self._by_keys if self._config.strategy == "keys" else self._by_novelty
+        )(patches, steps)
         if (last := steps[-1].base) != PREVIOUS:
             self._reference = None if last is None else references[last]
             self._own = None if last is None else steps[last].novelty
         return Encoded(features, tuple(step.work for step in steps))
 
-    def _by_novelty(self, patches: Tensor, steps: Sequence[Step]) -> tuple[Features, dict[int, Reference]]:
-        """What is new and what builds on nothing, in one batch; and the reference that lasts, if it is of these."""
+    def _by_novelty(
+        self, patches: Tensor, steps: Sequence[Step]
+    ) -> tuple[Features, dict[int, Reference]]:
+        """What is new and what builds on nothing, in one batch; and the reference that lasts, if it
+        is of these.
+        """
         if self._reference is not None and all(step.work is Work.STILL for step in steps):
-            return Features.of(level.expand(len(steps), -1, -1) for level in self._reference.features), {}
+            return Features.of(
+                level.expand(len(steps), -1, -1) for level in self._reference.features
+            ), {}
         whole = torch.tensor([step.work is Work.WHOLE for step in steps], device=patches.device)
-        chosen = (torch.stack([step.novelty for step in steps]) > self._config.still_below) | whole[:, None]
+        chosen = (torch.stack([step.novelty for step in steps]) > self._config.still_below) | whole[
+            :, None
+        ]
         bases = [row if step.base is None else step.base for row, step in enumerate(steps)]
         keep = [last] if (last := steps[-1].base) is not None and last != PREVIOUS else []
         features, made = self._tower.forward_partial(
@@ -227,15 +257,24 @@ class VitCacher:
         )
         return features, dict(zip(keep, made, strict=True))
 
-    def _by_keys(self, patches: Tensor, steps: Sequence[Step]) -> tuple[Features, dict[int, Reference]]:
-        """A batch of all whole groups, then one of those refreshed from each reference; and all references."""
-        refreshed, still = rows_by_reference(steps, Work.REFRESHED), rows_by_reference(steps, Work.STILL)
+    def _by_keys(
+        self, patches: Tensor, steps: Sequence[Step]
+    ) -> tuple[Features, dict[int, Reference]]:
+        """A batch of all whole groups, then one of those refreshed from each reference; and all
+        references.
+        """
+        refreshed, still = (
+            rows_by_reference(steps, Work.REFRESHED),
+            rows_by_reference(steps, Work.STILL),
+        )
         references = {} if self._reference is None else {PREVIOUS: self._reference}
         parts = list[tuple[list[int], Features]]()
         if whole := [row for row, step in enumerate(steps) if step.work is Work.WHOLE]:
             built_on = {*refreshed, *still, steps[-1].base}
             keep = [at for at, row in enumerate(whole) if row in built_on]
-            everything = torch.ones(len(whole), len(steps[0].novelty), dtype=torch.bool, device=patches.device)
+            everything = torch.ones(
+                len(whole), len(steps[0].novelty), dtype=torch.bool, device=patches.device
+            )
             features, made = self._tower.forward_partial(
                 patches[whole], self._grid, everything, range(len(whole)), None, keep, outputs=True
             )
@@ -245,7 +284,14 @@ class VitCacher:
         for base, rows in refreshed.items():
             changed = torch.stack([steps[row].novelty for row in rows]) > self._config.still_below
             counts = changed.sum(1) * self._tower.merge_size**2
-            parts.append((rows, self._tower.forward_by_keys(patches[rows], self._grid, references[base], counts)))
+            parts.append(
+                (
+                    rows,
+                    self._tower.forward_by_keys(
+                        patches[rows], self._grid, references[base], counts
+                    ),
+                )
+            )
         return assemble(len(steps), parts), references
 
 
@@ -259,7 +305,9 @@ def rows_by_reference(steps: Sequence[Step], work: Work) -> dict[int, list[int]]
 
 
 def assemble(num_groups: int, parts: Sequence[tuple[list[int], Features]]) -> Features:
-    """One run of groups from parts of it, each with its places; a part of one group may stand in many."""
+    """One run of groups from parts of it, each with its places; a part of one group may stand in
+    many.
+    """
     wholes = [level.new_empty(num_groups, *level.shape[1:]) for level in parts[0][1]]
     for places, features in parts:
         for whole, level in zip(wholes, features, strict=True):

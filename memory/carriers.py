@@ -1,7 +1,8 @@
-"""Carriers: the timestamp tokens of earlier chunks, which every new chunk sees, so that it knows how far the stream is.
+"""Carriers: the timestamp tokens of earlier chunks, which every new chunk sees, so that it knows
+how far the stream is.
 
-Bounded whatever the history (Video-XL-2 shows each chunk all earlier timestamps): the newest chunks' tokens, and an
-evenly thinned sample of the older ones'. Knows nothing of models.
+Bounded whatever the history (Video-XL-2 shows each chunk all earlier timestamps): the newest
+chunks' tokens, and an evenly thinned sample of the older ones'. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from memory.chunk import KVChunk
 
 
 class Carriers:
-    """Timestamp tokens of chunks that have left the prefill's reach, at most `max_tokens`, on the device.
+    """Timestamp tokens of chunks that have left the prefill's reach, at most `max_tokens`, on the
+    device.
 
-    fetch: brings a chunk from memory, None where it cannot be had any more; used for chunks that were never seen here,
-    as after a session was reopened.
+    fetch: brings a chunk from memory, None where it cannot be had any more; used for chunks that
+    were never seen here, as after a session was reopened.
     """
 
     def __init__(self, max_tokens: int, fetch: Callable[[int], KVChunk | None]) -> None:
@@ -32,7 +34,10 @@ class Carriers:
         self._most = max(self._most, newest.num_tokens if newest else 0)
         if self._most == 0:
             return []
-        found = ((index, self._text(index)) for index in carrier_indices(num_chunks, self._max_tokens // self._most))
+        found = (
+            (index, self._text(index))
+            for index in carrier_indices(num_chunks, self._max_tokens // self._most)
+        )
         self._kept = {index: chunk for index, chunk in found if chunk is not None}
         return list(self._kept.values())
 
@@ -52,11 +57,13 @@ class Carriers:
 
 
 def carrier_indices(num_chunks: int, count: int) -> list[int]:
-    """At most `count` of the chunks 0 to num_chunks: half of them the newest, the others every 2nd, 4th, 8th ...
+    """At most `count` of the chunks 0 to num_chunks: half of them the newest, the others every 2nd,
+    4th, 8th ...
 
     As the history grows a dropped chunk never comes back.
 
-        4 of 4: 0 1 2 3     4 of 5: 0 2 3 4     4 of 6: 0 2 4 5     4 of 7: 0 4 5 6     4 of 11: 0 8 9 10
+        4 of 4: 0 1 2 3     4 of 5: 0 2 3 4     4 of 6: 0 2 4 5
+        4 of 7: 0 4 5 6     4 of 11: 0 8 9 10
     """
     newest = (count + 1) // 2
     old = max(0, num_chunks - newest)

@@ -1,7 +1,8 @@
 """The unit of memory: the keys and values of consecutive groups, prefilled together.
 
-Keys are stored un-rotated, so a chunk can stand at any position of any context. Where its tokens stand relative to
-each other is data (`PositionLayout`), never inferred from a length. Knows nothing of models, tiers or questions.
+Keys are stored un-rotated, so a chunk can stand at any position of any context. Where its tokens
+stand relative to each other is data (`PositionLayout`), never inferred from a length. Knows nothing
+of models, tiers or questions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 META_BYTES = 2048  # of a `ChunkMeta` beside its tensors' own: Python's and torch's objects
+
 
 @dataclass(frozen=True, eq=False)
 class PositionLayout:
@@ -33,7 +35,9 @@ class PositionLayout:
         if self.positions.ndim != 2 or self.positions.shape[0] != 3:
             raise ValueError(f"positions need shape [3, n], not {list(self.positions.shape)}")
         if self.positions.numel() and int(self.positions.max()) >= self.extent:
-            raise ValueError(f"position {int(self.positions.max())} lies outside the extent {self.extent}")
+            raise ValueError(
+                f"position {int(self.positions.max())} lies outside the extent {self.extent}"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -54,12 +58,15 @@ def closed_up(positions: Tensor, left_free: Iterable[int] = ()) -> PositionLayou
 
 
 def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Which 2 x 2 cell of its group's grid each token belongs to (a text token is a cell of its own), numbered in the
-    order of the tokens: int64 [n]; and the first token of every cell, int64 [cells], ascending."""
+    """Which 2 x 2 cell of its group's grid each token belongs to (a text token is a cell of its
+    own), numbered in the order of the tokens: int64 [n]; and the first token of every cell, int64
+    [cells], ascending."""
     numbers: dict[tuple[int, int, int], int] = {}
     owners: list[int] = []
     first: list[int] = []
-    for token, ((t, h, w), is_visual) in enumerate(zip(layout.positions.T.tolist(), visual.tolist(), strict=True)):
+    for token, ((t, h, w), is_visual) in enumerate(
+        zip(layout.positions.T.tolist(), visual.tolist(), strict=True)
+    ):
         name = (t, (h - t) // 2, (w - t) // 2) if is_visual else (-1 - token, 0, 0)
         if name not in numbers:
             numbers[name] = len(first)
@@ -69,10 +76,11 @@ def cells(layout: PositionLayout, visual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pooled_layout(layout: PositionLayout, visual: Tensor) -> tuple[PositionLayout, Tensor]:
-    """Where the tokens of the sparse level stand, one for each cell, and which of them are visual: bool [cells].
+    """Where the tokens of the sparse level stand, one for each cell, and which of them are visual:
+    bool [cells].
 
-    A group takes half of the positions that it took, whichever of its tokens are there, so that these keep their
-    places in it.
+    A group takes half of the positions that it took, whichever of its tokens are there, so that
+    these keep their places in it.
     """
     _, first = cells(layout, visual)
     t, h, w = layout.positions[:, first]
@@ -82,7 +90,9 @@ def pooled_layout(layout: PositionLayout, visual: Tensor) -> tuple[PositionLayou
 
 
 def _halves(layout: PositionLayout, visual: Tensor) -> set[int]:
-    """The first half of the positions between text tokens, where groups stand: 4 and 5 of 4 5 6 7, 4 5 of 4 5 6."""
+    """The first half of the positions between text tokens, where groups stand: 4 and 5 of 4 5 6 7,
+    4 5 of 4 5 6.
+    """
     starts = {int(t) for t in layout.positions[0, visual]}
     text = {int(t) for t in layout.positions[0, ~visual]}
     free: set[int] = set()
@@ -141,7 +151,8 @@ class KVChunk:
     visual: bool [n], true for tokens that stand for a piece of picture.
     start_seconds, stop_seconds: the stretch of video covered, half-open.
     index: number of the chunk in its stream, from 0; the prompt's prefix is -1.
-    group_starts: seconds at which its groups start, in order; where groups are left out, nothing new was shown.
+    group_starts: seconds at which its groups start, in order; where groups are left out, nothing
+    new was shown.
     """
 
     keys: Tensor
@@ -155,14 +166,21 @@ class KVChunk:
 
     def __post_init__(self) -> None:
         if self.keys.ndim != 4 or self.keys.shape != self.values.shape:
-            raise ValueError(f"keys {list(self.keys.shape)} and values {list(self.values.shape)} must be one 4-d shape")
+            raise ValueError(
+                f"keys {list(self.keys.shape)} and values {list(self.values.shape)} must be "
+                f"one 4-d shape"
+            )
         n = self.keys.shape[2]
         if self.layout.num_tokens != n or tuple(self.visual.shape) != (n,):
             raise ValueError(
-                f"{n} keys need {n} positions and marks, not {self.layout.num_tokens}, {list(self.visual.shape)}"
+                f"{n} keys need {n} positions and marks, not {self.layout.num_tokens}, "
+                f"{list(self.visual.shape)}"
             )
         if self.stop_seconds < self.start_seconds:
-            raise ValueError(f"a chunk cannot stop at {self.stop_seconds} s before it starts at {self.start_seconds} s")
+            raise ValueError(
+                f"a chunk cannot stop at {self.stop_seconds} s before it starts at "
+                f"{self.start_seconds} s"
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -180,9 +198,14 @@ class KVChunk:
         return ChunkMeta(self.index, *span, self.group_starts, layout, _cpu_copy(self.visual))
 
     def select(self, mask: Tensor) -> KVChunk:
-        """The tokens that `mask` (bool [n]) marks, as they are, moved together so that no position is left empty."""
+        """The tokens that `mask` (bool [n]) marks, as they are, moved together so that no position
+        is left empty.
+        """
         if tuple(mask.shape) != (self.num_tokens,) or mask.dtype != torch.bool:
-            raise ValueError(f"{self.num_tokens} tokens need a bool mark each, not {mask.dtype} {list(mask.shape)}")
+            raise ValueError(
+                f"{self.num_tokens} tokens need a bool mark each, not {mask.dtype} "
+                f"{list(mask.shape)}"
+            )
         rows = mask.nonzero()[:, 0].cpu()
         there = rows.to(self.keys.device)
         return replace(
@@ -194,10 +217,12 @@ class KVChunk:
         )
 
     def pooled(self) -> KVChunk:
-        """The sparse level: text tokens as they are; of visual tokens, keys and values averaged over 2 x 2 cells.
+        """The sparse level: text tokens as they are; of visual tokens, keys and values averaged
+        over 2 x 2 cells.
 
-        Cells are those of the group's grid, whichever of their tokens are there, so pruned chunks pool right as well.
-        Exact because keys are raw: rotated keys of different places could not be averaged (Video-XL-2 pools them).
+        Cells are those of the group's grid, whichever of their tokens are there, so pruned chunks
+        pool right as well. Exact because keys are raw: rotated keys of different places could not
+        be averaged (Video-XL-2 pools them).
         """
         owners, _ = cells(self.layout, self.visual)
         layout, visual = pooled_layout(self.layout, self.visual)
@@ -206,9 +231,10 @@ class KVChunk:
         return replace(self, keys=keys, values=values, layout=layout, visual=visual)
 
     def salient(self) -> KVChunk:
-        """The other sparse level: text tokens, and of every group's visual tokens the quarter that stands out most,
-        that is whose raw keys are farthest from the mean of their group."""
-        keys = self.keys.float().permute(2, 0, 1, 3).flatten(1).cpu()  # [n, layers * kv_heads * head_dim]
+        """The other sparse level: text tokens, and of every group's visual tokens the quarter that
+        stands out most, that is whose raw keys are farthest from the mean of their group."""
+        # [n, layers * kv_heads * head_dim]
+        keys = self.keys.float().permute(2, 0, 1, 3).flatten(1).cpu()
         keep = ~self.visual
         for t in sorted(set(self.layout.positions[0, self.visual].tolist())):
             rows = (self.visual & (self.layout.positions[0] == t)).nonzero()[:, 0]
@@ -225,7 +251,10 @@ class KVChunk:
     def __repr__(self) -> str:
         layers, heads, n, dim = self.keys.shape
         span = f"{self.start_seconds:.1f}-{self.stop_seconds:.1f} s"
-        return f"KVChunk({self.index}, {span}, {n} tokens, {layers} layers x {heads} heads x {dim}, {self.keys.dtype})"
+        return (
+            f"KVChunk({self.index}, {span}, {n} tokens, {layers} layers x {heads} heads x "
+            f"{dim}, {self.keys.dtype})"
+        )
 
 
 def _cpu_copy(tensor: Tensor) -> Tensor:
@@ -234,7 +263,11 @@ def _cpu_copy(tensor: Tensor) -> Tensor:
 
 
 def _mean_by(x: Tensor, owners: Tensor, count: int) -> Tensor:
-    """[layers, kv_heads, n, head_dim] averaged over the tokens of each owner: [layers, kv_heads, count, head_dim]."""
+    """[layers, kv_heads, n, head_dim] averaged over the tokens of each owner: [layers, kv_heads,
+    count, head_dim].
+    """
     owners = owners.to(x.device)
-    sums = torch.zeros(*x.shape[:2], count, x.shape[3], device=x.device).index_add_(2, owners, x.float())
+    sums = torch.zeros(*x.shape[:2], count, x.shape[3], device=x.device).index_add_(
+        2, owners, x.float()
+    )
     return (sums / owners.bincount(minlength=count)[:, None]).to(x.dtype)

@@ -1,21 +1,23 @@
 """The durable folder of a session: every chunk of a stream on disk, and what was said about it.
 
-    kv-dense-00000000.bin    keys and values, append-only; a file is named by its first chunk and dropped as a whole
+    kv-dense-00000000.bin    keys and values, append-only; named by its first chunk, dropped whole
     kv-sparse-00000000.bin   those of the sparse level, which outlasts the dense one
-    kv-exact-00000000.bin    the newest chunks as computed, where the others are in 8 bits: watching goes on from them
-    session.sqlite           what the folder is, every chunk's record and index keys, the dialogue (write-ahead log)
+    kv-exact-00000000.bin    the newest chunks as computed, where the others are in 8 bits:
+                             watching goes on from them
+    session.sqlite           what the folder is, every chunk's record and index keys, the dialogue
+                             (write-ahead log)
     thumbs/00000000.jpg      a picture of every chunk
     lock                     held by the one process that watches
 
-Beyond the budget the oldest dense level goes first; once there is no more of it to spare, the oldest chunks go
-altogether, with record, index keys and thumbnail. Chunks keep their numbers.
+Beyond the budget the oldest dense level goes first; once there is no more of it to spare, the
+oldest chunks go altogether, with record, index keys and thumbnail. Chunks keep their numbers.
 
-A chunk counts once its record is committed, and that comes after its bytes are flushed. Chunks that come together share
-one commit. So a kill at any instant loses the chunks under way and nothing else: bytes without a record are cut when
-the folder is opened to be written again. Files of evicted chunks are deleted after the commit that lets them go.
-Checksums cover all of it but the thumbnails, which nothing of ours reads. Any number of readers may
-look on, each at what was there when it opened the folder. A folder may come from a stranger: see
-`plain_files.py` and `session_db.py`.
+A chunk counts once its record is committed, and that comes after its bytes are flushed. Chunks that
+come together share one commit. So a kill at any instant loses the chunks under way and nothing
+else: bytes without a record are cut when the folder is opened to be written again. Files of evicted
+chunks are deleted after the commit that lets them go. Checksums cover all of it but the thumbnails,
+which nothing of ours reads. Any number of readers may look on, each at what was there when it
+opened the folder. A folder may come from a stranger: see `plain_files.py` and `session_db.py`.
 
 Knows nothing of models, windows or questions.
 """
@@ -94,7 +96,9 @@ class DiskFullError(SessionError):
 
 
 class ChunkLostError(SessionError):
-    """Keys and values of one chunk, dense, sparse or exact, cannot be had any more; everything else can."""
+    """Keys and values of one chunk, dense, sparse or exact, cannot be had any more; everything else
+    can.
+    """
 
 
 SQLITE_ERRORS: dict[int | None, type[SessionError]] = {
@@ -105,10 +109,11 @@ SQLITE_ERRORS: dict[int | None, type[SessionError]] = {
 
 
 class SessionStore:
-    """The folder of one session, open. `chunks` are the records of the chunks that are there, in order.
+    """The folder of one session, open. `chunks` are the records of the chunks that are there, in
+    order.
 
-    One thread may write and publish while others read. Readers of `chunks` and of keys and values must keep `publish`
-    away meanwhile; the database has a lock of its own.
+    One thread may write and publish while others read. Readers of `chunks` and of keys and values
+    must keep `publish` away meanwhile; the database has a lock of its own.
     """
 
     def __init__(
@@ -123,7 +128,8 @@ class SessionStore:
     ) -> None:
         """Opens a folder; a writer makes it where there is none.
 
-        kind: what the session must be of; None leaves that open, for a folder that is only looked at.
+        kind: what the session must be of; None leaves that open, for a folder that is only looked
+        at.
         settings: kept with a new session; `self.settings` are those it began with.
         budget_bytes: of the folder. Never do the newest `keep_chunks` have to make room.
         kv_bits: of a new session, 8 or 16 as in `KVFormat`; `self.format` is what it began with.
@@ -147,7 +153,9 @@ class SessionStore:
                 self._facts = self._checked_facts(kind)
                 self.chunks = self._read_chunks()
                 self._key_bytes = self._read_key_bytes()
-            self._ledger = self._counted({kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT})
+            self._ledger = self._counted(
+                {kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT}
+            )
             self._watched = self._read_watched()
             self._first_thumb = self.first_chunk  # older ones have been deleted
             if not read_only:
@@ -159,7 +167,9 @@ class SessionStore:
     @property
     def kind(self) -> Kind:
         facts = self._facts
-        layers, kv_heads, head_dim = (int(facts[name]) for name in ("layers", "kv_heads", "head_dim"))
+        layers, kv_heads, head_dim = (
+            int(facts[name]) for name in ("layers", "kv_heads", "head_dim")
+        )
         return Kind(facts["model_id"], facts["dtype"], layers, kv_heads, head_dim)
 
     @property
@@ -182,7 +192,9 @@ class SessionStore:
         return self.first("sparse")
 
     def first(self, kept: Kept) -> int:
-        """Number of the first chunk of which this level is still there; all before it had to make room."""
+        """Number of the first chunk of which this level is still there; all before it had to make
+        room.
+        """
         return self._ledger.first(kept)
 
     @property
@@ -205,7 +217,12 @@ class SessionStore:
         return self._ledger.num_bytes
 
     def append(
-        self, chunk: KVChunk, index_keys: Tensor | None, picture: NDArray[np.uint8], num_frames: int, seconds: float
+        self,
+        chunk: KVChunk,
+        index_keys: Tensor | None,
+        picture: NDArray[np.uint8],
+        num_frames: int,
+        seconds: float,
     ) -> None:
         """Makes the next chunk durable; old ones may have to make room for it.
 
@@ -215,10 +232,11 @@ class SessionStore:
         self.delete_evicted()
 
     def write(self, chunks: Sequence[NewChunk]) -> list[WrittenChunk]:
-        """Makes the next chunks durable in one commit. They are not among `chunks` before `publish`.
+        """Makes the next chunks durable in one commit. They are not among `chunks` before
+        `publish`.
 
-        So another thread may read all the while. Raises SessionError, or SessionBusyError where trying again may help;
-        nothing of the chunks is left then.
+        So another thread may read all the while. Raises SessionError, or SessionBusyError where
+        trying again may help; nothing of the chunks is left then.
         """
         if self.read_only:
             raise SessionError(f"{self.folder} was opened for questions only.")
@@ -228,7 +246,8 @@ class SessionStore:
                 self._clean_up()
             self._is_unclean = True
             try:
-                written = self._write_files(prepared)  # not under the database's lock: a turn of dialogue may be kept
+                # not under the database's lock: a turn of dialogue may be kept
+                written = self._write_files(prepared)
                 self._commit(written)
             except Exception:
                 with suppress(OSError, sqlite3.Error):
@@ -249,7 +268,8 @@ class SessionStore:
             self._evicted_files += new.dropped
 
     def write_eviction(self) -> Eviction | None:
-        """Lets the oldest file go although there is budget, for a disk that is full; None where none can be spared.
+        """Lets the oldest file go although there is budget, for a disk that is full; None where
+        none can be spared.
 
         Durable at once; `publish_eviction` makes it so here, and `delete_evicted` deletes the file.
         """
@@ -268,12 +288,16 @@ class SessionStore:
         self._drop_records()
 
     def delete_evicted(self) -> None:
-        """Deletes what made room for published chunks; opening the folder again deletes what is left."""
+        """Deletes what made room for published chunks; opening the folder again deletes what is
+        left.
+        """
         files, self._evicted_files = self._evicted_files, []
         with suppress(OSError):
             for kept, segment in files:
                 self._files[kept].drop(segment)
-            names = [self.thumbnail(index).name for index in range(self._first_thumb, self.first_chunk)]
+            names = [
+                self.thumbnail(index).name for index in range(self._first_thumb, self.first_chunk)
+            ]
             if names:
                 delete_files(self.folder / THUMBS, names)
             self._first_thumb = max(self._first_thumb, self.first_chunk)
@@ -283,13 +307,17 @@ class SessionStore:
             del self._key_bytes[record.index]
 
     def forget_before(self, number: int) -> None:
-        """Keeps no records of these chunks in memory; they stay on the disk until they make room there."""
+        """Keeps no records of these chunks in memory; they stay on the disk until they make room
+        there.
+        """
         self.chunks.drop_before(number)
 
     def read(self, index: int, kept: Kept = "dense") -> Tensor:
         """The packed keys and values of a chunk: uint8 [n] on the CPU. Raises ChunkLostError."""
         if index < self.chunks.first:
-            raise ChunkLostError(f"What was remembered as chunk {index} had to make room on the disk.")
+            raise ChunkLostError(
+                f"What was remembered as chunk {index} had to make room on the disk."
+            )
         chunk = self.chunks[index]
         when = f"{chunk.meta.start_seconds:.0f} s to {chunk.meta.stop_seconds:.0f} s"
         if index >= self.first(kept):
@@ -299,23 +327,37 @@ class SessionStore:
                 return self._files[kept].read(chunk.places[kept])
             except DamagedBytesError as error:
                 if not self._was_evicted(index, kept):
-                    what = "was left out" if kept == "sparse" or index < self.first("sparse") else FALLBACK_TEXT[kept]
-                    sentence = f"What was remembered of {when} is damaged in {self.folder} and {what}: {error}."
+                    what = (
+                        "was left out"
+                        if kept == "sparse" or index < self.first("sparse")
+                        else FALLBACK_TEXT[kept]
+                    )
+                    sentence = (
+                        f"What was remembered of {when} is damaged in {self.folder} and {what}: "
+                        f"{error}."
+                    )
                     raise ChunkLostError(sentence) from error
-        raise ChunkLostError(f"What was remembered of {when} had to make room on the disk in the meantime.")
+        raise ChunkLostError(
+            f"What was remembered of {when} had to make room on the disk in the meantime."
+        )
 
     def has_exact(self, index: int) -> bool:
         """Whether a chunk is kept as computed beside 8 bits; the newest are."""
         return index >= self.first("exact") and self.chunks[index].places["exact"].num_bytes > 0
 
     def index_keys(self, num_heads: int) -> Iterator[Tensor]:
-        """The index keys of every chunk that is there, in order, in the type of the keys: [num_heads, n, head_dim]."""
+        """The index keys of every chunk that is there, in order, in the type of the keys:
+        [num_heads, n, head_dim].
+        """
         with self._wrap_errors(), self._db_lock, self._snapshot():
             self._refresh_firsts()
             first = max(self.chunks.first, self.first_chunk)
             for _ in range(self.chunks.first, first):  # another process has just evicted these
                 yield self._keys_of(b"", num_heads)
-            query = "SELECT number, data, checksum FROM index_keys WHERE number >= ? AND number < ? ORDER BY number"
+            query = (
+                "SELECT number, data, checksum FROM index_keys WHERE number >= ? AND number < ? "
+                "ORDER BY number"
+            )
             rows = self._db.execute(query, (first, self.num_chunks))
             for index in range(first, self.num_chunks):
                 number, data, checksum = next(rows, (None, None, None))
@@ -333,7 +375,9 @@ class SessionStore:
             self._db.execute("DELETE FROM index_keys")
             for index, rows in enumerate(keys, self.chunks.first):
                 data = self._to_bytes(rows)
-                self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", (index, data, zlib.crc32(data)))
+                self._db.execute(
+                    "INSERT INTO index_keys VALUES (?, ?, ?)", (index, data, zlib.crc32(data))
+                )
             set_fact(self._db, "heads", heads)
             self._key_bytes = self._read_key_bytes()
         self._facts["heads"] = heads
@@ -341,7 +385,9 @@ class SessionStore:
 
     @property
     def heads(self) -> str:
-        """Which heads the index keys are of, as `replace_index` was told; nothing in a new session."""
+        """Which heads the index keys are of, as `replace_index` was told; nothing in a new
+        session.
+        """
         return self._facts.get("heads", "")
 
     @property
@@ -359,7 +405,9 @@ class SessionStore:
 
     @property
     def seen_seconds(self) -> float:
-        """How far was watched: to the end of the newest chunk, or as far behind it as has been said."""
+        """How far was watched: to the end of the newest chunk, or as far behind it as has been
+        said.
+        """
         seen = float(self._facts.get("seen seconds", 0.0))
         if not len(self.chunks):
             return seen
@@ -377,13 +425,18 @@ class SessionStore:
 
     @property
     def still_since(self) -> tuple[int, float]:
-        """Frames watched behind the newest chunk that showed nothing new, where it has been said, and the seconds that
-        took."""
+        """Frames watched behind the newest chunk that showed nothing new, where it has been said,
+        and the seconds that took."""
         chunks, frames, seconds = json.loads(self._facts.get("still since", "[0, 0, 0.0]"))
         return (frames, seconds) if chunks == self.num_chunks else (0, 0.0)
 
     def set_seen(self, seconds: float, still_since: tuple[int, float]) -> None:
-        self._set({"seen seconds": repr(seconds), "still since": json.dumps([self.num_chunks, *still_since])})
+        self._set(
+            {
+                "seen seconds": repr(seconds),
+                "still since": json.dumps([self.num_chunks, *still_since]),
+            }
+        )
 
     def turns(self) -> list[tuple[str, str]]:
         """All questions and answers, in order."""
@@ -403,8 +456,12 @@ class SessionStore:
         self._closing.close()
 
     def check_integrity(self) -> None:
-        """Asserts that records follow each other and their bytes lie gapless in their files; reads all of them."""
-        assert [chunk.index for chunk in self.chunks] == list(range(self.chunks.first, self.num_chunks)), "records"
+        """Asserts that records follow each other and their bytes lie gapless in their files; reads
+        all of them.
+        """
+        assert [chunk.index for chunk in self.chunks] == list(
+            range(self.chunks.first, self.num_chunks)
+        ), "records"
         for kept in KEPT:
             ends: dict[int, int] = {}
             for chunk in self.chunks:
@@ -414,19 +471,30 @@ class SessionStore:
                 assert place.offset == ends.get(place.segment, 0), "bytes of a file are nobody's"
                 ends[place.segment] = place.offset + self.read(chunk.index, kept).nbytes
             if self.chunks.first == self.first_chunk:
-                assert self._ledger.num_bytes_of(kept) == sum(ends.values()), f"{kept} bytes are not the sum"
+                assert self._ledger.num_bytes_of(kept) == sum(ends.values()), (
+                    f"{kept} bytes are not the sum"
+                )
         if self.chunks.first == self.first_chunk:
-            assert self.disk_bytes == self._counted(self._firsts).num_bytes, "disk bytes are not the sum"
+            assert self.disk_bytes == self._counted(self._firsts).num_bytes, (
+                "disk bytes are not the sum"
+            )
         with self._db_lock:
             for table in ("chunks", "index_keys"):
-                rows = [number for (number,) in self._db.execute(f"SELECT number FROM {table} ORDER BY number")]
+                rows = [
+                    number
+                    for (number,) in self._db.execute(f"SELECT number FROM {table} ORDER BY number")
+                ]
                 if self.heads or table == "chunks":
-                    assert self.read_only or rows == list(range(self.first_chunk, self.num_chunks)), f"rows of {table}"
+                    assert self.read_only or rows == list(
+                        range(self.first_chunk, self.num_chunks)
+                    ), f"rows of {table}"
 
     def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
         (self.folder / THUMBS).mkdir(exist_ok=True)
         sync_folder(self.folder)
-        facts = {"format": FORMAT, "settings": json.dumps(settings), "kv_bits": kv_bits} | asdict(kind)
+        facts = {"format": FORMAT, "settings": json.dumps(settings), "kv_bits": kv_bits} | asdict(
+            kind
+        )
         create_tables(self._db, {name: str(value) for name, value in facts.items()})
 
     def _checked_facts(self, kind: Kind | None) -> dict[str, str]:
@@ -438,14 +506,18 @@ class SessionStore:
         for name, wanted in asdict(kind).items() if kind else ():
             if facts[name] != str(wanted):
                 what = {"model_id": "model", "dtype": "dtype"}.get(name, name)
-                raise SessionError(f"{self.folder} was made with {what} {facts[name]}, not {wanted}.")
+                raise SessionError(
+                    f"{self.folder} was made with {what} {facts[name]}, not {wanted}."
+                )
         return facts
 
     def _read_chunks(self) -> Numbered[StoredChunk]:
         first = int(self._facts.get("first sparse", 0))
         chunks: Numbered[StoredChunk] = Numbered(first=first)
         previous: StoredChunk | None = None
-        for row in self._db.execute("SELECT * FROM chunks WHERE number >= ? ORDER BY number", (first,)):
+        for row in self._db.execute(
+            "SELECT * FROM chunks WHERE number >= ? ORDER BY number", (first,)
+        ):
             chunk = StoredChunk.of_row(row)
             self._check_sizes(chunk)
             if chunk.index != chunks.stop:
@@ -458,14 +530,18 @@ class SessionStore:
 
     def _read_key_bytes(self) -> dict[int, int]:
         """Bytes of index keys by chunk."""
-        return dict(self._db.execute("SELECT number, length(data) FROM index_keys WHERE data IS NOT NULL"))
+        return dict(
+            self._db.execute("SELECT number, length(data) FROM index_keys WHERE data IS NOT NULL")
+        )
 
     def _read_watched(self) -> tuple[int, float]:
         """Frames of all chunks there have been, and the seconds that these took."""
         if "watched" in self._facts:
             frames, seconds = json.loads(self._facts["watched"])
             return frames, seconds
-        return sum(chunk.num_frames for chunk in self.chunks), sum(chunk.watch_seconds for chunk in self.chunks)
+        return sum(chunk.num_frames for chunk in self.chunks), sum(
+            chunk.watch_seconds for chunk in self.chunks
+        )
 
     def _counted(self, firsts: Mapping[Kept, int]) -> Ledger:
         """The books, from the records."""
@@ -486,7 +562,9 @@ class SessionStore:
             raise DamagedDatabaseError(what)
 
     def _check_sparse_size(self, chunk: StoredChunk) -> None:
-        if chunk.places["sparse"].num_bytes != self.format.num_bytes(chunk.meta.pooled().num_tokens):
+        if chunk.places["sparse"].num_bytes != self.format.num_bytes(
+            chunk.meta.pooled().num_tokens
+        ):
             raise DamagedBytesError("its record names a wrong number of bytes")
 
     def _packed(self, chunk: KVChunk) -> dict[Kept, Tensor]:
@@ -520,7 +598,9 @@ class SessionStore:
                 for kept, files in self._files.items()
             }
             for index, item in enumerate(prepared, self.num_chunks):
-                assert item.meta.index == index, f"chunk {item.meta.index} cannot follow {index} chunks"
+                assert item.meta.index == index, (
+                    f"chunk {item.meta.index} cannot follow {index} chunks"
+                )
                 ledger = ledger.copy()
                 placement = self._placed(ledger, item)
                 places = dict.fromkeys(KEPT, Place(index))
@@ -529,29 +609,41 @@ class SessionStore:
                 if item.thumb:
                     replace_file(self.thumbnail(index), item.thumb)
                 new = item.new
-                record = StoredChunk(item.meta, new.num_frames, new.watch_seconds, len(item.thumb), places)
+                record = StoredChunk(
+                    item.meta, new.num_frames, new.watch_seconds, len(item.thumb), places
+                )
                 frames, seconds = frames + new.num_frames, seconds + new.watch_seconds
-                written.append(WrittenChunk(record, item.keys, ledger, placement.dropped, (frames, seconds)))
+                written.append(
+                    WrittenChunk(record, item.keys, ledger, placement.dropped, (frames, seconds))
+                )
             for writer in writers.values():
                 writer.flush()
         return written
 
     def _placed(self, ledger: Ledger, item: _PreparedChunk) -> Placement:
         sizes = {kept: len(data) for kept, data in item.packed.items()}
-        record_bytes = ROW_BYTES + TOKEN_BYTES * item.meta.num_tokens + len(item.thumb) + len(item.keys)
+        record_bytes = (
+            ROW_BYTES + TOKEN_BYTES * item.meta.num_tokens + len(item.thumb) + len(item.keys)
+        )
         try:
             return ledger.add(item.meta.index, sizes, record_bytes)
         except BudgetTooSmallError as error:
             gib = self._budget_bytes / (1 << 30)
-            raise SessionError(f"The disk budget of {gib:.3g} GiB is full.", "memory.disk_bytes") from error
+            raise SessionError(
+                f"The disk budget of {gib:.3g} GiB is full.", "memory.disk_bytes"
+            ) from error
 
     def _commit(self, written: Sequence[WrittenChunk]) -> None:
-        """The records in, those of evicted chunks out, in one transaction: only now the chunks count."""
+        """The records in, those of evicted chunks out, in one transaction: only now the chunks
+        count.
+        """
         ledger = written[-1].ledger
         with self._db_lock, self._db:
             for new in written:
                 keys = (new.record.index, new.keys, zlib.crc32(new.keys))
-                self._db.execute(f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row())
+                self._db.execute(
+                    f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row()
+                )
                 self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", keys)
             self._write_facts(ledger, {"watched": json.dumps(written[-1].watched)})
 
@@ -573,13 +665,22 @@ class SessionStore:
             if newest is not None and newest >= self.num_chunks:
                 with self._db:
                     for table in ("chunks", "index_keys"):
-                        self._db.execute(f"DELETE FROM {table} WHERE number >= ?", (self.num_chunks,))
+                        self._db.execute(
+                            f"DELETE FROM {table} WHERE number >= ?", (self.num_chunks,)
+                        )
         for kept, files in self._files.items():
             files.cut({file.first: file.num_bytes for file in self._ledger.files(kept)})
         thumbs = self.folder / THUMBS
         if os.path.lexists(thumbs):
             numbers = range(self.first_chunk, self.num_chunks)
-            delete_files(thumbs, [name for name in thumb_names(thumbs) if int(name.partition(".")[0]) not in numbers])
+            delete_files(
+                thumbs,
+                [
+                    name
+                    for name in thumb_names(thumbs)
+                    if int(name.partition(".")[0]) not in numbers
+                ],
+            )
 
     def _was_evicted(self, index: int, kept: Kept) -> bool:
         """What the folder says now; another process may be writing it."""
@@ -601,7 +702,9 @@ class SessionStore:
         return num_heads * self.kind.head_dim * self.kind.torch_dtype.itemsize
 
     def _keys_of(self, data: bytes, num_heads: int) -> Tensor:
-        keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(self.kind.torch_dtype)
+        keys = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).view(
+            self.kind.torch_dtype
+        )
         return keys.view(num_heads, len(data) // self._key_row_bytes(num_heads), self.kind.head_dim)
 
     def _to_bytes(self, index_keys: Tensor) -> bytes:
@@ -647,7 +750,9 @@ class Eviction:
 
 @dataclass(frozen=True, eq=False)
 class WrittenChunk:
-    """A chunk that is durable and not yet published; ledger, watched: as they are with it. dropped: files."""
+    """A chunk that is durable and not yet published; ledger, watched: as they are with it. dropped:
+    files.
+    """
 
     record: StoredChunk
     keys: bytes
@@ -713,7 +818,8 @@ def wrap_os_errors(folder: Path) -> Iterator[None]:
 
 
 def lock(folder: Path) -> FileIO:
-    """The right to write in a folder, which is made where there is none; held until closed or the process ends.
+    """The right to write in a folder, which is made where there is none; held until closed or the
+    process ends.
 
     Raises SessionError where another one has it, or the folder is something else.
     """

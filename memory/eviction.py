@@ -23,7 +23,9 @@ class BudgetTooSmallError(ValueError):
 
 @dataclass(frozen=True)
 class KVFile:
-    """Chunks `first` to `stop` (half-open) in one file; record_bytes: what goes with them, see `Ledger`."""
+    """Chunks `first` to `stop` (half-open) in one file; record_bytes: what goes with them, see
+    `Ledger`.
+    """
 
     first: int
     stop: int
@@ -68,7 +70,11 @@ class Ledger:
         for chunk in chunks:
             for kept, place in chunk.places.items():
                 if chunk.index >= firsts[kept] and place.num_bytes:
-                    record = chunk.record_bytes + key_bytes.get(chunk.index, 0) if kept == "sparse" else 0
+                    record = (
+                        chunk.record_bytes + key_bytes.get(chunk.index, 0)
+                        if kept == "sparse"
+                        else 0
+                    )
                     ledger._put(kept, chunk.index, place.segment, place.num_bytes, record)
         return ledger
 
@@ -106,7 +112,9 @@ class Ledger:
         return Placement(places, dropped)
 
     def drop_oldest(self, num_chunks: int) -> list[tuple[Kept, int]]:
-        """Drops the oldest file of a history of so many chunks. Raises BudgetTooSmallError where none can go."""
+        """Drops the oldest file of a history of so many chunks. Raises BudgetTooSmallError where
+        none can go.
+        """
         return self._drop_oldest_before(num_chunks - self._keep_chunks)
 
     def drop_before(self, kept: Kept, number: int) -> None:
@@ -128,7 +136,9 @@ class Ledger:
             files.append(KVFile(segment, index, 0))
         last = files.pop()
         record = last.record_bytes + record_bytes
-        files.append(replace(last, stop=index + 1, num_bytes=last.num_bytes + num_bytes, record_bytes=record))
+        files.append(
+            replace(last, stop=index + 1, num_bytes=last.num_bytes + num_bytes, record_bytes=record)
+        )
         self.num_bytes += num_bytes + record_bytes
 
     def _drop_oldest_before(self, newest: int) -> list[tuple[Kept, int]]:

@@ -27,7 +27,8 @@ from memory.plain_files import (
 class Summary:
     """A session in figures. seen_seconds: how far its source was watched.
 
-    sparse_chunks: have lost their dense level to the disk budget, forgotten_chunks: the sparse one as well.
+    sparse_chunks: have lost their dense level to the disk budget, forgotten_chunks: the sparse one
+    as well.
     """
 
     folder: str

@@ -1,11 +1,13 @@
 """How keys and values stand as bytes on host and disk: as they were computed, or rounded to 8 bits.
 
-Rounded, a vector is its middle, a step, and for each element a whole number of steps from -127 to 127. For keys a
-vector is one channel over all tokens of the chunk, because a few channels of raw keys are far larger than the others;
-for values it is one token over all channels (KIVI, arXiv 2402.02750).
+Rounded, a vector is its middle, a step, and for each element a whole number of steps from -127 to
+127. For keys a vector is one channel over all tokens of the chunk, because a few channels of raw
+keys are far larger than the others; for values it is one token over all channels (KIVI, arXiv
+2402.02750).
 
     as computed   keys, values [2, layers, kv_heads, n, head_dim]
-    8 bits        middle, step of keys [2, layers, kv_heads, head_dim] | of values [2, layers, kv_heads, n] | both, int8
+    8 bits        middle, step of keys [2, layers, kv_heads, head_dim]
+                  | of values [2, layers, kv_heads, n] | both, int8
 
 Knows nothing of tiers, files or chunks.
 """
@@ -31,7 +33,8 @@ class KVFormat:
     """What the keys and values of a stream's chunks have in common, and how they are packed.
 
     dtype: that they are computed in. bits: 8, or 16 for "as computed", whatever the dtype is.
-    head_dim is even, as it is wherever keys are rotated; so packed chunks side by side stay aligned.
+    head_dim is even, as it is wherever keys are rotated; so packed chunks side by side stay
+    aligned.
     """
 
     layers: int
@@ -70,10 +73,11 @@ class KVFormat:
         return _joined([*of_keys[:2], *of_values[:2], of_keys[2], of_values[2]])
 
     def unpack(self, data: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of packed bytes, in `dtype` on their device; as computed they are views of the bytes.
+        """Keys and values of packed bytes, in `dtype` on their device; as computed they are views
+        of the bytes.
 
-        Rounded ones are off by at most half a step, that is 1/508 of the range of their vector, before they are
-        rounded to `dtype`.
+        Rounded ones are off by at most half a step, that is 1/508 of the range of their vector,
+        before they are rounded to `dtype`.
         """
         shape = (2, self.layers, self.kv_heads, num_tokens, self.head_dim)
         if self.bits == AS_COMPUTED:
@@ -97,9 +101,11 @@ class KVFormat:
 
 
 def rounded(x: Tensor, over: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Middle and step of every vector of x along dimension `over`, float32 of size 1 there, and the steps, int8.
+    """Middle and step of every vector of x along dimension `over`, float32 of size 1 there, and the
+    steps, int8.
 
-    |middle + steps * step - x| <= step / 2, where step = (max - min) / 254; float32 adds its own rounding.
+    |middle + steps * step - x| <= step / 2, where step = (max - min) / 254; float32 adds its own
+    rounding.
     """
     exact = x.float()
     low, high = exact.aminmax(dim=over, keepdim=True)

@@ -26,7 +26,9 @@ class DamagedBytesError(RuntimeError):
 
 
 class Segments:
-    """The files of one kind of bytes: appended to, named by their first chunk, dropped as a whole."""
+    """The files of one kind of bytes: appended to, named by their first chunk, dropped as a
+    whole.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -98,7 +100,9 @@ class SegmentWriter:
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int, checksum: int) -> Tensor:
-    """uint8 [num_bytes] on the CPU. Raises DamagedBytesError where they are missing or their checksum is another."""
+    """uint8 [num_bytes] on the CPU. Raises DamagedBytesError where they are missing or their
+    checksum is another.
+    """
     try:
         with open_file(path, os.O_RDONLY) as handle:
             if os.fstat(handle).st_size < offset + num_bytes:  # before memory is taken for them

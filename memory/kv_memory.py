@@ -1,16 +1,17 @@
-"""The memory of one stream: its newest chunks on the device, older ones in host memory and on disk, all in one index.
+"""The memory of one stream: its newest chunks on the device, older ones in host memory and on disk,
+all in one index.
 
-    append -> [ window: newest chunks, device ] -> oldest leaves -> [ host pool ] -> oldest is dropped
-                 |           |                                          |               |  (with a store only)
-                 |           v                                          |               |
-    get:         |        device <--------------------------------------+               |
-                 |        device <------------- [ store: chunks on disk; the oldest sparse, then not at all ]
-                 +-> index: keys of the retrieval heads, of every chunk that can be brought
+    append -> [ device window: newest chunks ] -> oldest -> [ host pool ] -> oldest is dropped
+                 |          |                                     |
+    get:         |        device <--------------------------------+
+                 |        device <--- [ disk, with a store: all chunks; oldest sparse, then gone ]
+                 +-> index: keys of the retrieval heads, of every chunk that can be loaded
 
-A chunk is appended to all of it in one call, or to nothing. Everything is counted: what the device holds depends on the
-window only, what the host holds on `host_bytes`, and the disk on the store's budget. Whatever is full evicts the oldest
-chunks, with all that is known of them; chunks keep their numbers. The device has chunks as computed, host and disk as
-their format says: in 8 bits perhaps, and then only the window is exact. Knows nothing of models, questions or
+A chunk is appended to all of it in one call, or to nothing. Everything is counted: what the device
+holds depends on the window only, what the host holds on `host_bytes`, and the disk on the store's
+budget. Whatever is full evicts the oldest chunks, with all that is known of them; chunks keep their
+numbers. The device has chunks as computed, host and disk as their format says: in 8 bits perhaps,
+and then only the window is exact. Knows nothing of models, questions or
 relevance: it is told which chunks to bring.
 """
 
@@ -30,26 +31,34 @@ import torch
 from torch import Tensor
 
 from config import MemoryConfig
-from errors import LonglookError
+from errors import LonglookError, Notice
 from memory.chunk import ChunkMeta, KVChunk, cells
-from memory.disk_tier import ChunkLostError, DiskFullError, SessionBusyError, SessionStore, WrittenChunk
+from memory.disk_tier import (
+    ChunkLostError,
+    DiskFullError,
+    SessionBusyError,
+    SessionStore,
+    WrittenChunk,
+)
 from memory.heap import return_free_memory
 from memory.host_pool import HostPool, PoolFullError
 from memory.kv_codec import KVFormat
 from memory.numbered import Numbered
 from memory.records import Kept, NewChunk
 from memory.retrieval_index import HeadIndex
-from streaming.events import Notice
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
 BLOCK_STEP_BYTES = 512  # what a GPU's allocator rounds to as well
-RETRY_SECONDS = (0.5, 2.0, 8.0)  # between tries, where a failure may pass: others may need the device or the disk now
+# between tries, where a failure may pass: others may need the device or the disk now
+RETRY_SECONDS = (0.5, 2.0, 8.0)
 PASSING_ERRORS = (SessionBusyError, torch.OutOfMemoryError)
-# What the search needs in host memory whatever the budget, where a disk has the chunks: without index and records they
-# could not be found. With a large model this is some 60 chunks, with the embedded one some 2,000.
+# What the search needs in host memory whatever the budget, where a disk has the chunks: without
+# index and records they could not be found. With a large model this is some 60 chunks, with the
+# embedded one some 2,000.
 MIN_SEARCH_BYTES = 64 << 20
 NO_DEVICE_MEMORY = (
-    "The device has no memory left; smaller chunks, fewer recalled chunks, a smaller model or the CPU need less."
+    "The device has no memory left; smaller chunks, fewer recalled chunks, a smaller model or "
+    "the CPU need less."
 )
 TRIM_CHUNKS = 64  # once in so many chunks the heap gives back what is free in it
 
@@ -62,8 +71,9 @@ class MemoryFullError(LonglookError):
 class MemoryCounts:
     """What a memory holds, as it was right after some chunk. chunks: evicted ones included.
 
-    disk_forgotten_chunks: made room on the disk; the host may have some of them still. The seconds are where the first
-    chunk starts that was not forgotten so, and the first that has its dense level.
+    disk_forgotten_chunks: made room on the disk; the host may have some of them still. The seconds
+    are where the first chunk starts that was not forgotten so, and the first that has its dense
+    level.
     """
 
     chunks: int
@@ -97,13 +107,16 @@ class _Pushed:
 
 
 class KVMemory:
-    """Chunks of one stream, numbered from 0 in the order of coming; those from `first_chunk` on are remembered.
+    """Chunks of one stream, numbered from 0 in the order of coming; those from `first_chunk` on are
+    remembered.
 
-    store: keeps the chunks on disk; then the host tier is a cache, and old chunks may be `is_evicted` there.
+    store: keeps the chunks on disk; then the host tier is a cache, and old chunks may be
+    `is_evicted` there.
     index: finds chunks by their keys. Both are the memory's own from now on.
-    lock: held whenever something changes that another thread may read, never while anything is written to the disk.
-    Window chunks lie in device blocks of one size, so that their bytes stay the same while chunks differ a little; only
-    a chunk larger than all blocks so far gets a larger one. A chunk handed out stays valid whatever is appended later.
+    lock: held whenever something changes that another thread may read, never while anything is
+    written to the disk. Window chunks lie in device blocks of one size, so that their bytes stay
+    the same while chunks differ a little; only a chunk larger than all blocks so far gets a larger
+    one. A chunk handed out stays valid whatever is appended later.
     """
 
     def __init__(
@@ -124,12 +137,15 @@ class KVMemory:
         self._host_bytes = config.host_bytes
         self._host = HostPool(config.host_bytes, pinned=device.type == "cuda")
         self._metas: Numbered[ChunkMeta] = Numbered()
-        self._addresses: deque[int] = deque()  # in the host pool, of the chunks that left the window last
-        self._lost: dict[tuple[int, Kept], str] = {}  # what was found damaged or gone on disk, and what to say of it
+        # in the host pool, of the chunks that left the window last
+        self._addresses: deque[int] = deque()
+        # what was found damaged or gone on disk, and what to say of it
+        self._lost: dict[tuple[int, Kept], str] = {}
         self._notices: list[Notice] = []  # not told yet
         self._has_told_of_host = self._has_told_of_disk = False
         self._window: deque[_Resident] = deque()
-        self._pending: dict[int, KVChunk] = {}  # chunks that are not durable yet, wherever they are besides
+        # chunks that are not durable yet, wherever they are besides
+        self._pending: dict[int, KVChunk] = {}
         self._bits = config.kv_bits
         self._format: KVFormat | None = None  # of host and disk
         self._block_bytes = 0
@@ -193,8 +209,12 @@ class KVMemory:
         return range(stop - len(self._addresses), stop)
 
     def is_evicted(self, index: int) -> bool:
-        """Whether a chunk's keys and values cannot be had any more: they made room, or are damaged."""
-        return index < self.first_chunk or (self._is_missing(index, "dense") and self._is_missing(index, "sparse"))
+        """Whether a chunk's keys and values cannot be had any more: they made room, or are
+        damaged.
+        """
+        return index < self.first_chunk or (
+            self._is_missing(index, "dense") and self._is_missing(index, "sparse")
+        )
 
     def is_sparse_only(self, index: int) -> bool:
         """Whether the sparse level is all there is of a chunk."""
@@ -202,12 +222,16 @@ class KVMemory:
 
     @property
     def damaged(self) -> set[int]:
-        """Numbers of remembered chunks that cannot be had because what the disk has of them is not as it should be."""
+        """Numbers of remembered chunks that cannot be had because what the disk has of them is not
+        as it should be.
+        """
         return {index for index, _ in self._lost if self.is_evicted(index)}
 
     @property
     def losses(self) -> list[str]:
-        """A sentence for each chunk and level that could not be read from disk, in the order of finding."""
+        """A sentence for each chunk and level that could not be read from disk, in the order of
+        finding.
+        """
         return list(self._lost.values())
 
     def take_notices(self) -> list[Notice]:
@@ -223,15 +247,19 @@ class KVMemory:
     def append_all(
         self, chunks: Sequence[NewChunk], on_visible: Callable[[], None] | None = None
     ) -> list[MemoryCounts]:
-        """Puts the next chunks into window, host, index, records and disk: all of them or none, whatever fails.
+        """Puts the next chunks into window, host, index, records and disk: all of them or none,
+        whatever fails.
 
-        They can be asked about at once and are safe on the disk when this returns, all with one commit. Old chunks make
-        room, and some more where the disk is full before its budget is. What may pass (a busy database, a device
-        without memory) is tried again a few times. One thread at a time; others may read under the lock meanwhile.
-        on_visible: called, under the lock, when the chunks can be asked about, and when a failure delays that.
+        They can be asked about at once and are safe on the disk when this returns, all with one
+        commit. Old chunks make room, and some more where the disk is full before its budget is.
+        What may pass (a busy database, a device without memory) is tried again a few times. One
+        thread at a time; others may read under the lock meanwhile.
+        on_visible: called, under the lock, when the chunks can be asked about, and when a failure
+        delays that.
 
-        Gives what the memory held right after each chunk. Raises ValueError for a chunk that does not follow (number,
-        time, shape), and SessionError, MemoryFullError or what else went wrong; the memory is then as it was.
+        Gives what the memory held right after each chunk. Raises ValueError for a chunk that does
+        not follow (number, time, shape), and SessionError, MemoryFullError or what else went wrong;
+        the memory is then as it was.
         """
         with self._appending:
             for seconds in RETRY_SECONDS:
@@ -268,11 +296,12 @@ class KVMemory:
         return self._window[-1].chunk
 
     def get(self, indices: Sequence[int]) -> list[KVChunk]:
-        """These chunks on the device, in the order asked for; dense, but for those that are `is_sparse_only`.
+        """These chunks on the device, in the order asked for; dense, but for those that are
+        `is_sparse_only`.
 
-        Those not in the window come in one buffer, neighbours in host memory in one copy. Raises IndexError for a
-        number not in memory, ChunkLostError for a chunk that is not as the disk should have it: from then on it is
-        `is_sparse_only` or `is_evicted`.
+        Those not in the window come in one buffer, neighbours in host memory in one copy. Raises
+        IndexError for a number not in memory, ChunkLostError for a chunk that is not as the disk
+        should have it: from then on it is `is_sparse_only` or `is_evicted`.
         """
         for index in indices:
             if not self.first_chunk <= index < self.num_chunks:
@@ -290,7 +319,9 @@ class KVMemory:
         return self._metas[index].group_starts
 
     def sizes(self, index: int) -> tuple[int, int]:
-        """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so many)."""
+        """Tokens of a chunk, dense and sparse (where the sparse level is not pooled: at most so
+        many).
+        """
         meta = self._metas[index]
         return meta.num_tokens, len(cells(meta.layout, meta.visual)[1])
 
@@ -331,15 +362,23 @@ class KVMemory:
     def _start_seconds(self, index: int) -> float:
         """Where a chunk starts; where the newest one ends, if it has not come yet."""
         index = max(index, self.first_chunk)
-        return self._metas[index].start_seconds if index < self.num_chunks else self.stop_seconds or 0.0
+        return (
+            self._metas[index].start_seconds
+            if index < self.num_chunks
+            else self.stop_seconds or 0.0
+        )
 
     def check_integrity(self) -> None:
-        """Asserts what always holds: numbering, order in time, places of the chunks, counts of bytes and tokens, and
-        that window, host, disk, index and records agree."""
+        """Asserts what always holds: numbering, order in time, places of the chunks, counts of
+        bytes and tokens, and that window, host, disk, index and records agree."""
         metas = list(self._metas)
-        assert [meta.index for meta in metas] == list(range(self.first_chunk, self.num_chunks)), "a record is missing"
+        assert [meta.index for meta in metas] == list(range(self.first_chunk, self.num_chunks)), (
+            "a record is missing"
+        )
         assert all(b.is_after(a) for a, b in pairwise(metas)), "times do not ascend"
-        assert [chunk.index for chunk in self.window()] == list(self.window_indices), "window and host do not join"
+        assert [chunk.index for chunk in self.window()] == list(self.window_indices), (
+            "window and host do not join"
+        )
         assert len(self._window) <= self._window_chunks, "the window is too long"
         assert not self._pending, "a chunk is not durable"
         if self._store is None:
@@ -350,17 +389,26 @@ class KVMemory:
             is_on_disk = self._store.first_chunk <= self.first_chunk
             assert is_on_disk or self.first_chunk == self.host_indices.start, "chunks are nowhere"
         if self._index is not None:
-            ours, found = (self.first_chunk, self.num_chunks), (self._index.first_chunk, self._index.num_chunks)
+            ours, found = (
+                (self.first_chunk, self.num_chunks),
+                (self._index.first_chunk, self._index.num_chunks),
+            )
             assert ours == found, f"the index has other chunks: {found}, not {ours}"
             self._index.check_integrity()
-        assert all(chunk.keys.device.type == self._device.type for chunk in self.window()), "window not on the device"
+        assert all(chunk.keys.device.type == self._device.type for chunk in self.window()), (
+            "window not on the device"
+        )
         sizes = [self._num_bytes(self._metas[index]) for index in self.host_indices]
         assert self._host.used_bytes == sum(sizes), "host bytes are not the sum"
         gaps = [stop - start for start, stop in pairwise(self._addresses)]
         assert gaps == sizes[:-1], "host addresses are not those of the chunks"
-        assert self._host.used_bytes <= self._host.reserved_bytes <= self._host.budget_bytes, "host budget"
+        assert self._host.used_bytes <= self._host.reserved_bytes <= self._host.budget_bytes, (
+            "host budget"
+        )
         assert self._num_tokens == sum(meta.num_tokens for meta in metas), "token count"
-        assert self._num_visual_tokens == sum(meta.num_visual_tokens for meta in metas), "visual token count"
+        assert self._num_visual_tokens == sum(meta.num_visual_tokens for meta in metas), (
+            "visual token count"
+        )
         assert self._meta_bytes == sum(meta.memory_bytes for meta in metas), "bytes of the records"
 
     def stop(self) -> None:
@@ -370,7 +418,8 @@ class KVMemory:
             pass
 
     def close(self) -> None:
-        """Gives all memory back and closes the store, after the chunk under way; chunks handed out before stay valid.
+        """Gives all memory back and closes the store, after the chunk under way; chunks handed out
+        before stay valid.
 
         May be called twice, but not under the lock.
         """
@@ -388,7 +437,9 @@ class KVMemory:
                 self._store.close()
         return_free_memory()
 
-    def _append_once(self, chunks: Sequence[NewChunk], on_visible: Callable[[], None] | None) -> list[MemoryCounts]:
+    def _append_once(
+        self, chunks: Sequence[NewChunk], on_visible: Callable[[], None] | None
+    ) -> list[MemoryCounts]:
         self._check_follow([new.chunk for new in chunks])
         residents = [self._resident(new.chunk) for new in chunks]
         leaving = self._packed_leavers(residents)
@@ -418,12 +469,16 @@ class KVMemory:
         return held
 
     def _push(self, resident: _Resident, new: NewChunk, leaving: dict[int, Tensor]) -> _Pushed:
-        """Puts the chunk into index and host, which changes nothing where it fails; then into window and records."""
+        """Puts the chunk into index and host, which changes nothing where it fails; then into
+        window and records.
+        """
         meta = resident.meta
         left = self._window[0] if len(self._window) == self._window_chunks else None
         self._add_to_index(new)
         try:
-            is_on_host = left is not None and self._move_to_host(leaving[left.meta.index], meta.memory_bytes)
+            is_on_host = left is not None and self._move_to_host(
+                leaving[left.meta.index], meta.memory_bytes
+            )
         except BaseException:
             if self._index is not None:
                 self._index.remove_newest()
@@ -477,7 +532,9 @@ class KVMemory:
                 self._take_back(pushed)
             raise
 
-    def _settle(self, held: Sequence[MemoryCounts], written: Sequence[WrittenChunk]) -> list[MemoryCounts]:
+    def _settle(
+        self, held: Sequence[MemoryCounts], written: Sequence[WrittenChunk]
+    ) -> list[MemoryCounts]:
         """The chunks are durable; those that made room on the disk are evicted here as well."""
         self._pending.clear()
         if self._store is None:
@@ -490,7 +547,8 @@ class KVMemory:
             self._evict_for_search()
             evicted = tokens - self._num_tokens, visual_tokens - self._num_visual_tokens
             held = [
-                replace(c, tokens=c.tokens - evicted[0], visual_tokens=c.visual_tokens - evicted[1]) for c in held
+                replace(c, tokens=c.tokens - evicted[0], visual_tokens=c.visual_tokens - evicted[1])
+                for c in held
             ]
             counts.append(replace(held[len(counts)], **self._disk_counts()))
         return counts
@@ -500,7 +558,8 @@ class KVMemory:
         if self._store is not None:
             self._store.delete_evicted()
         if self._index is not None:
-            with suppress(MemoryError, RuntimeError):  # then what is flat stays so, and it is tried again
+            # then what is flat stays so, and it is tried again
+            with suppress(MemoryError, RuntimeError):
                 segment = self._index.next_segment()
                 if segment is not None:
                     with self._lock:
@@ -511,7 +570,9 @@ class KVMemory:
             return_free_memory()
 
     def _make_room_on_disk(self, error: DiskFullError) -> None:
-        """The disk is full although the budget is not: the oldest file goes. Raises `error` where none can."""
+        """The disk is full although the budget is not: the oldest file goes. Raises `error` where
+        none can.
+        """
         assert self._store is not None
         eviction = self._store.write_eviction()
         if eviction is None:
@@ -521,7 +582,9 @@ class KVMemory:
             self._evict_unreachable()
             if not self._has_told_of_disk:
                 self._has_told_of_disk = True
-                self._notices.append(Notice(f"{error} The oldest of what was seen makes room.", error.knob))
+                self._notices.append(
+                    Notice(f"{error} The oldest of what was seen makes room.", error.knob)
+                )
         self._store.delete_evicted()
 
     def _check_open(self) -> None:
@@ -530,7 +593,9 @@ class KVMemory:
 
     def _check_follow(self, chunks: Sequence[KVChunk]) -> None:
         self._check_open()
-        previous: ChunkMeta | KVChunk | None = self._metas[self.num_chunks - 1] if len(self._metas) else None
+        previous: ChunkMeta | KVChunk | None = (
+            self._metas[self.num_chunks - 1] if len(self._metas) else None
+        )
         for index, chunk in enumerate(chunks, self.num_chunks):
             if chunk.index != index:
                 raise ValueError(f"chunk {chunk.index} cannot follow {index} chunks")
@@ -538,7 +603,8 @@ class KVMemory:
                 raise ValueError(f"{chunk!r} is not of this memory's {self._format}")
             if previous is not None and not _is_after(chunk, previous):
                 raise ValueError(
-                    f"{chunk!r} lies before its predecessor, which ends at {previous.stop_seconds} s"
+                    f"{chunk!r} lies before its predecessor, which ends at "
+                    f"{previous.stop_seconds} s"
                 )
             previous = chunk
 
@@ -555,7 +621,8 @@ class KVMemory:
         return packed
 
     def _move_to_host(self, data: Tensor, needed_bytes: int) -> bool:
-        """The host's oldest chunks make room; whether the host has the bytes now, for it may be too small for them.
+        """The host's oldest chunks make room; whether the host has the bytes now, for it may be too
+        small for them.
 
         needed_bytes: must stay free for a record.
         """
@@ -587,12 +654,20 @@ class KVMemory:
     def _evict_unreachable(self) -> None:
         """Forgets the chunks that neither host nor disk has any more."""
         first_on_host = self.host_indices.start
-        self._evict_before(first_on_host if self._store is None else min(self._store.first_chunk, first_on_host))
+        self._evict_before(
+            first_on_host if self._store is None else min(self._store.first_chunk, first_on_host)
+        )
 
     def _evict_for_search(self) -> None:
-        """Forgets the oldest chunks on the disk where index and records alone are more than the host may hold."""
+        """Forgets the oldest chunks on the disk where index and records alone are more than the
+        host may hold.
+        """
         most = max(self._host_bytes, MIN_SEARCH_BYTES)
-        while self._store is not None and self.search_bytes > most and self.first_chunk < self.host_indices.start:
+        while (
+            self._store is not None
+            and self.search_bytes > most
+            and self.first_chunk < self.host_indices.start
+        ):
             self._tell_of_host()
             self._evict_before(self.first_chunk + 1)
             self._store.forget_before(self.first_chunk)
@@ -619,15 +694,20 @@ class KVMemory:
         self._has_told_of_host = True
         gib, seconds = self._host_bytes / (1 << 30), self.stop_seconds or 0.0
         sentence = (
-            f"The host memory for this stream is full after {seconds:.0f} s of video: {gib:.3g} GiB. From now on the "
+            f"The host memory for this stream is full after {seconds:.0f} s of video: "
+            f"{gib:.3g} GiB. From now on the "
             "oldest chunks are forgotten."
         )
         self._notices.append(Notice(sentence, "memory.host_bytes"))
 
     def _resident(self, chunk: KVChunk) -> _Resident:
-        """A copy of the chunk in a block of its own: prefill may hand us a view that keeps far more alive."""
+        """A copy of the chunk in a block of its own: prefill may hand us a view that keeps far more
+        alive.
+        """
         if chunk.memory_bytes > self._block_bytes:
-            self._block_bytes = math.ceil(chunk.memory_bytes * HEADROOM / BLOCK_STEP_BYTES) * BLOCK_STEP_BYTES
+            self._block_bytes = (
+                math.ceil(chunk.memory_bytes * HEADROOM / BLOCK_STEP_BYTES) * BLOCK_STEP_BYTES
+            )
         block = torch.empty(self._block_bytes, dtype=torch.uint8, device=self._device)
         keys, values = block[: chunk.memory_bytes].view(chunk.keys.dtype).view(2, *chunk.keys.shape)
         keys.copy_(chunk.keys)
@@ -648,7 +728,9 @@ class KVMemory:
             buffer[borders[i] : borders[i + 1]].copy_(data)
         for start, stop in _contiguous_ranges(indices[on_disk:]):
             start, stop = start + on_disk, stop + on_disk
-            self._host.read(self._addresses[indices[start] - first], buffer[borders[start] : borders[stop]])
+            self._host.read(
+                self._addresses[indices[start] - first], buffer[borders[start] : borders[stop]]
+            )
         parts = (buffer[start:stop] for start, stop in pairwise(borders))
         assert self._format is not None
         return {
@@ -662,7 +744,8 @@ class KVMemory:
         try:
             return self._store.read(index, kept)
         except ChunkLostError as error:
-            if kept != "exact" or self._store.has_exact(index):  # else it has left the writer's window since
+            # else it has left the writer's window since
+            if kept != "exact" or self._store.has_exact(index):
                 self._lost[index, kept] = str(error)
                 self._notices.append(Notice(str(error), error.knob))
             if self._store.read_only:
@@ -670,20 +753,26 @@ class KVMemory:
             raise
 
     def _is_missing(self, index: int, kept: Kept) -> bool:
-        """Whether a level is no longer on disk. Chunks in window and host never count as missing."""
+        """Whether a level is no longer on disk. Chunks in window and host never count as
+        missing.
+        """
         if index >= self.host_indices.start:
             return False
         is_gone = self._store is not None and index < self._store.first(kept)
         return is_gone or (index, kept) in self._lost
 
     def _restore(self, store: SessionStore) -> None:
-        """All that is in the store; the newest chunks into the window, as far back as they are sound."""
+        """All that is in the store; the newest chunks into the window, as far back as they are
+        sound.
+        """
         self._format, self._bits = store.format, store.format.bits
         self._metas = Numbered((chunk.meta for chunk in store.chunks), store.chunks.first)
         self._num_tokens = sum(meta.num_tokens for meta in self._metas)
         self._num_visual_tokens = sum(meta.num_visual_tokens for meta in self._metas)
         self._meta_bytes = sum(meta.memory_bytes for meta in self._metas)
-        newest = range(max(self.first_chunk, self.num_chunks - self._window_chunks), self.num_chunks)
+        newest = range(
+            max(self.first_chunk, self.num_chunks - self._window_chunks), self.num_chunks
+        )
         for index in reversed(newest):
             try:
                 self._window.appendleft(self._resident(self._restored(index)))
@@ -707,11 +796,15 @@ class KVMemory:
 
 
 def _is_after(chunk: KVChunk, earlier: ChunkMeta | KVChunk) -> bool:
-    return chunk.start_seconds >= earlier.start_seconds and chunk.stop_seconds >= earlier.stop_seconds
+    return (
+        chunk.start_seconds >= earlier.start_seconds and chunk.stop_seconds >= earlier.stop_seconds
+    )
 
 
 def _contiguous_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where neighbours stand together among ascending numbers, half-open: 2 3 4 7 8 -> (0, 3), (3, 5)."""
+    """Where neighbours stand together among ascending numbers, half-open: 2 3 4 7 8 -> (0, 3), (3,
+    5).
+    """
     start = 0
     for i in range(1, len(numbers) + 1):
         if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:

@@ -1,7 +1,8 @@
-"""Which chunks a question attends to where no retrieval head is known: attention mass over all heads, on sparse levels.
+"""Which chunks a question attends to where no retrieval head is known: attention mass over all
+heads, on sparse levels.
 
-Far weaker than retrieval heads, and the more so the longer the history; better than nothing for a checkpoint that was
-not calibrated or has no such head. Knows nothing of models or tiers.
+Far weaker than retrieval heads, and the more so the longer the history; better than nothing for a
+checkpoint that was not calibrated or has no such head. Knows nothing of models or tiers.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ from torch import Tensor
 
 from memory.chunk import KVChunk
 
-CANDIDATES = 32  # chunks looked at, evenly from the whole history; each is brought to the device and pooled in turn
+# chunks looked at, evenly from the whole history; each is brought to the device and pooled in turn
+CANDIDATES = 32
 
 
 def candidates(num_chunks: int) -> list[int]:
-    """At most `CANDIDATES` of the chunks 0 to num_chunks, evenly spread, the middle of each stretch."""
+    """At most `CANDIDATES` of the chunks 0 to num_chunks, evenly spread, the middle of each
+    stretch.
+    """
     count = min(CANDIDATES, max(0, num_chunks))
     return [(2 * k + 1) * num_chunks // (2 * count) for k in range(count)]
 
 
 def attention_mass(queries: Tensor, chunks: Iterable[KVChunk]) -> list[float]:
-    """The share of attention that falls on each chunk's visual tokens, mean over layers, heads and query tokens.
+    """The share of attention that falls on each chunk's visual tokens, mean over layers, heads and
+    query tokens.
 
-    queries: raw, [layers, heads, n, head_dim]; raw keys, so places make no difference. The shares add up to 1, or are
-    all 0 where no chunk has visual tokens.
+    queries: raw, [layers, heads, n, head_dim]; raw keys, so places make no difference. The shares
+    add up to 1, or are all 0 where no chunk has visual tokens.
     """
     columns: list[Tensor] = []
     for chunk in chunks:
@@ -35,7 +40,9 @@ def attention_mass(queries: Tensor, chunks: Iterable[KVChunk]) -> list[float]:
         grouped = queries.to(keys).reshape(layers, kv_heads, -1, queries.shape[2], head_dim)
         products = torch.einsum("lkgqd,lkmd->lkgqm", grouped, keys) * head_dim**-0.5
         columns.append(products.logsumexp(-1).flatten().cpu())
-    shares: list[float] = torch.stack(columns).softmax(0).nan_to_num().mean(1).tolist() if columns else []
+    shares: list[float] = (
+        torch.stack(columns).softmax(0).nan_to_num().mean(1).tolist() if columns else []
+    )
     return shares
 
 

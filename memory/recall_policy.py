@@ -1,4 +1,5 @@
-"""Which chunks come back for a question, and why: pure functions of scores, named times and a budget.
+"""Which chunks come back for a question, and why: pure functions of scores, named times and a
+budget.
 
 Knows nothing of models, queries or tiers. Chunks are numbers here; the memory brings them.
 """
@@ -14,16 +15,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-BEST_CHUNKS = 4  # so many of the best come before any neighbour: hit@4 of the retrieval heads is 1.00 as measured
+# so many of the best come before any neighbour: hit@4 of the retrieval heads is 1.00 as measured
+BEST_CHUNKS = 4
 
 Why = Literal["named time", "recalled", "recent", "beside", "sample"]
 Level = Literal["dense", "sparse"]
-IMPORTANCE: tuple[Why, ...] = ("recent", "named time", "recalled", "beside", "sample")  # last out first
+# last out first
+IMPORTANCE: tuple[Why, ...] = ("recent", "named time", "recalled", "beside", "sample")
 
 
 @dataclass(frozen=True)
 class HeadNorm:
-    """How one head's scores are read: the mean and spread of its MaxSim over chunks, and how far it is trusted."""
+    """How one head's scores are read: the mean and spread of its MaxSim over chunks, and how far it
+    is trusted.
+    """
 
     mean: float
     std: float
@@ -31,12 +36,16 @@ class HeadNorm:
 
     def __post_init__(self) -> None:
         if not self.std > 0 or not self.weight > 0:
-            raise ValueError(f"a head needs a positive spread and weight, not {self.std} and {self.weight}")
+            raise ValueError(
+                f"a head needs a positive spread and weight, not {self.std} and {self.weight}"
+            )
 
 
 @dataclass(frozen=True)
 class PlannedChunk:
-    """A chunk of the answer's context; `score` is its evidence, in standard deviations above a head's mean."""
+    """A chunk of the answer's context; `score` is its evidence, in standard deviations above a
+    head's mean.
+    """
 
     index: int
     score: float
@@ -56,14 +65,20 @@ class RecallPlan:
 
 
 def head_norms(scores: Tensor, weights: Sequence[float]) -> list[HeadNorm]:
-    """Norms of heads whose MaxSim with many chunks is known: [heads, chunks], -inf for chunks without tokens."""
-    return [_norm(row[row.isfinite()].double(), weight) for row, weight in zip(scores, weights, strict=True)]
+    """Norms of heads whose MaxSim with many chunks is known: [heads, chunks], -inf for chunks
+    without tokens.
+    """
+    return [
+        _norm(row[row.isfinite()].double(), weight)
+        for row, weight in zip(scores, weights, strict=True)
+    ]
 
 
 def evidence(scores: Tensor, norms: Sequence[HeadNorm]) -> list[float]:
     """One score per chunk: the weighted mean over heads of normalised MaxSim [heads, chunks].
 
-    A chunk without tokens (-inf) gets the least of its head's scores, so that every score is finite.
+    A chunk without tokens (-inf) gets the least of its head's scores, so that every score is
+    finite.
     """
     total = torch.zeros(scores.shape[1], dtype=torch.float64)
     for row, norm in zip(scores.double(), norms, strict=True):
@@ -82,16 +97,18 @@ def plan_recall(
     gone: Collection[int] = (),
     margin: float = math.inf,
 ) -> RecallPlan:
-    """The window, and at most `recall_chunks` older chunks dense: those of named times first, then by score. Then at
-    most `sparse_chunks` sparse: those beside the dense ones, the best one's first, and an even sample of the rest.
+    """The window, and at most `recall_chunks` older chunks dense: those of named times first, then
+    by score. Then at most `sparse_chunks` sparse: those beside the dense ones, the best one's
+    first, and an even sample of the rest.
 
-    scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled evenly.
-    named: the chunks of each named time; where one is named, only these and those beside them come back. When they
-    are more than the budget, it is shared between the times and each share is spread over its time, taking the best
-    chunk of every stretch.
+    scores: evidence per chunk, or None where nothing is known; then the older chunks are sampled
+    evenly.
+    named: the chunks of each named time; where one is named, only these and those beside them come
+    back. When they are more than the budget, it is shared between the times and each share is
+    spread over its time, taking the best chunk of every stretch.
     gone: chunks that cannot be had any more; they are passed over.
-    margin: how far below the best score another one still counts; what is farther off only misleads.
-    A history of at most window + recall chunks comes back whole, unless a time is named.
+    margin: how far below the best score another one still counts; what is farther off only
+    misleads. A history of at most window + recall chunks comes back whole, unless a time is named.
     """
     if scores is not None and len(scores) != num_chunks:
         raise ValueError(f"{len(scores)} scores cannot rank {num_chunks} chunks")
@@ -102,7 +119,8 @@ def plan_recall(
     rest = [index for index in older if index not in by_name]
     room = recall_chunks - len(by_name)
     said = {index for r in named for index in r}
-    if named:  # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
+    # a time is an address: look there and beside it; look-alikes from elsewhere only mislead
+    if named:
         rest = [index for index in rest if {index - 1, index, index + 1} & said]
     ranked = scores is not None and len(rest) > room  # what fits comes whole, however it scores
     recalled = _best(rest, known, room, margin) if ranked else _spread(rest, known, room)
@@ -120,18 +138,22 @@ def plan_recall(
 
 def numbered_from(plan: RecallPlan, first_chunk: int) -> RecallPlan:
     """A plan that counts chunks from the first one remembered, with their own numbers."""
-    return RecallPlan(tuple(replace(chunk, index=chunk.index + first_chunk) for chunk in plan.chunks))
+    return RecallPlan(
+        tuple(replace(chunk, index=chunk.index + first_chunk) for chunk in plan.chunks)
+    )
 
 
 def without_dense(plan: RecallPlan, indices: Collection[int]) -> RecallPlan:
     """The plan with these chunks sparse, which they are all there is of."""
-    chunks = (replace(chunk, level="sparse") if chunk.index in indices else chunk for chunk in plan.chunks)
+    chunks = (
+        replace(chunk, level="sparse") if chunk.index in indices else chunk for chunk in plan.chunks
+    )
     return RecallPlan(tuple(chunks))
 
 
 def fit(plan: RecallPlan, sizes: Callable[[int], tuple[int, int]], most_tokens: int) -> RecallPlan:
-    """The plan within a budget of tokens: the most important chunks stay as they are, what does not fit dense comes
-    sparse, what does not fit sparse stays away. The newest chunk always comes.
+    """The plan within a budget of tokens: the most important chunks stay as they are, what does not
+    fit dense comes sparse, what does not fit sparse stays away. The newest chunk always comes.
 
     sizes: tokens of a chunk, (dense, sparse).
     """
@@ -164,7 +186,9 @@ def _why(index: int, named: set[int], window_start: int) -> Why:
 
 
 def _share(named: Sequence[Sequence[int]], scores: Sequence[float], budget: int) -> set[int]:
-    """At most `budget` chunks of the named times; short times first, so that a moment is not lost beside an hour."""
+    """At most `budget` chunks of the named times; short times first, so that a moment is not lost
+    beside an hour.
+    """
     kept: set[int] = set()
     waiting = sorted(named, key=len)
     for done, indices in enumerate(waiting):
@@ -179,15 +203,18 @@ def _spread(indices: Sequence[int], scores: Sequence[float], count: int) -> set[
         return set(indices)
     borders = [len(indices) * i // count for i in range(count + 1)] if count > 0 else []
     stretches = [indices[start:stop] for start, stop in pairwise(borders)]
-    return {max(part, key=lambda index: (scores[index], -abs(index - part[len(part) // 2]))) for part in stretches}
+    return {
+        max(part, key=lambda index: (scores[index], -abs(index - part[len(part) // 2])))
+        for part in stretches
+    }
 
 
 def _best(indices: Sequence[int], scores: Sequence[float], count: int, margin: float) -> set[int]:
-    """`count` chunks by score: the best few, then those beside the very best, then the others; in a tie the newer. Only
-    those beside may score more than `margin` below the best.
+    """`count` chunks by score: the best few, then those beside the very best, then the others; in a
+    tie the newer. Only those beside may score more than `margin` below the best.
 
-    The chunk that answers "what came after the star" may be the one after the star's, and a star that is there for long
-    has a run of chunks among the best few: those beside the whole run come.
+    The chunk that answers "what came after the star" may be the one after the star's, and a star
+    that is there for long has a run of chunks among the best few: those beside the whole run come.
     """
     least = max((scores[index] for index in indices), default=0.0) - margin
     near = [index for index in indices if scores[index] >= least]
@@ -198,7 +225,8 @@ def _best(indices: Sequence[int], scores: Sequence[float], count: int, margin: f
 
 
 def _beside_run(few: Sequence[int]) -> list[int]:
-    """What comes right after, and right before, the neighbours among `few` that the first of them belongs to.
+    """What comes right after, and right before, the neighbours among `few` that the first of them
+    belongs to.
 
     few 7 9 6 2 -> 8 5     few 4 3 2 9 -> 5 1
     """

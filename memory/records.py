@@ -20,7 +20,8 @@ from memory.chunk import ChunkMeta, KVChunk, PositionLayout
 from memory.session_db import DamagedDatabaseError
 
 Kept = Literal["dense", "sparse", "exact"]
-KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")  # the last for a window of chunks that are rounded otherwise
+# the last for a window of chunks that are rounded otherwise
+KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")
 MAX_TOKENS = 1 << 20  # of a chunk; so much is computed for one at most, whatever its record says
 ROW_BYTES = 512  # of a record and its row of index keys, beside their contents
 TOKEN_BYTES = 13  # of a record: four for each of a token's three positions and one for its mark
@@ -46,8 +47,11 @@ class Kind:
         return dtype
 
 
-class Place(NamedTuple):  # of which a session has tens of thousands; made several times faster than a dataclass
-    """Bytes in a file that is named by its first chunk, and their CRC-32; none where `num_bytes` is 0."""
+# of which a session has tens of thousands; made several times faster than a dataclass
+class Place(NamedTuple):
+    """Bytes in a file that is named by its first chunk, and their CRC-32; none where `num_bytes` is
+    0.
+    """
 
     segment: int
     offset: int = 0
@@ -74,8 +78,10 @@ class NewChunk:
 class StoredChunk:
     """The record of a chunk on the disk.
 
-    num_frames: frames of this chunk plus the static frames before it. watch_seconds: processing time of all of them.
-    places: where its keys and values are, by level, see `KEPT`. Whether they are still there is not for one record to
+    num_frames: frames of this chunk plus the static frames before it. watch_seconds: processing
+    time of all of them.
+    places: where its keys and values are, by level, see `KEPT`. Whether they are still there is not
+    for one record to
     say: the oldest go first.
     """
 
@@ -98,9 +104,14 @@ class StoredChunk:
         """As it stands in the table `chunks`."""
         meta = self.meta
         plain = (
-            meta.index, meta.start_seconds, meta.stop_seconds, self.num_frames, self.watch_seconds, meta.layout.extent,
+            meta.index,
+            meta.start_seconds,
+            meta.stop_seconds,
+            self.num_frames,
+            self.watch_seconds,
+            meta.layout.extent,
             self.thumb_bytes,
-        )  # fmt: skip
+        )
         places = np.array([self.places[kept] for kept in KEPT], np.int64).tobytes()
         positions = meta.layout.positions.to(torch.int32).numpy().tobytes()
         visual = meta.visual.numpy().tobytes()
@@ -127,7 +138,9 @@ class StoredChunk:
         starts, places, positions, visual = blobs
         index, start, stop, num_frames, seconds, extent, thumb_bytes = plain
         where = np.frombuffer(places, np.int64).reshape(len(KEPT), -1).tolist()
-        stands = torch.from_numpy(np.frombuffer(positions, np.int32).reshape(3, -1).astype(np.int64))
+        stands = torch.from_numpy(
+            np.frombuffer(positions, np.int32).reshape(3, -1).astype(np.int64)
+        )
         marks = torch.from_numpy(np.frombuffer(visual, np.bool_).copy())
         layout = PositionLayout(stands, extent)
         by_kept = {kept: Place(*numbers) for kept, numbers in zip(KEPT, where, strict=True)}

@@ -1,8 +1,9 @@
-"""Raw keys of the retrieval heads, searched: which chunks hold a token that a question's queries look for.
+"""Raw keys of the retrieval heads, searched: which chunks hold a token that a question's queries
+look for.
 
-The score of a chunk for a head is MaxSim: the largest raw q . raw k over the given query tokens and the chunk's indexed
-tokens (late interaction, as in ColBERT). The only file that imports faiss. Knows nothing of models, of which heads
-retrieve, or of what becomes of the scores.
+The score of a chunk for a head is MaxSim: the largest raw q . raw k over the given query tokens and
+the chunk's indexed tokens (late interaction, as in ColBERT). The only file that imports faiss.
+Knows nothing of models, of which heads retrieve, or of what becomes of the scores.
 """
 
 from __future__ import annotations
@@ -24,35 +25,45 @@ from memory.numbered import Numbered
 
 SEGMENT_TOKENS = 1 << 16  # that are searched flat before lists are learnt of them
 LIST_TOKENS = 512  # of a segment, for each of its lists
-LEARNT_STEP = 8  # one token in so many is looked at to learn the lists; 64 for each teach k-means enough
+# one token in so many is looked at to learn the lists; 64 for each teach k-means enough
+LEARNT_STEP = 8
 LEARNING_ROUNDS = 8  # of k-means
-DIMS_FOR_ALL = 512  # a query token looks into so much of the lists as keys have of these: what is near is spread wider
+# a query token looks into so much of the lists as keys have of these: what is near is spread wider
+DIMS_FOR_ALL = 512
 CHUNK_TOKENS = 8  # asked of FAISS for each chunk wanted, before it is asked for more
 MOST_TOKENS = 2048  # that FAISS gives for a query on a GPU
 SPARE = 4  # so many times the chunks wanted are looked at with their true keys
 BLOCK_TOKENS = 1 << 13  # at most, whose true keys lie together, and are looked at together
-BLOCKS = 8  # a block is this part of what is flat, so that little room is empty however short the stream
+# a block is this part of what is flat, so that little room is empty however short the stream
+BLOCKS = 8
 
 
 class HeadIndex:
     """Keys of every head, tokens in the order of their chunks.
 
-    The one rule of growth: the newest tokens, up to `segment_tokens`, are searched flat: every chunk among them is
-    scored. When they become more they are a segment: FAISS gets them in inverted lists of 8-bit keys, an index for each
-    head, with lists learnt from them and never again. It proposes chunks, and those are scored with their true keys. So
-    what a token costs, and what is learnt at once, stay the same however long the stream. On a GPU where faiss has one.
+    The one rule of growth: the newest tokens, up to `segment_tokens`, are searched flat: every
+    chunk among them is scored. When they become more they are a segment: FAISS gets them in
+    inverted lists of 8-bit keys, an index for each head, with lists learnt from them and never
+    again. It proposes chunks, and those are scored with their true keys. So what a token costs, and
+    what is learnt at once, stay the same however long the stream. On a GPU where faiss has one.
 
         segment 0 (lists) | segment 1 (lists) | flat
         chunk 0 1 2 3 ... |         ...       | ... newest
 
-    The oldest chunks can be evicted: a segment or block goes when all of its chunks have, until then they are masked.
+    The oldest chunks can be evicted: a segment or block goes when all of its chunks have, until
+    then they are masked.
 
-    num_heads, head_dim: of the keys given to `add`, one row of keys per retrieval head (the KV head that serves it).
+    num_heads, head_dim: of the keys given to `add`, one row of keys per retrieval head (the KV head
+    that serves it).
     dtype: in which true keys are kept; that of the model loses nothing.
     """
 
     def __init__(
-        self, num_heads: int, head_dim: int, dtype: torch.dtype = torch.float32, segment_tokens: int = SEGMENT_TOKENS
+        self,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        segment_tokens: int = SEGMENT_TOKENS,
     ) -> None:
         if num_heads < 1 or head_dim < 1:
             raise ValueError(f"an index needs heads and dimensions, not {num_heads} x {head_dim}")
@@ -60,7 +71,8 @@ class HeadIndex:
         self.head_dim = head_dim
         self._dtype = dtype
         self._segment_tokens = segment_tokens
-        self._keys: Numbered[Tensor] = Numbered()  # of each chunk, [heads, n, head_dim], where they lie in their block
+        # of each chunk, [heads, n, head_dim], where they lie in their block
+        self._keys: Numbered[Tensor] = Numbered()
         self._blocks: deque[_Block] = deque()  # of the chunks that are searched flat
         self._segments: deque[_Segment] = deque()
         self._flat_from = 0  # first chunk that is in no segment
@@ -95,7 +107,9 @@ class HeadIndex:
 
     @property
     def _list_bytes(self) -> int:
-        """A byte for every dimension of a key and eight for its number; a segment keeps its lists until all is gone."""
+        """A byte for every dimension of a key and eight for its number; a segment keeps its lists
+        until all is gone.
+        """
         num_tokens = sum(segment.num_tokens for segment in self._segments)
         return num_tokens * self.num_heads * (self.head_dim + 8)
 
@@ -107,14 +121,18 @@ class HeadIndex:
             self.install(segment)
 
     def add_flat(self, chunk_index: int, keys: Tensor) -> None:
-        """As `add`, without making a segment of what has become too much; where that fails, nothing has changed."""
+        """As `add`, without making a segment of what has become too much; where that fails, nothing
+        has changed.
+        """
         if chunk_index != self.num_chunks:
             raise ValueError(f"chunk {chunk_index} cannot follow {self.num_chunks} indexed chunks")
         self._check(keys, "keys")
         num_tokens = keys.shape[1]
         if not self._blocks or not self._blocks[-1].has_room(num_tokens):
             most = min(BLOCK_TOKENS, self._num_flat_tokens // BLOCKS)
-            room = torch.empty(self.num_heads, max(most, num_tokens), self.head_dim, dtype=self._dtype)
+            room = torch.empty(
+                self.num_heads, max(most, num_tokens), self.head_dim, dtype=self._dtype
+            )
             self._blocks.append(_Block(chunk_index, room))
         self._keys.append(self._blocks[-1].add(keys.detach()))
         self._num_tokens += num_tokens
@@ -130,7 +148,9 @@ class HeadIndex:
         self._num_flat_tokens -= num_tokens
 
     def evict_before(self, first_chunk: int) -> None:
-        """The chunks before this one are never found again; what they take is given back as parts become whole."""
+        """The chunks before this one are never found again; what they take is given back as parts
+        become whole.
+        """
         if not len(self._keys):
             self._keys = Numbered(first=first_chunk)
         for keys in self._keys.drop_before(first_chunk):
@@ -140,10 +160,14 @@ class HeadIndex:
         while self._blocks and self._blocks[0].stop <= self.first_chunk:
             self._blocks.popleft()
         self._flat_from = max(self._flat_from, self.first_chunk)
-        self._num_flat_tokens = sum(block.num_tokens_from(self._flat_from) for block in self._blocks)
+        self._num_flat_tokens = sum(
+            block.num_tokens_from(self._flat_from) for block in self._blocks
+        )
 
     def next_segment(self) -> _Segment | None:
-        """Lists of what is flat, where that has become too much. Takes a while and changes nothing: see `install`."""
+        """Lists of what is flat, where that has become too much. Takes a while and changes nothing:
+        see `install`.
+        """
         if self._num_flat_tokens <= self._segment_tokens:
             return None
         sizes = [self._keys[i].shape[1] for i in range(self._flat_from, self.num_chunks)]
@@ -154,57 +178,98 @@ class HeadIndex:
 
     def install(self, segment: _Segment) -> None:
         """From now on these chunks are searched by their lists."""
-        assert (segment.first_chunk, segment.stop) == (self._flat_from, self.num_chunks), "chunks came in between"
+        assert (segment.first_chunk, segment.stop) == (self._flat_from, self.num_chunks), (
+            "chunks came in between"
+        )
         self._segments.append(segment)
         self._flat_from, self._num_flat_tokens = self.num_chunks, 0
         self._blocks.clear()
 
     def search(self, queries: Tensor, limit: int, also: Iterable[int] = ()) -> Tensor:
-        """MaxSim of raw queries [heads, q, head_dim] with every chunk that is there, float32 [heads, chunks], the first
-        column being that of `first_chunk`.
+        """MaxSim of raw queries [heads, q, head_dim] with every chunk that is there, float32
+        [heads, chunks], the first column being that of `first_chunk`.
 
-        Exact for the chunks that are searched flat, those in `also`, and those that FAISS proposes for any head: up to
-        `SPARE * limit` for each, at least `limit` where the lists it visits have as many. All others get the least of
-        these scores, since they stand behind them. A chunk with nothing indexed has -inf.
+        Exact for the chunks that are searched flat, those in `also`, and those that FAISS proposes
+        for any head: up to `SPARE * limit` for each, at least `limit` where the lists it visits
+        have as many. All others get the least of these scores, since they stand behind them. A
+        chunk with nothing indexed has -inf.
         """
         self._check(queries, "queries")
         if queries.shape[1] == 0 or limit < 1:
-            raise ValueError(f"nothing to search for: {queries.shape[1]} query tokens, {limit} chunks")
+            raise ValueError(
+                f"nothing to search for: {queries.shape[1]} query tokens, {limit} chunks"
+            )
         queries = queries.detach().to("cpu", torch.float32)
         in_segments = range(self.first_chunk, self._flat_from)
-        chunks = sorted(index for index in {*self._proposed(queries, limit), *also} if index in in_segments)
-        found = [self._max_sim(queries, chunks), *(block.max_sim(queries, self._flat_from) for block in self._blocks)]
+        chunks = sorted(
+            index for index in {*self._proposed(queries, limit), *also} if index in in_segments
+        )
+        found = [
+            self._max_sim(queries, chunks),
+            *(block.max_sim(queries, self._flat_from) for block in self._blocks),
+        ]
         chunks += range(self._flat_from, self.num_chunks)
-        return self._with_the_others([index - self.first_chunk for index in chunks], torch.cat(found, 1))
+        return self._with_the_others(
+            [index - self.first_chunk for index in chunks], torch.cat(found, 1)
+        )
 
     def check_integrity(self) -> None:
-        """Asserts that every chunk is in one segment or block, and that the tokens are counted right."""
+        """Asserts that every chunk is in one segment or block, and that the tokens are counted
+        right.
+        """
         sizes = [keys.shape[1] for keys in self._keys]
         assert self.num_tokens == sum(sizes), "tokens of the index"
-        assert self._num_flat_tokens == sum(sizes[self._flat_from - self.first_chunk :]), "flat tokens of the index"
+        assert self._num_flat_tokens == sum(sizes[self._flat_from - self.first_chunk :]), (
+            "flat tokens of the index"
+        )
         parts = [(part.first_chunk, part.stop) for part in self._segments]
         parts += [(part.first_chunk, part.stop) for part in self._blocks]
-        assert all(stop == start for (_, stop), (start, _) in pairwise(parts)), "a chunk is in no part of the index"
-        assert not parts or parts[-1][1] == self.num_chunks, "the newest chunks are not in the index"
-        assert not parts or parts[0][0] <= self.first_chunk < parts[0][1] or not sizes, "the index keeps what is gone"
+        assert all(stop == start for (_, stop), (start, _) in pairwise(parts)), (
+            "a chunk is in no part of the index"
+        )
+        assert not parts or parts[-1][1] == self.num_chunks, (
+            "the newest chunks are not in the index"
+        )
+        assert not parts or parts[0][0] <= self.first_chunk < parts[0][1] or not sizes, (
+            "the index keeps what is gone"
+        )
 
     def _with_the_others(self, columns: Sequence[int], found: Tensor) -> Tensor:
         """Scores of all chunks where those of some are known."""
-        least = found.masked_fill(found == -torch.inf, torch.inf).amin(1, keepdim=True) if columns else -torch.inf
+        least = (
+            found.masked_fill(found == -torch.inf, torch.inf).amin(1, keepdim=True)
+            if columns
+            else -torch.inf
+        )
         scores = torch.full((self.num_heads, len(self._keys)), -torch.inf)
-        scores[:, torch.tensor([keys.shape[1] for keys in self._keys], dtype=torch.int64) > 0] = least
+        scores[:, torch.tensor([keys.shape[1] for keys in self._keys], dtype=torch.int64) > 0] = (
+            least
+        )
         scores[:, columns] = found
         return scores
 
     def _check(self, tensor: Tensor, name: str) -> None:
-        if tensor.ndim != 3 or tensor.shape[0] != self.num_heads or tensor.shape[2] != self.head_dim:
-            raise ValueError(f"{name} need [{self.num_heads}, n, {self.head_dim}], not {list(tensor.shape)}")
+        if (
+            tensor.ndim != 3
+            or tensor.shape[0] != self.num_heads
+            or tensor.shape[2] != self.head_dim
+        ):
+            raise ValueError(
+                f"{name} need [{self.num_heads}, n, {self.head_dim}], not {list(tensor.shape)}"
+            )
 
     def _with_lists(self, keys: NDArray[np.float32]) -> Any:
-        """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample of them."""
+        """An index of keys [n, head_dim] for inner products, its lists learnt from an even sample
+        of them.
+        """
         num_lists = max(1, len(keys) // LIST_TOKENS)
-        index: Any = faiss.index_factory(self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter, index.nprobe = LEARNING_ROUNDS, math.ceil(num_lists * min(1, self.head_dim / DIMS_FOR_ALL))
+        index: Any = faiss.index_factory(
+            self.head_dim, f"IVF{num_lists},SQ8", faiss.METRIC_INNER_PRODUCT
+        )
+        index.cp.niter, index.nprobe = (
+            LEARNING_ROUNDS,
+            math.ceil(num_lists * min(1, self.head_dim / DIMS_FOR_ALL)),
+        )
         index.train(keys[::LEARNT_STEP])
         index.add(keys)
         return faiss.index_cpu_to_gpu(self._gpu, 0, index) if self._gpu else index
@@ -213,11 +278,13 @@ class HeadIndex:
         """Chunks of the segments that FAISS takes for the best of some head."""
         proposed: set[int] = set()
         for head, rows in enumerate(queries.numpy()):
-            different = np.unique(rows, axis=0)  # a head that is asked with few tokens has them several times
+            # a head that is asked with few tokens has them several times
+            different = np.unique(rows, axis=0)
             scores = np.full(len(self._keys), -np.inf, dtype=np.float32)
             for segment in self._segments:
                 if segment.first_chunk < self.first_chunk and self._gpu:
-                    proposed.update(range(self.first_chunk, segment.stop))  # on a GPU faiss cannot mask: all are scored
+                    # on a GPU faiss cannot mask: all are scored
+                    proposed.update(range(self.first_chunk, segment.stop))
                     continue
                 values, chunks = segment.search(head, different, limit, self.first_chunk)
                 np.maximum.at(scores, chunks - self.first_chunk, values)
@@ -230,19 +297,27 @@ class HeadIndex:
         if not chunks:
             return torch.empty(self.num_heads, 0)
         return _max_sim(
-            queries, torch.cat([self._keys[i] for i in chunks], 1), [self._keys[i].shape[1] for i in chunks]
+            queries,
+            torch.cat([self._keys[i] for i in chunks], 1),
+            [self._keys[i].shape[1] for i in chunks],
         )
 
 
 def _max_sim(queries: Tensor, keys: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Scores [heads, chunks] of queries [heads, q, head_dim] with keys [heads, n, head_dim], so many of each chunk."""
+    """Scores [heads, chunks] of queries [heads, q, head_dim] with keys [heads, n, head_dim], so
+    many of each chunk.
+    """
     scores = torch.full((len(keys), len(sizes)), -torch.inf)
     owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).expand(len(keys), -1)
-    return scores.scatter_reduce_(1, owners, (queries @ keys.float().transpose(1, 2)).amax(1), "amax")
+    return scores.scatter_reduce_(
+        1, owners, (queries @ keys.float().transpose(1, 2)).amax(1), "amax"
+    )
 
 
 class _Block:
-    """True keys of consecutive chunks from `first_chunk` on in one piece, room: [heads, most tokens, head_dim]."""
+    """True keys of consecutive chunks from `first_chunk` on in one piece, room: [heads, most
+    tokens, head_dim].
+    """
 
     def __init__(self, first_chunk: int, room: Tensor) -> None:
         self.first_chunk = first_chunk
@@ -309,8 +384,9 @@ class _Segment:
     def search(
         self, head: int, queries: NDArray[np.float32], limit: int, first_chunk: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The best tokens for each query: scores, up to the rounding of keys, and chunks, none before `first_chunk`.
-        They are of at least `limit` chunks, as far as the lists visited have so many."""
+        """The best tokens for each query: scores, up to the rounding of keys, and chunks, none
+        before `first_chunk`. They are of at least `limit` chunks, as far as the lists visited have
+        so many."""
         num_evicted = max(0, first_chunk - self.first_chunk)
         start = int(self.borders[num_evicted])
         index = self.indexes[head]

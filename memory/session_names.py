@@ -21,12 +21,15 @@ def sessions_root() -> Path:
 def session_folder(name: str) -> Path:
     """A name stands for a folder below `sessions_root`, anything with a slash (./trip) for itself.
 
-    Raises LonglookError for what is no name: nothing, blanks, line breaks or bytes that are no text.
+    Raises LonglookError for what is no name: nothing, blanks, line breaks or bytes that are no
+    text.
     """
     if not name.strip():
         raise LonglookError("A session needs a name, and this one is empty.")
     if any(unicodedata.category(character) in NOT_IN_NAMES for character in name):
-        raise LonglookError(f"A session's name has no control characters and is UTF-8, not {name!a}.")
+        raise LonglookError(
+            f"A session's name has no control characters and is UTF-8, not {name!a}."
+        )
     path = _expand_home(name)
     if os.sep in name or name in (".", "..", "~"):
         return path.absolute()

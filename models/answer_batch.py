@@ -1,7 +1,8 @@
 """Answers under way, generated together: each step appends one token to every one of them.
 
-Answers join and leave between steps. What one of them says never depends on the others: a row sees its own tokens only,
-and a sampler's random numbers belong to its answer. Knows nothing of sessions or of whose turn it is.
+Answers join and leave between steps. What one of them says never depends on the others: a row sees
+its own tokens only, and a sampler's random numbers belong to its answer. Knows nothing of sessions
+or of whose turn it is.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from torch import Tensor
 
 from config import AnswerConfig
 from memory.chunk import KVChunk
-from models.base import PendingAnswer, Turn
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.sampling import TextStream, TokenSampler
+from models.video_llm import PendingAnswer, Turn
 
 
 class BatchedAnswer:
@@ -41,7 +42,9 @@ class BatchedAnswer:
         return text
 
     def take_tokens(self) -> list[int]:
-        """The token ids that came since this was last called, without the one that ends the answer."""
+        """The token ids that came since this was last called, without the one that ends the
+        answer.
+        """
         tokens, self._tokens = self._tokens, []
         return tokens
 
@@ -68,7 +71,9 @@ class AnswerBatch:
         question_tokens: Callable[[str, Sequence[Turn]], list[int]],
         stop_tokens: Collection[int],
     ) -> None:
-        """question_tokens: a question and earlier turns as token ids, up to where its answer begins."""
+        """question_tokens: a question and earlier turns as token ids, up to where its answer
+        begins.
+        """
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._question_tokens = question_tokens
@@ -93,7 +98,11 @@ class AnswerBatch:
         return self._cache.memory_bytes_with(context[0].keys, num_tokens)
 
     def add(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> BatchedAnswer:
         """Prefill a question after its context; the answer has its first token then, or is done."""
         tokens = self._question_tokens(question, dialogue)
@@ -101,7 +110,9 @@ class AnswerBatch:
         answer = BatchedAnswer(row, options, self._tokenizer)
         self._answers.append(answer)
         try:
-            logits = self._decoder.next_logits(self._cache, [row], torch.tensor([tokens], device=self._decoder.device))
+            logits = self._decoder.next_logits(
+                self._cache, [row], torch.tensor([tokens], device=self._decoder.device)
+            )
         except BaseException:
             self.remove(answer)
             raise
@@ -112,8 +123,12 @@ class AnswerBatch:
         """One more token of every answer; those that end leave the batch."""
         if not self._answers:
             return
-        last = torch.tensor([[answer.last_token] for answer in self._answers], device=self._decoder.device)
-        logits = self._decoder.next_logits(self._cache, [answer.row for answer in self._answers], last)
+        last = torch.tensor(
+            [[answer.last_token] for answer in self._answers], device=self._decoder.device
+        )
+        logits = self._decoder.next_logits(
+            self._cache, [answer.row for answer in self._answers], last
+        )
         for answer, token in zip(self, self._choose(logits), strict=True):
             self._take(answer, token)
 
@@ -128,7 +143,9 @@ class AnswerBatch:
                 return
 
     def _choose(self, logits: Tensor) -> list[int]:
-        """The next token of every answer, from logits [answers, vocabulary]; greedy ones come in one copy."""
+        """The next token of every answer, from logits [answers, vocabulary]; greedy ones come in
+        one copy.
+        """
         likeliest: list[int] = logits.argmax(-1).tolist()
         return [
             token if answer.sampler.is_greedy else answer.sampler(row)

@@ -1,8 +1,8 @@
 """Where cached tokens stand in a context, and what each new token of a pass may see.
 
-A pass prefills one run of new tokens or several. Each run sees the prefix, a stretch of earlier tokens, and its own
-tokens causally. Positions are computed here and never inferred from a length. Plain tensor arithmetic: knows nothing of
-models, prompts or tiers.
+A pass prefills one run of new tokens or several. Each run sees the prefix, a stretch of earlier
+tokens, and its own tokens causally. Positions are computed here and never inferred from a length.
+Plain tensor arithmetic: knows nothing of models, prompts or tiers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from memory.chunk import KVChunk, PositionLayout
 
 @dataclass(frozen=True, eq=False)
 class RunView:
-    """What the tokens of one run see, in this order: the prefix, a stretch of the line, their own predecessors.
+    """What the tokens of one run see, in this order: the prefix, a stretch of the line, their own
+    predecessors.
 
     own: the run's tokens among all new tokens of its stream, half-open.
     first_visible: the first token of the line that the run sees; it sees all from there to itself.
-    prefix_positions: int64 [3, prefix tokens], the prefix as far before that token as in a separate prefill.
+    prefix_positions: int64 [3, prefix tokens], the prefix as far before that token as in a separate
+    prefill.
     """
 
     own: slice
@@ -36,7 +38,8 @@ class AttentionContext:
     """What the new tokens of one stream see. Several of these can share a pass.
 
         prefix | line: recent chunks, then the runs
-        prefix   recent recent run run run           each run sees the last `num_recent` chunks or runs before it
+        prefix   recent recent run run run
+                 each run sees the last `num_recent` chunks or runs before it
 
     prefix: chunks that every run sees. recent: chunks of the line.
     positions: int64 [3, line tokens], of the recent chunks and the new tokens.
@@ -58,7 +61,9 @@ class AttentionContext:
 
 
 def concat_positions(layouts: Sequence[PositionLayout]) -> tuple[Tensor, int]:
-    """Positions [3, all tokens] of layouts one after the other, and the first free position after them."""
+    """Positions [3, all tokens] of layouts one after the other, and the first free position after
+    them.
+    """
     start = 0
     positions = [torch.empty(3, 0, dtype=torch.int64)]
     for layout in layouts:
@@ -82,8 +87,9 @@ def packed_context(
 ) -> AttentionContext:
     """Several runs in one pass: each sees `prefix` and the `num_recent` chunks or runs before it.
 
-    Only distances matter to rotary attention, so recent chunks and runs stand on one line, rotated once for all that
-    see them. The prefix must be just before the first thing that a run sees, so it has its own positions in each run.
+    Only distances matter to rotary attention, so recent chunks and runs stand on one line, rotated
+    once for all that see them. The prefix must be just before the first thing that a run sees, so
+    it has its own positions in each run.
     """
     prefix_positions, prefix_extent = concat_positions([chunk.layout for chunk in prefix])
     line = [*(chunk.layout for chunk in recent), *layouts]
@@ -99,13 +105,19 @@ def packed_context(
     runs = []
     for number in range(len(recent), len(line)):
         first = max(0, number - num_recent)
-        own = slice(first_tokens[number] - num_recent_tokens, first_tokens[number + 1] - num_recent_tokens)
-        runs.append(RunView(own, first_tokens[first], prefix_positions + starts[first] - prefix_extent))
+        own = slice(
+            first_tokens[number] - num_recent_tokens, first_tokens[number + 1] - num_recent_tokens
+        )
+        runs.append(
+            RunView(own, first_tokens[first], prefix_positions + starts[first] - prefix_extent)
+        )
     return AttentionContext(prefix, recent, torch.cat(positions, dim=1), runs)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary embedding of [..., n, head_dim], in the half-split arrangement of the Llama and Qwen families."""
+    """Rotary embedding of [..., n, head_dim], in the half-split arrangement of the Llama and Qwen
+    families.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cosines + torch.cat((-second, first), dim=-1) * sines
 
@@ -117,20 +129,23 @@ def signed_sines(sines: Tensor) -> Tensor:
 
 
 def rotate_signed(x: Tensor, cosines: Tensor, signed: Tensor) -> Tensor:
-    """`rotate` in three kernels instead of five: a GPU takes longer to start small ones than to run them."""
+    """`rotate` in three kernels instead of five: a GPU takes longer to start small ones than to run
+    them.
+    """
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
     return torch.addcmul(x * cosines, swapped, signed)
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-    """The mask of queries that are the last of all keys: each sees everything before it, and itself.
+    """The mask of queries that are the last of all keys: each sees everything before it, and
+    itself.
 
         5 keys, 3 queries:  1 1 1 0 0
                             1 1 1 1 0
                             1 1 1 1 1
 
-    None if there are as many queries as keys, which is plain causal. On CUDA the mask is symbolic, so that flash
-    kernels apply; elsewhere it is written out.
+    None if there are as many queries as keys, which is plain causal. On CUDA the mask is symbolic,
+    so that flash kernels apply; elsewhere it is written out.
     """
     if num_queries == num_keys:
         return None

@@ -1,9 +1,10 @@
-"""Which attention heads of a checkpoint look things up: found once on rendered needles, kept as a profile.
+"""Which attention heads of a checkpoint look things up: found once on rendered needles, kept as a
+profile.
 
-A needle is a chunk that shows one thing found nowhere else in its stream, among chunks that share its shape or its
-colour. A head retrieves when the raw queries of a question, formed without seeing the video, match best (largest
-raw q . raw k) with a token of the right chunk. Known as retrieval heads (Wu et al. 2024) and MaxSim (ColBERT).
-Knows nothing of sessions or tiers.
+A needle is a chunk that shows one thing found nowhere else in its stream, among chunks that share
+its shape or its colour. A head retrieves when the raw queries of a question, formed without seeing
+the video, match best (largest raw q . raw k) with a token of the right chunk. Known as retrieval
+heads (Wu et al. 2024) and MaxSim (ColBERT). Knows nothing of sessions or tiers.
 """
 
 from __future__ import annotations
@@ -21,19 +22,33 @@ from torch import Tensor
 
 from config import MemoryConfig
 from errors import LonglookError
+from frames import Frame
 from memory.chunk import KVChunk
 from memory.recall_policy import HeadNorm, evidence, head_norms
-from models.base import Head, VideoLLM
-from models.demo.world import COLOURS, SHAPES, Scene, WorldEvent, background_kind, place_things, render
-from streaming.frames import Frame
+from models.demo.world import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    WorldEvent,
+    background_kind,
+    place_things,
+    render,
+)
+from models.video_llm import Head, VideoLLM
 
 FORMAT = 1
-LAST_TOKENS = (1, 4, 0)  # how many of the newest question tokens a head is asked with; 0 is all of them
+# how many of the newest question tokens a head is asked with; 0 is all of them
+LAST_TOKENS = (1, 4, 0)
 MOST_HEADS = 4
 LEAST_HIT1 = 0.3  # a head that finds less than this does not retrieve
-FRAME_SIDE = 224  # pixels of a needle's frames; the model's preprocessing resizes them as it does with any video
+# pixels of a needle's frames; the model's preprocessing resizes them as it does with any video
+FRAME_SIDE = 224
 SHIPPED = Path(__file__).parent / "demo" / "weights"
-QUESTIONS = ("When does the {name} appear?", "Which way does the {name} move?", "Was there a {name}?")
+QUESTIONS = (
+    "When does the {name} appear?",
+    "Which way does the {name} move?",
+    "Was there a {name}?",
+)
 PAIR_QUESTION = "Which came first, the {name} or the {other}?"  # both must come back
 Progress = Callable[[int, int], None]
 
@@ -42,8 +57,8 @@ Progress = Callable[[int, int], None]
 class RetrievalHead:
     """A head that retrieves: asked with the newest `last_tokens` tokens of a question (0: all).
 
-    `mean` and `std` are of its MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4` how often a right
-    chunk came first, or all right ones among the first four, on fresh needles.
+    `mean` and `std` are of its MaxSim over chunks, `weight` its share in the sum, `hit1` and `hit4`
+    how often a right chunk came first, or all right ones among the first four, on fresh needles.
     """
 
     layer: int
@@ -58,7 +73,9 @@ class RetrievalHead:
 
 @dataclass(frozen=True)
 class Profile:
-    """The retrieval heads of one checkpoint in one dtype; `hit1` and `hit4` are those of all heads together."""
+    """The retrieval heads of one checkpoint in one dtype; `hit1` and `hit4` are those of all heads
+    together.
+    """
 
     model_id: str
     dtype: str
@@ -73,21 +90,34 @@ class Profile:
         return [HeadNorm(head.mean, head.std, head.weight) for head in self.heads]
 
     def keys_of(self, chunk: KVChunk) -> Tensor:
-        """Raw keys of the visual tokens for every head of the profile, float32 [heads, n, head_dim]."""
+        """Raw keys of the visual tokens for every head of the profile, float32 [heads, n,
+        head_dim].
+        """
         rows = chunk.visual.nonzero()[:, 0].to(chunk.keys.device)
-        keys = [chunk.keys[head.layer, head.head // self.group_size].index_select(0, rows) for head in self.heads]
+        keys = [
+            chunk.keys[head.layer, head.head // self.group_size].index_select(0, rows)
+            for head in self.heads
+        ]
         return torch.stack(keys).float().cpu()
 
     def queries_of(self, model: VideoLLM, question: str) -> Tensor:
-        """Raw queries of a question for every head, [heads, q, head_dim]; a head asked with fewer repeats its last."""
-        queries = model.question_queries(question, [Head(head.layer, head.head) for head in self.heads])
-        return torch.stack([_newest(q, head.last_tokens) for q, head in zip(queries, self.heads, strict=True)])
+        """Raw queries of a question for every head, [heads, q, head_dim]; a head asked with fewer
+        repeats its last.
+        """
+        queries = model.question_queries(
+            question, [Head(head.layer, head.head) for head in self.heads]
+        )
+        return torch.stack(
+            [_newest(q, head.last_tokens) for q, head in zip(queries, self.heads, strict=True)]
+        )
 
     def save(self, path: Path) -> None:
         """Raises LonglookError where nothing can be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8"
+            )
         except OSError as error:
             raise LonglookError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -98,11 +128,15 @@ class Profile:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data.pop("format") != FORMAT:
                 raise ValueError("it has another format")
-            profile = cls(**{**data, "heads": tuple(RetrievalHead(**head) for head in data["heads"])})
+            profile = cls(
+                **{**data, "heads": tuple(RetrievalHead(**head) for head in data["heads"])}
+            )
             if not profile.norms:
                 raise ValueError("it has no heads")
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise LonglookError(f"{path} is not a retrieval profile ({error}); calibrate again") from error
+            raise LonglookError(
+                f"{path} is not a retrieval profile ({error}); calibrate again"
+            ) from error
         return profile
 
     def fits(self, model: VideoLLM) -> bool:
@@ -111,7 +145,9 @@ class Profile:
 
 
 def _newest(queries: Tensor, last_tokens: int) -> Tensor:
-    """The newest tokens' queries [q, head_dim], in a row as long as the whole, so that heads can be stacked."""
+    """The newest tokens' queries [q, head_dim], in a row as long as the whole, so that heads can be
+    stacked.
+    """
     if last_tokens == 0:
         return queries
     newest = queries[-last_tokens:]
@@ -120,7 +156,9 @@ def _newest(queries: Tensor, last_tokens: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Needles:
-    """A stream of one-thing chunks and questions about one or two of them: (text, indices of the right chunks)."""
+    """A stream of one-thing chunks and questions about one or two of them: (text, indices of the
+    right chunks).
+    """
 
     scenes: tuple[Scene, ...]
     questions: tuple[tuple[str, tuple[int, ...]], ...]
@@ -131,7 +169,9 @@ class Needles:
 
 
 def make_needles(seed: int, count: int, chunk_seconds: float) -> Needles:
-    """`count` chunks (at most 64), each showing a thing of its own, and questions that name one or two of them."""
+    """`count` chunks (at most 64), each showing a thing of its own, and questions that name one or
+    two of them.
+    """
     rng = np.random.default_rng([seed, 11])
     names = [(shape, colour) for shape in SHAPES for colour in COLOURS]
     picked = [names[int(i)] for i in rng.permutation(len(names))[:count]]
@@ -141,12 +181,23 @@ def make_needles(seed: int, count: int, chunk_seconds: float) -> Needles:
         stop = float(rng.uniform(chunk_seconds * 0.75, chunk_seconds))
         things = place_things(rng, [(shape, colour)], min(stop - start, 4.0))
         scenes.append(
-            Scene(chunk_seconds, _plain_background(rng), (WorldEvent(start, min(stop, start + 4.0), things),))
+            Scene(
+                chunk_seconds,
+                _plain_background(rng),
+                (WorldEvent(start, min(stop, start + 4.0), things),),
+            )
         )
     called = [f"{colour} {shape}" for shape, colour in picked]
-    asked = [(question.format(name=name), (k,)) for k, name in enumerate(called) for question in QUESTIONS]
+    asked = [
+        (question.format(name=name), (k,))
+        for k, name in enumerate(called)
+        for question in QUESTIONS
+    ]
     others = [(k + int(rng.integers(1, count))) % count for k in range(count)]
-    pairs = [(PAIR_QUESTION.format(name=called[k], other=called[m]), (k, m)) for k, m in enumerate(others)]
+    pairs = [
+        (PAIR_QUESTION.format(name=called[k], other=called[m]), (k, m))
+        for k, m in enumerate(others)
+    ]
     return Needles(tuple(scenes), (*asked, *pairs))
 
 
@@ -157,8 +208,12 @@ def _plain_background(rng: np.random.Generator) -> int:
     return seed
 
 
-def needle_chunks(model: VideoLLM, needles: Needles, memory: MemoryConfig, fps: float) -> Iterator[KVChunk]:
-    """The needles as the model remembers them, one chunk each, prefilled in view of their predecessors."""
+def needle_chunks(
+    model: VideoLLM, needles: Needles, memory: MemoryConfig, fps: float
+) -> Iterator[KVChunk]:
+    """The needles as the model remembers them, one chunk each, prefilled in view of their
+    predecessors.
+    """
     newest: list[KVChunk] = []
     for number, scene in enumerate(needles.scenes):
         start = number * scene.duration_seconds
@@ -179,7 +234,8 @@ def score_needles(
     scores: dict[int, list[Tensor]] = {last: [] for last in LAST_TOKENS}
     for number, chunk in enumerate(needle_chunks(model, needles, memory, fps)):
         keys = chunk.keys[:, :, chunk.visual.to(chunk.keys.device)].float()
-        keys = keys.repeat_interleave(model.num_heads // model.num_kv_heads, dim=1)  # [layers, heads, n, head_dim]
+        # [layers, heads, n, head_dim]
+        keys = keys.repeat_interleave(model.num_heads // model.num_kv_heads, dim=1)
         per_token = [
             torch.einsum("lhqd,lhnd->lhqn", q, keys).amax(-1).cpu() for q in queries
         ]  # each [layers, heads, q]
@@ -193,13 +249,16 @@ def hits(scores: Tensor, truth: Truth, best: int) -> Tensor:
     """How often the right chunks are surely among the `best`, as many of them as there is room for:
     [questions, ..., chunks] -> [...]; a tie is no hit."""
     found = [
-        (ranks(row, right) <= best).sum(-1) >= min(best, len(right)) for row, right in zip(scores, truth, strict=True)
+        (ranks(row, right) <= best).sum(-1) >= min(best, len(right))
+        for row, right in zip(scores, truth, strict=True)
     ]
     return torch.stack(found).float().mean(0)
 
 
 def ranks(row: Tensor, chosen: Sequence[int]) -> Tensor:
-    """The rank of each chosen chunk, from 1, behind all that score as much: [..., chunks] -> [..., chosen]."""
+    """The rank of each chosen chunk, from 1, behind all that score as much: [..., chunks] -> [...,
+    chosen].
+    """
     return (row[..., None, :] >= row[..., list(chosen)][..., None]).sum(-1)
 
 
@@ -211,7 +270,8 @@ def calibrate(
     seed: int = 0,
     progress: Progress = lambda k, n: None,
 ) -> Profile | None:
-    """Finds the retrieval heads of a model on needles and measures them on fresh ones; None where no head retrieves.
+    """Finds the retrieval heads of a model on needles and measures them on fresh ones; None where
+    no head retrieves.
 
     count: chunks of each needle stream, at most 64.
     """
@@ -232,7 +292,8 @@ def profile_path(model: VideoLLM) -> Path:
 
 
 def find_profile(model: VideoLLM) -> Profile | None:
-    """The profile calibrated for this very checkpoint and dtype, made here or shipped with the embedded model.
+    """The profile calibrated for this very checkpoint and dtype, made here or shipped with the
+    embedded model.
 
     Raises LonglookError where its file is damaged.
     """
@@ -255,7 +316,9 @@ Truth = Sequence[tuple[int, ...]]  # the right chunks of each question
 
 
 def choose_heads(scores: dict[int, Tensor], truth: Truth) -> list[Candidate]:
-    """Greedy: the head that hits best, then each next one as long as it makes the sum of all better."""
+    """Greedy: the head that hits best, then each next one as long as it makes the sum of all
+    better.
+    """
     alone = {
         (last, layer, head): float(found[layer, head]) + _margin(table, truth, layer, head)
         for last, table in scores.items()
@@ -279,8 +342,9 @@ def choose_heads(scores: dict[int, Tensor], truth: Truth) -> list[Candidate]:
 
 
 def _margin(table: Tensor, truth: Truth, layer: int, head: int) -> float:
-    """A tie-breaker well below one hit: by how many spreads the right chunks stand above the best wrong one, in the
-    worst twentieth of the questions. What is close among few chunks is lost among many."""
+    """A tie-breaker well below one hit: by how many spreads the right chunks stand above the best
+    wrong one, in the worst twentieth of the questions. What is close among few chunks is lost among
+    many."""
     gaps = []
     for row, right in zip(table[:, layer, head], truth, strict=True):
         wrong = row.clone()
@@ -289,7 +353,9 @@ def _margin(table: Tensor, truth: Truth, layer: int, head: int) -> float:
     return 1e-4 * float(torch.stack(gaps).quantile(0.05).clamp(-9, 9))
 
 
-def _together(scores: dict[int, Tensor], chosen: Sequence[Candidate], norms: Sequence[HeadNorm]) -> Tensor:
+def _together(
+    scores: dict[int, Tensor], chosen: Sequence[Candidate], norms: Sequence[HeadNorm]
+) -> Tensor:
     """The summed evidence [questions, chunks] of some heads."""
     tables = torch.stack([scores[last][:, layer, head] for last, layer, head in chosen], dim=1)
     return torch.tensor([evidence(rows, norms) for rows in tables])

@@ -1,12 +1,14 @@
-"""Rotated keys and values of answers under way, one row each, so that all of them decode as one batch.
+"""Rotated keys and values of answers under way, one row each, so that all of them decode as one
+batch.
 
     row 0   context of answer A, its question, its tokens so far | room
     row 1   context of answer B, ...               | room
     row 2   (free)
 
-Buffers are allocated ahead: a token is written in place, nothing is concatenated. They grow, by copying, only when an
-answer joins that does not fit, and a row that leaves is filled by the last one, so the rows in use are always the first
-ones. What is beyond a row's length is masked, so neighbours never change a result. Knows nothing of models or text.
+Buffers are allocated ahead: a token is written in place, nothing is concatenated. They grow, by
+copying, only when an answer joins that does not fit, and a row that leaves is filled by the last
+one, so the rows in use are always the first ones. What is beyond a row's length is masked, so
+neighbours never change a result. Knows nothing of models or text.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ COLUMN_STEP = 256  # tokens by which the room of all rows grows
 class CacheRow:
     """One answer's place in the cache.
 
-    row: which one, as of now. length: tokens it holds. position: of its next token. capacity: tokens it may hold.
+    row: which one, as of now. length: tokens it holds. position: of its next token. capacity:
+    tokens it may hold.
     """
 
     row: int
@@ -56,7 +59,8 @@ class DecodeCache:
         return self._keys.nbytes + self._values.nbytes
 
     def add_row(self, keys: Tensor, values: Tensor, position: int, room: int) -> CacheRow:
-        """A row that holds rotated keys and values [layers, kv_heads, n, head_dim], with room for more tokens.
+        """A row that holds rotated keys and values [layers, kv_heads, n, head_dim], with room for
+        more tokens.
 
         position: of the first token to come.
         """
@@ -83,14 +87,23 @@ class DecodeCache:
             self._keys = self._values = None
 
     def begin_step(self, rows: Sequence[CacheRow], num_tokens: int) -> CachedAttention:
-        """How n tokens of each of these rows attend: either one row, or all rows in their order with one token each."""
+        """How n tokens of each of these rows attend: either one row, or all rows in their order
+        with one token each.
+        """
         assert self._keys is not None and self._values is not None
         for row in rows:
             if row.length + num_tokens > row.capacity:
-                raise ValueError(f"a row with room for {row.capacity} tokens cannot hold {row.length + num_tokens}")
+                raise ValueError(
+                    f"a row with room for {row.capacity} tokens cannot hold "
+                    f"{row.length + num_tokens}"
+                )
         if len(rows) == 1:
-            return OneRowAttention(self._keys[:, rows[0].row], self._values[:, rows[0].row], rows[0].length)
-        assert num_tokens == 1 and [row.row for row in rows] == list(range(self.num_rows)), "not the rows of a batch"
+            return OneRowAttention(
+                self._keys[:, rows[0].row], self._values[:, rows[0].row], rows[0].length
+            )
+        assert num_tokens == 1 and [row.row for row in rows] == list(range(self.num_rows)), (
+            "not the rows of a batch"
+        )
         columns = max(row.length for row in rows) + 1
         keys = self._keys[:, : len(rows), :, :columns]
         values = self._values[:, : len(rows), :, :columns]
@@ -109,12 +122,18 @@ class DecodeCache:
             row.position += num_tokens
 
     def memory_bytes_with(self, like: Tensor, num_tokens: int) -> int:
-        """Bytes of both buffers once a row of so many tokens has joined; like: keys [layers, kv_heads, n, head_dim]."""
+        """Bytes of both buffers once a row of so many tokens has joined; like: keys [layers,
+        kv_heads, n, head_dim].
+        """
         rows, columns = self._size_with(self.num_rows + 1, num_tokens)
-        return 2 * like.shape[0] * rows * like.shape[1] * columns * like.shape[3] * like.element_size()
+        return (
+            2 * like.shape[0] * rows * like.shape[1] * columns * like.shape[3] * like.element_size()
+        )
 
     def _reserve(self, like: Tensor, num_rows: int, num_columns: int) -> None:
-        """Makes room for so many rows and columns, copying what is there if the buffers must grow."""
+        """Makes room for so many rows and columns, copying what is there if the buffers must
+        grow.
+        """
         rows, columns = self._size_with(num_rows, num_columns)
         if self._keys is not None and (rows, columns) == (self._keys.shape[1], self._keys.shape[3]):
             return
@@ -124,7 +143,9 @@ class DecodeCache:
         self._values = self._grown(self._values, like.new_zeros(shape))
 
     def _size_with(self, num_rows: int, num_columns: int) -> tuple[int, int]:
-        """Rows and columns of buffers with so much room; rows double, so that joining costs little on average."""
+        """Rows and columns of buffers with so much room; rows double, so that joining costs little
+        on average.
+        """
         rows, columns = (0, 0) if self._keys is None else (self._keys.shape[1], self._keys.shape[3])
         if num_rows > rows:
             rows = num_rows if rows == 0 else 2 * rows
@@ -139,13 +160,17 @@ class DecodeCache:
 
 
 class OneRowAttention:
-    """n new tokens of one row see all tokens before them; keys and values are written behind those it has."""
+    """n new tokens of one row see all tokens before them; keys and values are written behind those
+    it has.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
         self._keys, self._values, self._length = keys, values, length
         self._mask: Tensor | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         n = query.shape[2]
         stop = self._length + n
         self._keys[layer, :, self._length : stop] = key[0]
@@ -168,7 +193,9 @@ class RowsAttention:
     """One new token of every row, each seeing the tokens of its own row."""
 
     def __init__(self, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> None:
-        """keys, values: [layers, rows, kv_heads, columns, head_dim]; lengths: of the rows before this step."""
+        """keys, values: [layers, rows, kv_heads, columns, head_dim]; lengths: of the rows before
+        this step.
+        """
         self._keys, self._values = keys, values
         device = keys.device
         self._rows = torch.arange(len(lengths), device=device)
@@ -176,10 +203,13 @@ class RowsAttention:
         visible = torch.arange(keys.shape[3], device=device) <= self._columns[:, None]
         self._mask = visible[:, None, None, :]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         self._keys[layer][self._rows, :, self._columns] = key[:, :, 0]
         self._values[layer][self._rows, :, self._columns] = value[:, :, 0]
-        # Query heads that share a KV head become queries of it, so that its keys are read once and not repeated.
+        # Query heads that share a KV head become queries of it, so that its keys are read once and
+        # not repeated.
         num_rows, num_heads, _, head_dim = query.shape
         shared = query.reshape(num_rows, key.shape[1], -1, head_dim)
         output = scaled_dot_product_attention(

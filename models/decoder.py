@@ -1,12 +1,14 @@
-"""Drives a stock transformers decoder over un-rotated keys: the only file that touches its attention classes.
+"""Drives a stock transformers decoder over un-rotated keys: the only file that touches its
+attention classes.
 
 Two ways through the same model, and no mode to switch between them:
 
-- `Decoder.prefill` passes position_ids of zero, which make the decoder's own rotary step the identity, and a
-  `RawAttention` as a forward argument. Transformers hands it down to our attention function, which sees raw queries and
-  keys, rotates them at the positions that the context dictates and calls SDPA.
-- `Decoder.decode` passes true positions and a `CachedAttention`: the decoder's own rotary step runs, and attention goes
-  over a cache of rotated keys that `models/decode_cache.py` holds.
+- `Decoder.prefill` passes position_ids of zero, which make the decoder's own rotary step the
+  identity, and a `RawAttention` as a forward argument. Transformers hands it down to our attention
+  function, which sees raw queries and keys, rotates them at the positions that the context dictates
+  and calls SDPA.
+- `Decoder.decode` passes true positions and a `CachedAttention`: the decoder's own rotary step
+  runs, and attention goes over a cache of rotated keys that `models/decode_cache.py` holds.
 
 Knows nothing of vision, prompts or questions.
 """
@@ -40,7 +42,8 @@ from models.decode_cache import CacheRow, DecodeCache
 ATTENTION = "longlook"
 LENS_LAYERS = 4  # last layers whose next-token distribution is read (logit lens)
 LENS_TOKENS = 10  # likeliest tokens of it that count
-FIXED_ROPE = ("default", "linear", "yarn", "llama3")  # kinds whose frequencies do not depend on the length so far
+# kinds whose frequencies do not depend on the length so far
+FIXED_ROPE = ("default", "linear", "yarn", "llama3")
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, [n, head_dim] each
 
 
@@ -53,9 +56,11 @@ def register_attention() -> None:
 class AttentionPass(Protocol):
     """How the attention of one forward is computed; passed to the model as `attention_pass`."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention of one layer: [B, n, heads, head_dim] from query [B, heads, n, head_dim] and key and value
-        [B, kv_heads, n, head_dim]."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """Attention of one layer: [B, n, heads, head_dim] from query [B, heads, n, head_dim] and
+        key and value [B, kv_heads, n, head_dim]."""
         ...
 
 
@@ -80,10 +85,16 @@ def attend(
 class _RotatedContext:
     """The context of one stream, its keys rotated for all layers at once.
 
-    prefixes (one for each run), recent: keys and values [layers, 2, kv_heads, n, head_dim], or None without any.
+    prefixes (one for each run), recent: keys and values [layers, 2, kv_heads, n, head_dim], or None
+    without any.
     """
 
-    def __init__(self, context: AttentionContext, rotation_of: Callable[[Tensor], Rotation], device: torch.device):
+    def __init__(
+        self,
+        context: AttentionContext,
+        rotation_of: Callable[[Tensor], Rotation],
+        device: torch.device,
+    ):
         prefix = [chunk.to(device) for chunk in context.prefix]
         recent = [chunk.to(device) for chunk in context.recent]
         cosines, sines = rotation_of(context.positions)
@@ -93,7 +104,9 @@ class _RotatedContext:
         self.num_new = context.num_new_tokens
         self.new_rotation = cosines[num_recent:], sines[num_recent:]
         self.recent = _rotated(recent, (cosines[:num_recent], sines[:num_recent]))
-        self.prefixes = [_rotated(prefix, rotation_of(run.prefix_positions)) for run in context.runs]
+        self.prefixes = [
+            _rotated(prefix, rotation_of(run.prefix_positions)) for run in context.runs
+        ]
 
     def keys_and_values(self, layer: int, number: int, run: RunView, new: Tensor) -> Tensor:
         """Everything that run `number` sees in a layer, [2, kv_heads, n, head_dim].
@@ -111,7 +124,9 @@ class _RotatedContext:
 
 
 def _rotated(chunks: Sequence[KVChunk], rotation: Rotation) -> Tensor | None:
-    """Keys, rotated, and values of chunks one after the other, [layers, 2, kv_heads, n, head_dim]; None without any."""
+    """Keys, rotated, and values of chunks one after the other, [layers, 2, kv_heads, n, head_dim];
+    None without any.
+    """
     if not chunks:
         return None
     keys = torch.cat([chunk.keys for chunk in chunks], dim=2)
@@ -120,9 +135,11 @@ def _rotated(chunks: Sequence[KVChunk], rotation: Rotation) -> Tensor | None:
 
 
 class RawAttention:
-    """One forward over raw keys, for runs of one stream or several; collects what it sees layer by layer.
+    """One forward over raw keys, for runs of one stream or several; collects what it sees layer by
+    layer.
 
-    queries: [heads, n, head_dim], keys and values: [kv_heads, n, head_dim] of each layer so far, un-rotated; n counts
+    queries: [heads, n, head_dim], keys and values: [kv_heads, n, head_dim] of each layer so far,
+    un-rotated; n counts
         the new tokens of all streams, one stream after the other.
     """
 
@@ -136,7 +153,9 @@ class RawAttention:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """See `AttentionPass`; B is 1."""
         assert layer == len(self.keys), f"layer {layer} came after {len(self.keys)} layers"
         self.keys.append(key[0])
@@ -154,12 +173,16 @@ class RawAttention:
             for number, run in enumerate(context.runs):
                 seen_keys, seen_values = context.keys_and_values(layer, number, run, own_new)
                 own = queries[:, start + run.own.start : start + run.own.stop]
-                outputs.append(self._attend_run(own, seen_keys, seen_values, scaling).transpose(1, 2))
+                outputs.append(
+                    self._attend_run(own, seen_keys, seen_values, scaling).transpose(1, 2)
+                )
             start = stop
         return torch.cat(outputs, dim=1)
 
     def _attend_run(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """[1, heads, n, head_dim] of queries that are the last of all tokens, causal among themselves."""
+        """[1, heads, n, head_dim] of queries that are the last of all tokens, causal among
+        themselves.
+        """
         size = queries.shape[1], keys.shape[1]
         if size not in self._masks:
             self._masks[size] = causal_mask(*size, queries.device)
@@ -181,7 +204,10 @@ class Decoder:
     def __init__(self, text_model: Any, head: Any) -> None:
         kind = text_model.rotary_emb.rope_type
         if kind not in FIXED_ROPE:
-            raise ValueError(f"rotary embeddings of kind {kind!r} change with the length and cannot be applied later")
+            raise ValueError(
+                f"rotary embeddings of kind {kind!r} change with the length and cannot be "
+                f"applied later"
+            )
         self._model = text_model
         self._head = head
 
@@ -206,8 +232,12 @@ class Decoder:
         context: Sequence[KVChunk],
         keep_queries: bool = False,
     ) -> RawAttention:
-        """Run n tokens [n, hidden] after `context`, causal among themselves; gives their raw keys and values."""
-        return self.prefill_packed([causal_context(context, layout)], embeddings, keep_queries=keep_queries)
+        """Run n tokens [n, hidden] after `context`, causal among themselves; gives their raw keys
+        and values.
+        """
+        return self.prefill_packed(
+            [causal_context(context, layout)], embeddings, keep_queries=keep_queries
+        )
 
     @torch.no_grad()
     def prefill_packed(
@@ -218,9 +248,11 @@ class Decoder:
         deepstack: Sequence[Tensor] = (),
         keep_queries: bool = False,
     ) -> RawAttention:
-        """The same for the new tokens of several streams, one after the other, each seeing its own context.
+        """The same for the new tokens of several streams, one after the other, each seeing its own
+        context.
 
-        embeddings: [n, hidden]. visual: bool [n]. deepstack: per early layer, [visual tokens, hidden] to add there.
+        embeddings: [n, hidden]. visual: bool [n]. deepstack: per early layer, [visual tokens,
+        hidden] to add there.
         """
         n = embeddings.shape[0]
         rotated = [_RotatedContext(context, self._rotation, self.device) for context in contexts]
@@ -237,7 +269,9 @@ class Decoder:
 
     @torch.no_grad()
     def add_row(self, cache: DecodeCache, context: Sequence[KVChunk], room: int) -> CacheRow:
-        """A row of the cache that holds `context`, rotated at compact positions, with room for more tokens."""
+        """A row of the cache that holds `context`, rotated at compact positions, with room for more
+        tokens.
+        """
         positions, extent = concat_positions([chunk.layout for chunk in context])
         cosines, sines = self._rotation(positions)
         context = [chunk.to(self.device) for chunk in context]
@@ -246,7 +280,9 @@ class Decoder:
         return cache.add_row(rotate(keys, cosines, sines), values, extent, room)
 
     @torch.no_grad()
-    def decode(self, cache: DecodeCache, rows: Sequence[CacheRow], tokens: Tensor, **options: Any) -> Any:
+    def decode(
+        self, cache: DecodeCache, rows: Sequence[CacheRow], tokens: Tensor, **options: Any
+    ) -> Any:
         """Append text tokens, int64 [rows, n], to rows of the cache; the model's output for them.
 
         Rows of more than one token come alone.
@@ -264,7 +300,9 @@ class Decoder:
         return output
 
     def next_logits(self, cache: DecodeCache, rows: Sequence[CacheRow], tokens: Tensor) -> Tensor:
-        """Append tokens [rows, n]; float32 logits [rows, vocabulary] of what comes next in each row."""
+        """Append tokens [rows, n]; float32 logits [rows, vocabulary] of what comes next in each
+        row.
+        """
         return self.head(self.last_state(cache, rows, tokens))
 
     def last_state(self, cache: DecodeCache, rows: Sequence[CacheRow], tokens: Tensor) -> Tensor:
@@ -280,21 +318,23 @@ class Decoder:
     def uncertainty(self, cache: DecodeCache, row: CacheRow, tokens: Tensor) -> float:
         """Append tokens [1, n]; how unsure the model is of the next one, from 0 to 1.
 
-        Mean entropy of the ten likeliest next tokens, to base 10, over the last four layers read through the output
-        head (logit lens). 0: all layers are sure of one token; 1: ten are equally likely to each.
+        Mean entropy of the ten likeliest next tokens, to base 10, over the last four layers read
+        through the output head (logit lens). 0: all layers are sure of one token; 1: ten are
+        equally likely to each.
         """
         output = self.decode(cache, [row], tokens, output_hidden_states=True)
         layers = output.hidden_states[1:]  # the first entry is the embeddings
         earlier = [self._model.norm(hidden[0, -1]) for hidden in layers[-LENS_LAYERS:-1]]
-        states = torch.stack([*earlier, output.last_hidden_state[0, -1]])  # the last one comes normalised
+        # the last one comes normalised
+        states = torch.stack([*earlier, output.last_hidden_state[0, -1]])
         log_probs = self.head(states).topk(LENS_TOKENS).values.log_softmax(-1)
         return float(-(log_probs.exp() * log_probs).sum(-1).mean() / math.log(LENS_TOKENS))
 
     def _rotation(self, positions: Tensor) -> Rotation:
         """Cosines and sines [n, head_dim] for positions [3, n].
 
-        Queries and keys leave the identity step already multiplied by the rotary's own scale (not 1 for YaRN), so it is
-        divided out here.
+        Queries and keys leave the identity step already multiplied by the rotary's own scale (not 1
+        for YaRN), so it is divided out here.
         """
         rotary = self._model.rotary_emb
         probe = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -304,7 +344,9 @@ class Decoder:
 
 
 def filled_cache(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A stock cache that holds the rotated keys and the values of every layer, [B, kv_heads, n, head_dim] each."""
+    """A stock cache that holds the rotated keys and the values of every layer, [B, kv_heads, n,
+    head_dim] each.
+    """
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(layers):
         cache.update(keys, values, layer)

@@ -1,7 +1,7 @@
 """From a name to a video LLM: the embedded model, a folder, or a checkpoint of the hub.
 
-Weights only as safetensors, never remote code. Which family drives a checkpoint follows from its configuration; this is
-the one place that knows all families. Knows nothing of video or sessions.
+Weights only as safetensors, never remote code. Which family drives a checkpoint follows from its
+configuration; this is the one place that knows all families. Knows nothing of video or sessions.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 
-from models.base import VideoLLM
 from models.checkpoint import ModelError, source_of
+from models.video_llm import VideoLLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAMPLE_BYTES = 1 << 20  # of each end of a weights file, for its fingerprint
 
 
 def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") -> VideoLLM:
-    """The video LLM called `model`: "demo" (embedded), a folder, or a hub id such as "Qwen/Qwen3-VL-4B-Instruct".
+    """The video LLM called `model`: "demo" (embedded), a folder, or a hub id such as
+    "Qwen/Qwen3-VL-4B-Instruct".
 
-    device: "auto" is CUDA where there is one, else the CPU. dtype: "auto" is the checkpoint's half precision on CUDA
-    (bfloat16 if it has none) and float32 on the CPU. Raises ModelError.
+    device: "auto" is CUDA where there is one, else the CPU. dtype: "auto" is the checkpoint's half
+    precision on CUDA (bfloat16 if it has none) and float32 on the CPU. Raises ModelError.
     """
     source = source_of(str(model))
     place = _device(device)
@@ -33,7 +34,9 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         known = ", ".join(FAMILIES)
-        raise ModelError(f"{model} is a {config.get('model_type')!r} model, and longlook drives only: {known}")
+        raise ModelError(
+            f"{model} is a {config.get('model_type')!r} model, and longlook drives only: {known}"
+        )
     name = Path(model).resolve().name if Path(source).is_dir() and str(model) != "demo" else model
     model_id = f"{name}@{_revision(source, config)}"
     number = _dtype(dtype, place, config)
@@ -87,13 +90,18 @@ def _read_json(source: str, name: str) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     path = cached_file(
-        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        source,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
     return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
 
 
 def _revision(source: str, config: Mapping[str, Any]) -> str:
-    """What tells this checkpoint from another of the same name: the hub's commit, or a fingerprint of a folder."""
+    """What tells this checkpoint from another of the same name: the hub's commit, or a fingerprint
+    of a folder.
+    """
     if not Path(source).is_dir():
         return str(config.get("_commit_hash") or "unknown")[:12]
     digest = hashlib.sha256((Path(source) / "config.json").read_bytes())
@@ -107,7 +115,9 @@ def _revision(source: str, config: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _load_qwen3_vl(source: str, device: torch.device, dtype: torch.dtype, model_id: str) -> VideoLLM:
+def _load_qwen3_vl(
+    source: str, device: torch.device, dtype: torch.dtype, model_id: str
+) -> VideoLLM:
     """The dense and the mixture-of-experts variant, which differ only inside their layers."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -128,27 +138,51 @@ def _load_qwen3_vl(source: str, device: torch.device, dtype: torch.dtype, model_
         ignore_mismatched_sizes=True,  # reported below, in our words
     )
     if wrong := {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
-        raise ModelError(f"{source} lacks weights of its own architecture, or has them in another shape: {min(wrong)}")
+        raise ModelError(
+            f"{source} lacks weights of its own architecture, or has them in another shape: "
+            f"{min(wrong)}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     processor = _read_json(source, "processor_config.json")
-    video = _read_json(source, "video_preprocessor_config.json") or processor.get("video_processor") or None
-    image = _read_json(source, "preprocessor_config.json") or processor.get("image_processor") or None
-    templates = [tokenizer.chat_template, _read_json(source, "chat_template.json").get("chat_template")]
+    video = (
+        _read_json(source, "video_preprocessor_config.json")
+        or processor.get("video_processor")
+        or None
+    )
+    image = (
+        _read_json(source, "preprocessor_config.json") or processor.get("image_processor") or None
+    )
+    templates = [
+        tokenizer.chat_template,
+        _read_json(source, "chat_template.json").get("chat_template"),
+    ]
     return Qwen3VL(
         model=network.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
         pixels=read_spec(network.config.vision_config, video, image),
         model_id=model_id,
-        template=next((text for text in templates if isinstance(text, str) and VIDEO_PAD in text), None),
+        template=next(
+            (text for text in templates if isinstance(text, str) and VIDEO_PAD in text), None
+        ),
     )
 
 
 def _loading_errors() -> tuple[type[Exception], ...]:
-    """What the libraries below raise for checkpoints that are missing, damaged or not what they say."""
+    """What the libraries below raise for checkpoints that are missing, damaged or not what they
+    say.
+    """
     from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
     from safetensors import SafetensorError
 
-    return (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError, HfHubHTTPError)
+    return (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+        HfHubHTTPError,
+    )
 
 
 def _first_sentence(error: Exception) -> str:
@@ -156,7 +190,9 @@ def _first_sentence(error: Exception) -> str:
 
     text = " ".join(str(error).split()) or type(error).__name__
     sentence = text.split(". ")[0].rstrip(".")
-    return f"its weights are damaged ({sentence})" if isinstance(error, SafetensorError) else sentence
+    return (
+        f"its weights are damaged ({sentence})" if isinstance(error, SafetensorError) else sentence
+    )
 
 
 FAMILIES: dict[str, Callable[[str, torch.device, torch.dtype, str], VideoLLM]] = {

@@ -1,13 +1,15 @@
-"""Vision towers computed in part, composed from the stock ones' sub-modules: no forward replaced, no weight copied.
+"""Vision towers computed in part, composed from the stock ones' sub-modules: no forward replaced,
+no weight copied.
 
-The layers run here in the stock arithmetic: with every patch computed the result equals the stock tower's. Two ways
-to do less:
+The layers run here in the stock arithmetic: with every patch computed the result equals the stock
+tower's. Two ways to do less:
 
-- `forward_partial` recomputes the same subset of patches in every layer. All other patches reuse the reference frame's
-  keys and values. A group whose every patch is chosen is computed whole. All groups of a call are rows of one batch,
-  and so are the references that they build on.
-- `forward_by_keys` is STC (arXiv 2512.00891). Every patch gets a fresh key in every layer. Those whose keys moved most
-  from the reference's get fresh values, attention and MLP; the others keep the reference's outputs.
+- `forward_partial` recomputes the same subset of patches in every layer. All other patches reuse
+  the reference frame's keys and values. A group whose every patch is chosen is computed whole. All
+  groups of a call are rows of one batch, and so are the references that they build on.
+- `forward_by_keys` is STC (arXiv 2512.00891). Every patch gets a fresh key in every layer. Those
+  whose keys moved most from the reference's get fresh values, attention and MLP; the others keep
+  the reference's outputs.
 
 Which groups are computed how is the business of `keyframes/vit_cacher.py`.
 """
@@ -22,13 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from keyframes.vit_cacher import Features, Reference
 from models.cache_layout import rotate
 
 QUERY, KEY, VALUE, ALL = slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)
-CALL_WORK = 2**18  # over the width: padded pairs of patches that take as long as one more call, timed on two CPU cores
+# over the width: padded pairs of patches that take as long as one more call, timed on two CPU cores
+CALL_WORK = 2**18
 Module = Callable[[Tensor], Tensor]
 
 
@@ -36,7 +42,8 @@ Module = Callable[[Tensor], Tensor]
 class Layer:
     """One block of a tower as its stock sub-modules.
 
-    project: [..., C] to QUERY, KEY, VALUE or ALL of them, p in number: [..., p, C], in memory of its own.
+    project: [..., C] to QUERY, KEY, VALUE or ALL of them, p in number: [..., p, C], in memory of
+    its own.
     """
 
     attention_norm: Module
@@ -50,9 +57,9 @@ class Layer:
 class TowerParts:
     """What sets one family of towers apart; C is the width, T the patches of a group.
 
-    embed: patches [k, values] to [k, C]. places: a grid in patches to (added [T, C], rotation [2, T, head_dim] or
-    None). finish: [k, C] of the last layer, all patches of some tokens, to [tokens, hidden]. taps: the same behind
-    earlier layers.
+    embed: patches [k, values] to [k, C]. places: a grid in patches to (added [T, C], rotation [2,
+    T, head_dim] or None). finish: [k, C] of the last layer, all patches of some tokens, to [tokens,
+    hidden]. taps: the same behind earlier layers.
     """
 
     width: int
@@ -67,7 +74,9 @@ class TowerParts:
 
 
 class Tower:
-    """A `keyframes.vit_cacher.VisionTower` over a stock one; shared and immutable. Runs without gradients."""
+    """A `keyframes.vit_cacher.VisionTower` over a stock one; shared and immutable. Runs without
+    gradients.
+    """
 
     def __init__(self, parts: TowerParts) -> None:
         self.frames_per_group = parts.frames_per_group
@@ -77,10 +86,14 @@ class Tower:
 
     @torch.no_grad()
     def encode(self, patches: Tensor, grid: tuple[int, int]) -> Features:
-        """All of every group, patches [g, T, values]: what the stock tower gives. Groups of one grid attend in one call
-        a layer, where the stock tower calls once for each."""
-        everything = torch.ones(len(patches), patches.shape[1] // self.merge_size**2, dtype=torch.bool)
-        features, _ = self.forward_partial(patches, grid, everything.to(patches.device), range(len(patches)))
+        """All of every group, patches [g, T, values]: what the stock tower gives. Groups of one
+        grid attend in one call a layer, where the stock tower calls once for each."""
+        everything = torch.ones(
+            len(patches), patches.shape[1] // self.merge_size**2, dtype=torch.bool
+        )
+        features, _ = self.forward_partial(
+            patches, grid, everything.to(patches.device), range(len(patches))
+        )
         return features
 
     @torch.no_grad()
@@ -96,9 +109,14 @@ class Tower:
     ) -> tuple[Features, list[Reference]]:
         tokens = feature_rows(chosen, bases)
         kept = ReferenceRecorder(self._of_patches(tokens[[*keep]]), outputs)
-        levels = self._finish(self.partial_layers(patches, grid, chosen, tokens, before, kept if keep else None))
+        levels = self._finish(
+            self.partial_layers(patches, grid, chosen, tokens, before, kept if keep else None)
+        )
         if before is not None:
-            levels = [torch.cat([fresh, old[0]]) for fresh, old in zip(levels, before.features, strict=True)]
+            levels = [
+                torch.cat([fresh, old[0]])
+                for fresh, old in zip(levels, before.features, strict=True)
+            ]
         features = Features.of(gather_rows(level, tokens) for level in levels)
         return features, kept.references(features, keep)
 
@@ -119,19 +137,25 @@ class Tower:
         before: Reference | None = None,
         kept: ReferenceRecorder | None = None,
     ) -> Iterator[Tensor]:
-        """[R, C] after each layer, of the patches of all `chosen` tokens, row by row; `tokens`: see `feature_rows`."""
+        """[R, C] after each layer, of the patches of all `chosen` tokens, row by row; `tokens`: see
+        `feature_rows`.
+        """
         fresh = chosen.repeat_interleave(self.merge_size**2, 1)
         attend: Callable[[Tensor, Tensor], Tensor]
         if bool(chosen.all()):
             before, attend = None, partial(self._attend_whole, len(patches))
         else:
-            groups = RaggedAttention.of(fresh, self._of_patches(tokens), CALL_WORK / self._parts.width / fresh.shape[1])
+            groups = RaggedAttention.of(
+                fresh, self._of_patches(tokens), CALL_WORK / self._parts.width / fresh.shape[1]
+            )
             attend = partial(groups.attend, self._attend)
         added, rotation = self._places(grid)
         rows = fresh.flatten().nonzero()[:, 0]
         places = rows % fresh.shape[1]
         rotation = None if rotation is None else rotation.index_select(1, places)
-        hidden = self._parts.embed(patches.flatten(0, 1).index_select(0, rows)) + added.index_select(0, places)
+        hidden = self._parts.embed(
+            patches.flatten(0, 1).index_select(0, rows)
+        ) + added.index_select(0, places)
         for number, layer in enumerate(self._parts.layers):
             projected = layer.project(layer.attention_norm(hidden), ALL)
             if rotation is not None:
@@ -149,7 +173,9 @@ class Tower:
     def layers_by_keys(
         self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
     ) -> Iterator[Tensor]:
-        """[g, T, C] behind each layer; `counts` patches of each group are recomputed in each (STC-Cacher)."""
+        """[g, T, C] behind each layer; `counts` patches of each group are recomputed in each
+        (STC-Cacher).
+        """
         assert reference.attended is not None and reference.transformed is not None
         most = int(counts.max())
         filled = torch.arange(most, device=patches.device) < counts[:, None]
@@ -161,10 +187,13 @@ class Tower:
             keys = apply_rotary(layer.project(x, KEY), rotation)[:, :, 0]
             similarity = cosine_similarity(keys, old_keys, dim=-1)
             chosen = similarity.topk(most, largest=False).indices
-            chosen = torch.where(filled, chosen, chosen[:, :1])  # groups with fewer compute their first over again
+            # groups with fewer compute their first over again
+            chosen = torch.where(filled, chosen, chosen[:, :1])
             x = gather_tokens(x, chosen)
             values = scatter_tokens(old_values, chosen, layer.project(x, VALUE)[:, :, 0])
-            queries = apply_rotary(layer.project(x, QUERY), None if rotation is None else rotation[:, chosen])[:, :, 0]
+            queries = apply_rotary(
+                layer.project(x, QUERY), None if rotation is None else rotation[:, chosen]
+            )[:, :, 0]
             attended = layer.output(self._attend(queries, keys, values))
             hidden = hidden + scatter_tokens(reference.attended[number], chosen, attended)
             transformed = layer.mlp(layer.mlp_norm(gather_tokens(hidden, chosen)))
@@ -177,9 +206,13 @@ class Tower:
         return (size * tokens[..., None] + torch.arange(size, device=tokens.device)).flatten(1)
 
     def _attend_whole(self, groups: int, queries: Tensor, pairs: Tensor) -> Tensor:
-        """[R, C] of queries [R, C] over keys and values [R, 2, C], where all patches of so many groups are rows."""
+        """[R, C] of queries [R, C] over keys and values [R, 2, C], where all patches of so many
+        groups are rows.
+        """
         keys, values = pairs.reshape(groups, -1, *pairs.shape[1:]).unbind(2)
-        return self._attend(queries.reshape(groups, -1, queries.shape[1]), keys, values).flatten(0, 1)
+        return self._attend(queries.reshape(groups, -1, queries.shape[1]), keys, values).flatten(
+            0, 1
+        )
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """[g, k, C] from [g, k, C] over [g, T, C]; the patches of a group see each other."""
@@ -200,8 +233,8 @@ class Tower:
 
 
 def feature_rows(chosen: Tensor, bases: Sequence[int]) -> Tensor:
-    """Index of each token's feature row, int64 [g, n]. Recomputed tokens (`chosen`, bool [g, n]) come first, in order,
-    then the rows of the previous reference (base -1)."""
+    """Index of each token's feature row, int64 [g, n]. Recomputed tokens (`chosen`, bool [g, n])
+    come first, in order, then the rows of the previous reference (base -1)."""
     own = chosen.flatten().cumsum(0).reshape(chosen.shape) - 1
     before = own[-1, -1] + 1 + torch.arange(chosen.shape[1], device=chosen.device)
     return torch.where(chosen, own, torch.cat([own, before[None]])[[*bases]])
@@ -209,8 +242,8 @@ def feature_rows(chosen: Tensor, bases: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRecorder:
-    """What references need of the groups at `rows`, int64 [k, T], layer by layer; of what layers add only if `outputs`
-    are wanted."""
+    """What references need of the groups at `rows`, int64 [k, T], layer by layer; of what layers
+    add only if `outputs` are wanted."""
 
     rows: Tensor
     outputs: bool
@@ -243,16 +276,20 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class RaggedAttention:
-    """How R rows attend, every group on its own. order: int64 [R], where each stands among the batches' results."""
+    """How R rows attend, every group on its own. order: int64 [R], where each stands among the
+    batches' results.
+    """
 
     batches: list[Batch]
     order: Tensor
 
     @classmethod
     def of(cls, fresh: Tensor, seen: Tensor, few: float) -> RaggedAttention:
-        """In no batch a group has more than twice the rows of another; those with up to `few` are alike.
+        """In no batch a group has more than twice the rows of another; those with up to `few` are
+        alike.
 
-        fresh: bool [g, T], the patches that are rows. seen: int64 [g, T], the rows that a group sees.
+        fresh: bool [g, T], the patches that are rows. seen: int64 [g, T], the rows that a group
+        sees.
         """
         counts = fresh.sum(1)
         last = counts.cumsum(0) - 1
@@ -270,10 +307,14 @@ class RaggedAttention:
             stood += rows.numel()
         return cls(batches, order)
 
-    def attend(self, attention: Callable[[Tensor, Tensor, Tensor], Tensor], queries: Tensor, seen: Tensor) -> Tensor:
+    def attend(
+        self, attention: Callable[[Tensor, Tensor, Tensor], Tensor], queries: Tensor, seen: Tensor
+    ) -> Tensor:
         """[R, C] of queries [R, C] over keys and values [rows, 2, C]."""
         results = [
-            attention(gather_rows(queries, batch.rows), *gather_rows(seen, batch.seen).unbind(2)).flatten(0, 1)
+            attention(
+                gather_rows(queries, batch.rows), *gather_rows(seen, batch.seen).unbind(2)
+            ).flatten(0, 1)
             for batch in self.batches
         ]
         return torch.cat(results).index_select(0, self.order)
@@ -285,7 +326,9 @@ def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def apply_rotary(x: Tensor, rotation: Tensor | None) -> Tensor:
-    """Rotary embedding of [(g,) k, p, C] with cosines and sines [2, (g,) k, head_dim], in float32 as the stock."""
+    """Rotary embedding of [(g,) k, p, C] with cosines and sines [2, (g,) k, head_dim], in float32
+    as the stock.
+    """
     if rotation is None:
         return x
     cosines, sines = rotation[..., None, None, :].float()
@@ -322,7 +365,9 @@ def qwen3_vl_tower(visual: Any) -> Tower:
             spatial_merge_size=visual.spatial_merge_size,
         )
         added = (visual.pos_embed(corners) * shares[:, :, None]).sum(1).to(weight.dtype)
-        cosines, sines = visual.rotary_pos_emb(added, get_vision_position_ids(sizes, visual.spatial_merge_size))
+        cosines, sines = visual.rotary_pos_emb(
+            added, get_vision_position_ids(sizes, visual.spatial_merge_size)
+        )
         return added, torch.stack([cosines, sines])
 
     def layer(block: Any) -> Layer:
@@ -330,7 +375,8 @@ def qwen3_vl_tower(visual: Any) -> Tower:
         width = attention.proj.in_features
 
         def project(x: Tensor, which: slice) -> Tensor:
-            rows = slice(which.start * width, which.stop * width)  # of the one matrix for queries, keys and values
+            # of the one matrix for queries, keys and values
+            rows = slice(which.start * width, which.stop * width)
             projected = linear(x, attention.qkv.weight[rows], attention.qkv.bias[rows])
             return projected.reshape(*x.shape[:-1], -1, width)
 
@@ -355,8 +401,8 @@ def qwen3_vl_tower(visual: Any) -> Tower:
 def siglip_tower(vision: Any) -> Tower:
     """The tower of a stock `SiglipVisionModel`, up to its last layer, as LLaVA-OneVision reads it.
 
-    Neither the final norm nor the head is run. A patch is [channels * side * side], cut by `models.pixels.patchify`
-    from the whole multiple of the patch's side.
+    Neither the final norm nor the head is run. A patch is [channels * side * side], cut by
+    `models.pixels.patchify` from the whole multiple of the patch's side.
     """
     embeddings = vision.embeddings
     side = embeddings.patch_size
@@ -369,7 +415,9 @@ def siglip_tower(vision: Any) -> Tower:
     def places(grid: tuple[int, int]) -> tuple[Tensor, None]:
         across = embeddings.image_size // side
         if grid != (across, across):
-            raise ValueError(f"this tower reads {across} x {across} patches, not {grid[0]} x {grid[1]}")
+            raise ValueError(
+                f"this tower reads {across} x {across} patches, not {grid[0]} x {grid[1]}"
+            )
         return embeddings.position_embedding.weight, None
 
     def layer(block: Any) -> Layer:

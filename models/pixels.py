@@ -1,7 +1,8 @@
-"""From pictures to the patches a Qwen-style vision tower reads: choose a size, resize, normalise, cut.
+"""From pictures to the patches a Qwen-style vision tower reads: choose a size, resize, normalise,
+cut.
 
-Plain tensor arithmetic, equal to the stock video processor's (which needs torchvision; this does not). Knows nothing of
-models, prompts or time.
+Plain tensor arithmetic, equal to the stock video processor's (which needs torchvision; this does
+not). Knows nothing of models, prompts or time.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from errors import LonglookError
 # Limits of the released Qwen3-VL checkpoints, in pixels of a whole clip (frames x height x width).
 CLIP_MIN_PIXELS = 4096
 CLIP_MAX_PIXELS = 25_165_824
-# The stock processor spreads its budget over a clip's frames. A stream has no end, so every frame gets the share it
-# would have in a clip of so many: with the limits above, 96 tokens per group of two frames.
+# The stock processor spreads its budget over a clip's frames. A stream has no end, so every frame
+# gets the share it would have in a clip of so many: with the limits above, 96 tokens per group of
+# two frames.
 BUDGET_FRAMES = 256
 MAX_ASPECT = 200  # as the stock processor
 
@@ -46,7 +48,10 @@ class PixelSpec:
     budget_frames: int = BUDGET_FRAMES
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_pixels <= self.max_pixels or self.budget_frames < self.temporal_patch_size:
+        if (
+            not 0 < self.min_pixels <= self.max_pixels
+            or self.budget_frames < self.temporal_patch_size
+        ):
             raise ValueError(f"not a pixel budget: {self}")
 
     @property
@@ -55,12 +60,14 @@ class PixelSpec:
         return self.patch_size * self.merge_size
 
 
-def read_spec(vision: Any, video: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None) -> PixelSpec:
+def read_spec(
+    vision: Any, video: Mapping[str, Any] | None = None, image: Mapping[str, Any] | None = None
+) -> PixelSpec:
     """The spec of a checkpoint.
 
     vision: its vision configuration, which decides the patch sizes.
-    video, image: its video and image processor settings, if there. Image limits are for one picture and hold
-    for each frame; video limits are for a whole clip, unless they are too small for one.
+    video, image: its video and image processor settings, if there. Image limits are for one picture
+    and hold for each frame; video limits are for a whole clip, unless they are too small for one.
     """
     frames = int(vision.temporal_patch_size)
     settings = video or image or {}
@@ -82,7 +89,8 @@ def read_spec(vision: Any, video: Mapping[str, Any] | None = None, image: Mappin
 
 
 def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
-    """The (height, width) a frame is resized to: multiples of `spec.factor` near its shape, within the pixel budget.
+    """The (height, width) a frame is resized to: multiples of `spec.factor` near its shape, within
+    the pixel budget.
 
     Raises LonglookError for a frame more than 200 times as long as wide.
     """
@@ -91,7 +99,9 @@ def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
         enlarge = max(unit / height, unit / width)
         height, width = int(height * enlarge), int(width * enlarge)
     if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise LonglookError(f"a frame of {width}x{height} is more than {MAX_ASPECT} times as long as wide")
+        raise LonglookError(
+            f"a frame of {width}x{height} is more than {MAX_ASPECT} times as long as wide"
+        )
     rows, columns = round(height / unit) * unit, round(width / unit) * unit
     padded = round(frames / spec.temporal_patch_size) * spec.temporal_patch_size
     if padded * rows * columns > spec.max_pixels:
@@ -100,17 +110,26 @@ def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
         columns = max(unit, math.floor(width / shrink / unit) * unit)
     elif padded * rows * columns < spec.min_pixels:
         grow = math.sqrt(spec.min_pixels / (frames * height * width))
-        rows, columns = math.ceil(height * grow / unit) * unit, math.ceil(width * grow / unit) * unit
+        rows, columns = (
+            math.ceil(height * grow / unit) * unit,
+            math.ceil(width * grow / unit) * unit,
+        )
     return rows, columns
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic with antialiasing, uint8 [n, C, H, W] -> uint8 [n, C, *size]; in integers on the CPU, as the stock."""
+    """Bicubic with antialiasing, uint8 [n, C, H, W] -> uint8 [n, C, *size]; in integers on the CPU,
+    as the stock.
+    """
     if tuple(images.shape[-2:]) == size:
         return images
     if images.device.type == "cpu":
-        return interpolate(images, size=list(size), mode="bicubic", antialias=True, align_corners=False)
-    scaled = interpolate(images.float(), size=list(size), mode="bicubic", antialias=True, align_corners=False)
+        return interpolate(
+            images, size=list(size), mode="bicubic", antialias=True, align_corners=False
+        )
+    scaled = interpolate(
+        images.float(), size=list(size), mode="bicubic", antialias=True, align_corners=False
+    )
     return scaled.clamp(0, 255).round().to(torch.uint8)
 
 
@@ -122,7 +141,9 @@ def normalise(images: Tensor, spec: PixelSpec) -> Tensor:
 
 
 def patchify(frames: Tensor, spec: PixelSpec) -> Tensor:
-    """Groups of frames [g, T, C, H, W] -> patches [g, n, C * T * P * P], those of one token next to each other."""
+    """Groups of frames [g, T, C, H, W] -> patches [g, n, C * T * P * P], those of one token next to
+    each other.
+    """
     p, m = spec.patch_size, spec.merge_size
     groups, t, c, height, width = frames.shape
     cells = frames.reshape(groups, t, c, height // (p * m), m, p, width // (p * m), m, p)
@@ -132,7 +153,8 @@ def patchify(frames: Tensor, spec: PixelSpec) -> Tensor:
 
 
 def clip_patches(images: Tensor, spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
-    """The patches [g, n, values] of g groups of frames of one size, and their grid (rows, columns) in patches.
+    """The patches [g, n, values] of g groups of frames of one size, and their grid (rows, columns)
+    in patches.
 
     images: uint8 [g * temporal_patch_size, H, W, C].
     """

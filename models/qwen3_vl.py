@@ -1,9 +1,10 @@
-"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by `models.decoder`.
+"""The Qwen3-VL family: its prompt, timestamps, positions and vision tower. Stock modules, driven by
+`models.decoder`.
 
-A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the family was trained: the
-processor the checkpoints were released with writes just this, while later ones leave one more start and end token
-around the whole video.
-Knows nothing of files, memory policy or sessions.
+A group of frames reads `<1.5 seconds><|vision_start|> n visual tokens <|vision_end|>`, as the
+family was trained: the processor the checkpoints were released with writes just this, while later
+ones leave one more start and end token around the whole video. Knows nothing of files, memory
+policy or sessions.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
 from errors import LonglookError
+from frames import Frame
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.answer_batch import AnswerBatch, BatchedAnswer
-from models.base import Head, PrefillRequest, Turn, VisualGroup, groups_of
 from models.cache_layout import concat_positions, packed_context
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.partial_vit import qwen3_vl_tower
 from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
-from streaming.frames import Frame
+from models.video_llm import Head, PrefillRequest, Turn, VisualGroup, groups_of
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
@@ -37,12 +38,21 @@ PerGroup = tuple[Tensor, ...]
 
 
 class Qwen3VL:
-    """`models.base.VideoLLM` over a loaded `Qwen3VLForConditionalGeneration`; shared and immutable."""
+    """`models.video_llm.VideoLLM` over a loaded `Qwen3VLForConditionalGeneration`; shared and
+    immutable.
+    """
 
     def __init__(
-        self, model: Any, tokenizer: Any, pixels: PixelSpec, model_id: str, template: str | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        pixels: PixelSpec,
+        model_id: str,
+        template: str | None = None,
     ) -> None:
-        """template: a chat template that can write a video; None for the plain format of the family."""
+        """template: a chat template that can write a video; None for the plain format of the
+        family.
+        """
         text = model.config.text_config
         self.model_id = model_id
         self.device: torch.device = model.device
@@ -87,18 +97,26 @@ class Qwen3VL:
         return rows * columns // self._pixels.factor**2
 
     @torch.no_grad()
-    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
+    def encode(
+        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    ) -> list[VisualGroup]:
         groups = groups_of(frames, self)
         if not groups:
             return []
         if len({frame.image.shape for group in groups for frame in group}) > 1:
             return self._encode_mixed_sizes(groups)
         patches, grid = self._clip_patches([frame for group in groups for frame in group])
-        features = self._tower.encode(patches, grid) if reuse is None else reuse.encode(patches, grid).features
+        features = (
+            self._tower.encode(patches, grid)
+            if reuse is None
+            else reuse.encode(patches, grid).features
+        )
         levels = [level.unbind() for level in features.deepstack]
         return [
             self._group(group, grid, embeddings, tuple(level[i] for level in levels))
-            for i, (group, embeddings) in enumerate(zip(groups, features.embeddings.unbind(), strict=True))
+            for i, (group, embeddings) in enumerate(
+                zip(groups, features.embeddings.unbind(), strict=True)
+            )
         ]
 
     def _encode_mixed_sizes(self, groups: Sequence[Sequence[Frame]]) -> list[VisualGroup]:
@@ -110,28 +128,47 @@ class Qwen3VL:
             for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
         ]
 
-    def _encode_stock(self, cut: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[PerGroup, list[PerGroup]]:
+    def _encode_stock(
+        self, cut: Sequence[tuple[Tensor, tuple[int, int]]]
+    ) -> tuple[PerGroup, list[PerGroup]]:
         """Embeddings and DeepStack levels of groups of any sizes."""
         grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
-        output = self._visual(torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids)
+        output = self._visual(
+            torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids
+        )
         sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
-        return output.pooler_output.split(sizes), [level.split(sizes) for level in output.deepstack_features]
+        return output.pooler_output.split(sizes), [
+            level.split(sizes) for level in output.deepstack_features
+        ]
 
-    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+    def prefill(
+        self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int
+    ) -> KVChunk:
         return self.prefill_batch([PrefillRequest([groups], context, [], 0, index)])[0][0]
 
     def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
         if not requests or not all(request.runs and all(request.runs) for request in requests):
             raise ValueError("a chunk needs at least one group of frames")
-        inputs = [[self._prompt.build_inputs(groups) for groups in request.runs] for request in requests]
+        inputs = [
+            [self._prompt.build_inputs(groups) for groups in request.runs] for request in requests
+        ]
         flat = [chunk_inputs for of_request in inputs for chunk_inputs in of_request]
         groups = [group for request in requests for run in request.runs for group in run]
-        embeddings = self._decoder.embed([token for chunk_inputs in flat for token in chunk_inputs.tokens])
+        embeddings = self._decoder.embed(
+            [token for chunk_inputs in flat for token in chunk_inputs.tokens]
+        )
         visual = torch.cat([chunk_inputs.visual for chunk_inputs in flat]).to(self.device)
         embeddings[visual] = torch.cat([group.embeddings for group in groups]).to(embeddings)
-        levels = [torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)]
+        levels = [
+            torch.cat(level) for level in zip(*(group.deepstack for group in groups), strict=True)
+        ]
         contexts = [
-            packed_context(request.prefix, request.recent, [one.layout for one in of_request], request.num_recent)
+            packed_context(
+                request.prefix,
+                request.recent,
+                [one.layout for one in of_request],
+                request.num_recent,
+            )
             for request, of_request in zip(requests, inputs, strict=True)
         ]
         raw = self._decoder.prefill_packed(contexts, embeddings, visual, levels)
@@ -141,14 +178,20 @@ class Qwen3VL:
         return [
             [
                 self._chunk(next(keys), next(values), chunk_inputs, run, request.index + number)
-                for number, (run, chunk_inputs) in enumerate(zip(request.runs, of_request, strict=True))
+                for number, (run, chunk_inputs) in enumerate(
+                    zip(request.runs, of_request, strict=True)
+                )
             ]
             for request, of_request in zip(requests, inputs, strict=True)
         ]
 
     @staticmethod
-    def _chunk(keys: Tensor, values: Tensor, inputs: ChunkInputs, groups: Sequence[VisualGroup], index: int) -> KVChunk:
-        """keys, values: [layers, kv_heads, n, head_dim], views of a pass, from which they are copied."""
+    def _chunk(
+        keys: Tensor, values: Tensor, inputs: ChunkInputs, groups: Sequence[VisualGroup], index: int
+    ) -> KVChunk:
+        """keys, values: [layers, kv_heads, n, head_dim], views of a pass, from which they are
+        copied.
+        """
         return KVChunk(
             keys=keys.contiguous(),
             values=values.contiguous(),
@@ -165,31 +208,49 @@ class Qwen3VL:
         return self.all_question_queries(question)[layers, [head.head for head in heads]]
 
     def all_question_queries(self, question: str) -> Tensor:
-        """Raw queries of every head, float32 [layers, heads, n, head_dim]; see `question_queries`."""
+        """Raw queries of every head, float32 [layers, heads, n, head_dim]; see
+        `question_queries`.
+        """
         tokens = self._prompt.question(question, ())
         embeddings = self._decoder.embed(tokens)
-        raw = self._decoder.prefill(embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True)
+        raw = self._decoder.prefill(
+            embeddings, text_layout(len(tokens)), [self.prefix()], keep_queries=True
+        )
         return torch.stack(raw.queries).float()
 
     def answer_batch(self) -> AnswerBatch:
-        return AnswerBatch(self._decoder, self._prompt.tokenizer, self._prompt.question, self._stops)
+        return AnswerBatch(
+            self._decoder, self._prompt.tokenizer, self._prompt.question, self._stops
+        )
 
     def answer(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[str]:
         for answer in self._answer_alone(question, context, dialogue, options):
             if text := answer.take_text():
                 yield text
 
     def answer_tokens(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[int]:
         """The token ids of an answer as they are chosen, without the one that ends it."""
         for answer in self._answer_alone(question, context, dialogue, options):
             yield from answer.take_tokens()
 
     def _answer_alone(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[BatchedAnswer]:
         """One answer in a batch of its own, after each of its tokens and at its end."""
         batch = self.answer_batch()
@@ -204,13 +265,19 @@ class Qwen3VL:
         row, tokens = self._begin_answer(cache, question, context, dialogue)
         return self._decoder.uncertainty(cache, row, tokens)
 
-    def first_logits(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
-        """Float32 logits [vocabulary] of an answer's first token: how sure the model is before it says anything."""
+    def first_logits(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()
+    ) -> Tensor:
+        """Float32 logits [vocabulary] of an answer's first token: how sure the model is before it
+        says anything.
+        """
         cache = DecodeCache()
         row, tokens = self._begin_answer(cache, question, context, dialogue)
         return self._decoder.next_logits(cache, [row], tokens)[0]
 
-    def last_state(self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()) -> Tensor:
+    def last_state(
+        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn] = ()
+    ) -> Tensor:
         """Float32 [hidden], the LLM's last hidden state where an answer begins."""
         cache = DecodeCache()
         row, tokens = self._begin_answer(cache, question, context, dialogue)
@@ -224,7 +291,9 @@ class Qwen3VL:
         dialogue: Sequence[Turn],
         max_new_tokens: int = 0,
     ) -> tuple[CacheRow, Tensor]:
-        """A row of the cache that holds the context, and the question's tokens [1, n], which come next."""
+        """A row of the cache that holds the context, and the question's tokens [1, n], which come
+        next.
+        """
         tokens = self._prompt.question(question, dialogue)
         row = self._decoder.add_row(cache, context, len(tokens) + max_new_tokens)
         return row, torch.tensor([tokens], device=self.device)
@@ -240,7 +309,11 @@ class Qwen3VL:
         return group_patches([image.to(self.device) for image in images], self._pixels)
 
     def _group(
-        self, frames: Sequence[Frame], grid: tuple[int, int], embeddings: Tensor, deepstack: tuple[Tensor, ...]
+        self,
+        frames: Sequence[Frame],
+        grid: tuple[int, int],
+        embeddings: Tensor,
+        deepstack: tuple[Tensor, ...],
     ) -> VisualGroup:
         start, stop = frames[0].pts_seconds, frames[-1].pts_seconds
         merge = self._pixels.merge_size
@@ -256,7 +329,9 @@ class Qwen3VL:
 
 @dataclass(frozen=True, eq=False)
 class ChunkInputs:
-    """What the LLM reads for some groups: n token ids (placeholders at visual places), positions, visual marks [n]."""
+    """What the LLM reads for some groups: n token ids (placeholders at visual places), positions,
+    visual marks [n].
+    """
 
     tokens: list[int]
     layout: PositionLayout
@@ -264,7 +339,9 @@ class ChunkInputs:
 
 
 class Prompt:
-    """Texts around a video as token ids: the part before it, time stamps inside it, questions behind it."""
+    """Texts around a video as token ids: the part before it, time stamps inside it, questions
+    behind it.
+    """
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
         """Raises ValueError when the tokenizer is not of this family."""
@@ -273,8 +350,12 @@ class Prompt:
             raise ValueError(f"its tokenizer does not know {min(lacking)}")
         self.tokenizer = tokenizer
         self._template = template
-        self._start, self._pad, self._end = tokenizer.convert_tokens_to_ids([VISION_START, VIDEO_PAD, VISION_END])
-        self._reserved = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._start, self._pad, self._end = tokenizer.convert_tokens_to_ids(
+            [VISION_START, VIDEO_PAD, VISION_END]
+        )
+        self._reserved = [
+            str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
+        ]
 
     def prefix(self) -> list[int]:
         """Everything before the video."""
@@ -282,13 +363,17 @@ class Prompt:
 
     def question(self, question: str, dialogue: Sequence[Turn]) -> list[int]:
         """Everything behind the video: earlier turns, the question, the header of the answer."""
-        turns = [part for turn in dialogue for part in (("user", turn.question), ("assistant", turn.answer))]
+        turns = [
+            part
+            for turn in dialogue
+            for part in (("user", turn.question), ("assistant", turn.answer))
+        ]
         return self._encode(self._chat([*turns, ("user", question)])[1])
 
     def build_inputs(self, groups: Sequence[VisualGroup]) -> ChunkInputs:
-        """Time stamps and placeholders of the groups, with the stock positions: text counts up in all three, a group's
-        tokens stand at one t, rows in h and columns in w, and what follows comes after its longer side. Tokens that
-        were not kept leave their places empty."""
+        """Time stamps and placeholders of the groups, with the stock positions: text counts up in
+        all three, a group's tokens stand at one t, rows in h and columns in w, and what follows
+        comes after its longer side. Tokens that were not kept leave their places empty."""
         tokens: list[int] = []
         runs: list[PositionLayout] = []
         marks: list[bool] = []
@@ -318,7 +403,9 @@ class Prompt:
         return before, after
 
     def _render(self, turns: Sequence[tuple[str, str]]) -> str:
-        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns
+        ]
         messages[0]["content"] = [{"type": "video"}, {"type": "text", "text": turns[0][1]}]
         text = self.tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
@@ -326,7 +413,9 @@ class Prompt:
         return str(text)
 
     def _plain(self, text: str) -> str:
-        """`text` without control tokens: what a person types must not end a turn or pose as a picture."""
+        """`text` without control tokens: what a person types must not end a turn or pose as a
+        picture.
+        """
         while any(token in text for token in self._reserved):
             for token in self._reserved:
                 text = text.replace(token, "")
@@ -334,7 +423,9 @@ class Prompt:
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts, in one call of the tokenizer."""
-        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        return [
+            list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -343,7 +434,9 @@ class Prompt:
 def render_plainly(turns: Sequence[tuple[str, str]]) -> str:
     """The family's chat format, for tokenizers that come without a template."""
     (role, text), *later = turns
-    said = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in [(role, VIDEO + text), *later])
+    said = "".join(
+        f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in [(role, VIDEO + text), *later]
+    )
     return said + "<|im_start|>assistant\n"
 
 
@@ -353,6 +446,8 @@ def text_layout(n: int) -> PositionLayout:
 
 
 def grid_layout(rows: int, columns: int, places: Tensor) -> PositionLayout:
-    """The tokens of one group at their `places`, int64 [n]: t stands still, h and w follow the grid."""
+    """The tokens of one group at their `places`, int64 [n]: t stands still, h and w follow the
+    grid.
+    """
     h, w = places // columns, places % columns
     return PositionLayout(torch.stack([torch.zeros_like(h), h, w]), max(rows, columns))

@@ -14,15 +14,19 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogit
 from config import AnswerConfig
 
 BROKEN = "\ufffd"  # what a tokenizer writes for a character whose bytes are not all there yet
-MOST_HELD = 8  # tokens that may wait for one character: a whole one has at most four bytes, the rest are stray
-KEPT_TOKENS = 4  # shown tokens kept as left context, since a token's text can depend on the one before
+# tokens that may wait for one character: a whole one has at most four bytes, the rest are stray
+MOST_HELD = 8
+# shown tokens kept as left context, since a token's text can depend on the one before
+KEPT_TOKENS = 4
 
 
 class TokenSampler:
     """Picks the next token: the likeliest at temperature 0, else drawn from a seeded generator."""
 
     def __init__(self, options: AnswerConfig) -> None:
-        self._generator = torch.Generator().manual_seed(options.seed) if options.temperature > 0 else None
+        self._generator = (
+            torch.Generator().manual_seed(options.seed) if options.temperature > 0 else None
+        )
         self._warpers = LogitsProcessorList()
         if options.temperature > 0:
             self._warpers.append(TemperatureLogitsWarper(float(options.temperature)))
@@ -43,7 +47,8 @@ class TokenSampler:
 
 
 class TextStream:
-    """Text of a growing run of tokens, each piece once, in time linear in the tokens; never half a character.
+    """Text of a growing run of tokens, each piece once, in time linear in the tokens; never half a
+    character.
 
     Lag: text whose last character is incomplete waits for the next tokens, at most eight.
     """
@@ -74,5 +79,7 @@ class TextStream:
         return piece.replace(BROKEN, "")
 
     def _text(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return str(text)

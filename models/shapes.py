@@ -43,14 +43,16 @@ class _Sizes:
 
 SIZES = {
     "qwen3-vl-4b": _Sizes(2560, 9728, True, 24, 1024, 4096, (5, 11, 17)),
-    "4b-tower-0.6b": _Sizes(1024, 3072, True, 24, 1024, 4096, (5, 11, 17), layers=28, heads=16),  # Qwen3-0.6B behind it
+    # Qwen3-0.6B behind it
+    "4b-tower-0.6b": _Sizes(1024, 3072, True, 24, 1024, 4096, (5, 11, 17), layers=28, heads=16),
     "qwen3-vl-8b": _Sizes(4096, 12288, False, 27, 1152, 4304, (8, 16, 24)),
 }
 SHAPES = ("demo", *SIZES)
 
 
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[Qwen3VL, Any, int]:
-    """The model as longlook drives it, the stock network inside, and the side of its frames in pixels.
+    """The model as longlook drives it, the stock network inside, and the side of its frames in
+    pixels.
 
     Raises ValueError for a shape that is not known.
     """
@@ -58,13 +60,17 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[
         raise ValueError(f"{shape!r} is not one of {', '.join(SHAPES)}")
     tokenizer = build_tokenizer()
     ids = special_ids(tokenizer)
-    config = demo_config(len(tokenizer), ids) if shape == "demo" else large_config(SIZES[shape], ids)
+    config = (
+        demo_config(len(tokenizer), ids) if shape == "demo" else large_config(SIZES[shape], ids)
+    )
     side, patch, merge = (SIDE, PATCH, MERGE) if shape == "demo" else (LARGE_SIDE, 16, 2)
     register_attention()
     torch.manual_seed(0)
     with torch.device(device):
         network = Qwen3VLForConditionalGeneration._from_config(
-            config, dtype=dtype, attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"}
+            config,
+            dtype=dtype,
+            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
         )
     network.eval().requires_grad_(False)
     pixels = side * side * BUDGET_FRAMES
@@ -103,7 +109,9 @@ def random_siglip(device: torch.device) -> Any:
 
 
 def large_config(sizes: _Sizes, ids: dict[str, int]) -> Qwen3VLConfig:
-    """`ids` are the special tokens of the tokenizer in use, whose words are a part of the vocabulary's size."""
+    """`ids` are the special tokens of the tokenizer in use, whose words are a part of the
+    vocabulary's size.
+    """
     text = {
         "vocab_size": 151_936,
         "hidden_size": sizes.hidden,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from streaming.frames import Frame
+from frames import Frame
 
 # Visual tokens of one pass. On a CPU, eight chunks of the embedded model have 512, and more save no
 # time; one chunk of a released Qwen3-VL has 768 at its default size and goes alone. A GPU mostly
@@ -58,10 +58,7 @@ def batch_chunks(
 
 
 def fill_batch(
-    batch: list[Part],
-    parts: Iterator[Part],
-    count_tokens: Callable[[Part], int],
-    max_tokens: int,
+    batch: list[Part], parts: Iterator[Part], count_tokens: Callable[[Part], int], max_tokens: int
 ) -> None:
     """Appends parts to `batch` until another one as large as the last would exceed a limit."""
     num_tokens = num_bytes = 0

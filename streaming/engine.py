@@ -24,10 +24,10 @@ from errors import LonglookError
 from memory.disk_tier import SessionStore
 from memory.kv_memory import NO_DEVICE_MEMORY, MemoryFullError
 from memory.records import Kind
-from models.base import PendingAnswer, VideoLLM
 from models.calibration import Profile, find_profile
 from models.checkpoint import recommended_config
 from models.loading import load
+from models.video_llm import PendingAnswer, VideoLLM
 from streaming.batching import max_pass_tokens
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
 from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
@@ -42,14 +42,17 @@ _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()  # that have a worker
 
 @atexit.register
 def _stop_all() -> None:
-    """A thread that the interpreter ends in the middle of an operator of torch takes the process down with it."""
+    """A thread that the interpreter ends in the middle of an operator of torch takes the process
+    down with it.
+    """
     for engine in list(_ENGINES):
         engine.stop()
 
 
-
 class AnswerStream:
-    """One answer on its way from the device's thread to who asked: pieces of text, then None or an error."""
+    """One answer on its way from the device's thread to who asked: pieces of text, then None or an
+    error.
+    """
 
     def __init__(self) -> None:
         self.request: AnswerRequest | None = None  # None before the context is retrieved
@@ -82,11 +85,16 @@ class AnswerStream:
 class Engine:
     """A loaded model with its retrieval profile, shared by the sessions it opens.
 
-    All device work is done by one worker thread. It starts with a job and ends when nothing came for a while.
+    All device work is done by one worker thread. It starts with a job and ends when nothing came
+    for a while.
     """
 
-    def __init__(self, model: VideoLLM, profile: Profile | None, config: Config | None = None) -> None:
-        """profile: which heads retrieve, from `models.calibration`; without one, attention over all heads chooses."""
+    def __init__(
+        self, model: VideoLLM, profile: Profile | None, config: Config | None = None
+    ) -> None:
+        """profile: which heads retrieve, from `models.calibration`; without one, attention over all
+        heads chooses.
+        """
         self.model = model
         self.profile = profile
         self.config = config or Config()
@@ -97,10 +105,11 @@ class Engine:
         self._waiting: list[AnswerStream] = []  # for room on the device, in the order of coming
 
     def open(self, folder: Path | None = None, read_only: bool = False) -> Session:
-        """A session: one stream's memory and dialogue, new or as it was left in `folder`, and kept there.
+        """A session: one stream's memory and dialogue, new or as it was left in `folder`, and kept
+        there.
 
-        read_only: for questions about a folder that another process may be watching; nothing can be watched.
-        Raises SessionError (a LonglookError) for a folder that cannot be used so.
+        read_only: for questions about a folder that another process may be watching; nothing can be
+        watched. Raises SessionError (a LonglookError) for a folder that cannot be used so.
         """
         self.run(self.model.prefix)
         if folder is None:
@@ -122,7 +131,9 @@ class Engine:
         return session
 
     def run(self, work: Callable[[], T]) -> T:
-        """Runs something short on the device's thread, before the next pass; gives its result or raises its error."""
+        """Runs something short on the device's thread, before the next pass; gives its result or
+        raises its error.
+        """
         if self._is_worker():
             return work()
         job = QueryJob(work)
@@ -130,8 +141,12 @@ class Engine:
         result: T = job.done.result()
         return result
 
-    def prefill(self, work: PrefillWork, num_tokens: int, is_live: bool) -> Future[list[PrefilledChunk]]:
-        """Chunks go through tower and LLM when it is their turn, maybe in a pass with other streams'."""
+    def prefill(
+        self, work: PrefillWork, num_tokens: int, is_live: bool
+    ) -> Future[list[PrefilledChunk]]:
+        """Chunks go through tower and LLM when it is their turn, maybe in a pass with other
+        streams'.
+        """
         job = PrefillJob(work, num_tokens, is_live)
         self._add(job)
         return job.done
@@ -139,12 +154,14 @@ class Engine:
     def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
         """An answer piece by piece, generated in one batch with all others that are under way.
 
-        retrieve: gives the question with its context; called on the device's thread, as it needs the model.
-        A caller that closes the iterator frees the answer's place at the next step. Raises LonglookError if too many
-        questions are waiting already.
+        retrieve: gives the question with its context; called on the device's thread, as it needs
+        the model. A caller that closes the iterator frees the answer's place at the next step.
+        Raises LonglookError if too many questions are waiting already.
         """
         if self.scheduler.num_queries + len(self._waiting) >= MAX_WAITING_QUESTIONS:
-            raise LonglookError(f"{MAX_WAITING_QUESTIONS} questions are waiting already; ask again in a moment")
+            raise LonglookError(
+                f"{MAX_WAITING_QUESTIONS} questions are waiting already; ask again in a moment"
+            )
         stream = AnswerStream()
         try:
             self.run(lambda: self._begin_answer(stream, retrieve))
@@ -178,13 +195,17 @@ class Engine:
         self.scheduler.complete(step, time.perf_counter() - started, len(self._answers))
 
     def _begin_answer(self, stream: AnswerStream, retrieve: Callable[[], AnswerRequest]) -> None:
-        """The answer joins the batch at once if there is room for it, else when others have ended."""
+        """The answer joins the batch at once if there is room for it, else when others have
+        ended.
+        """
         stream.request = retrieve()
         self._waiting.append(stream)
         self._admit()
 
     def _admit(self) -> None:
-        """Lets waiting answers join in the order of their coming, as far as their contexts fit on the device."""
+        """Lets waiting answers join in the order of their coming, as far as their contexts fit on
+        the device.
+        """
         while self._waiting:
             stream = self._waiting[0]
             request = stream.request
@@ -223,7 +244,9 @@ class Engine:
         self._waiting = [stream for stream in self._waiting if not stream.is_dropped]
 
     def _prefill(self, jobs: Sequence[PrefillJob]) -> None:
-        """Several streams in one pass; if that fails, each by itself, so that one cannot fail the others."""
+        """Several streams in one pass; if that fails, each by itself, so that one cannot fail the
+        others.
+        """
         try:
             results = run_prefills(self.model, [job.work for job in jobs])
         except Exception as error:  # noqa: BLE001  told to who watches, where it is raised again
@@ -239,7 +262,9 @@ class Engine:
     def _add(self, job: QueryJob | PrefillJob) -> None:
         if self.scheduler.add(job):
             threads = torch.get_num_threads()
-            self._worker = threading.Thread(target=self._work, args=(threads,), name="device", daemon=True)
+            self._worker = threading.Thread(
+                target=self._work, args=(threads,), name="device", daemon=True
+            )
             _ENGINES.add(self)
             self._worker.start()
 
@@ -253,7 +278,9 @@ class Engine:
         return threading.current_thread() is self._worker
 
     def _work(self, num_threads: int) -> None:
-        """The worker thread; num_threads: of torch's operators, which torch keeps for each thread that calls them."""
+        """The worker thread; num_threads: of torch's operators, which torch keeps for each thread
+        that calls them.
+        """
         torch.set_num_threads(num_threads)
         try:
             with torch.no_grad():
@@ -264,7 +291,9 @@ class Engine:
             raise
 
     def _fail_all(self, error: BaseException) -> None:
-        """Raises the error wherever something is waited for: the worker ends, and nobody may wait for it for ever."""
+        """Raises the error wherever something is waited for: the worker ends, and nobody may wait
+        for it for ever.
+        """
         for job in self.scheduler.abandon():
             job.done.set_exception(error)
         for stream in [*self._answers, *self._waiting]:
@@ -281,7 +310,9 @@ def _complete(done: Future[T], run: Callable[[], T]) -> None:
 
 
 def _told(error: Exception) -> Exception:
-    """The error as its caller should see it: a device without memory is something that a person can mend."""
+    """The error as its caller should see it: a device without memory is something that a person can
+    mend.
+    """
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     full = MemoryFullError(NO_DEVICE_MEMORY)
@@ -290,8 +321,17 @@ def _told(error: Exception) -> Exception:
 
 
 def kept_settings(config: Config) -> dict[str, dict[str, Any]]:
-    """What a session that goes on keeps, so that it becomes what it would have been without the break."""
-    knobs = ("chunk_frames", "borders", "prefill_chunks", "window_chunks", "carrier_tokens", "kv_bits")
+    """What a session that goes on keeps, so that it becomes what it would have been without the
+    break.
+    """
+    knobs = (
+        "chunk_frames",
+        "borders",
+        "prefill_chunks",
+        "window_chunks",
+        "carrier_tokens",
+        "kv_bits",
+    )
     memory = {knob: getattr(config.memory, knob) for knob in knobs}
     return {
         "read": {"fps": config.read.fps},
@@ -313,7 +353,9 @@ def load_engine(
     dtype: str = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Engine:
-    """An engine for a model by name, with its profile where it has one; arguments as for `load_model`."""
+    """An engine for a model by name, with its profile where it has one; arguments as for
+    `load_model`.
+    """
     loaded, config = load_model(model, device, dtype, settings)
     return Engine(loaded, find_profile(loaded), config)
 
@@ -324,7 +366,8 @@ def load_model(
     dtype: str = "auto",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[VideoLLM, Config]:
-    """A model by name, and the defaults, changed by what the checkpoint recommends, changed by `settings`.
+    """A model by name, and the defaults, changed by what the checkpoint recommends, changed by
+    `settings`.
 
     Raises ModelError for a model that cannot be had, LonglookError for settings that make no sense.
     """

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from errors import Notice
+
 MAX_QUESTION_CHARACTERS = 4000  # a person's is shorter; its times are parsed on the device's thread
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters of a session. `tokens` counts everything in memory, and `visual_tokens` what of it stands for pieces of
-    picture; `pruned_tokens` were left out since the session was opened. The seconds are wall-clock. Those to the first
-    token and the tokens of the context are those of the last answer. Of `sparse_chunks` only the sparse level
-    is left on the disk, `forgotten_chunks` had to make room altogether: they are no longer recalled."""
+    """Counters of a session. `tokens` counts everything in memory, and `visual_tokens` what of it
+    stands for pieces of picture; `pruned_tokens` were left out since the session was opened. The
+    seconds are wall-clock. Those to the first token and the tokens of the context are those of the
+    last answer. Of `sparse_chunks` only the sparse level is left on the disk, `forgotten_chunks`
+    had to make room altogether: they are no longer recalled."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -52,17 +55,6 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Notice:
-    """Something the user should know that did not stop the work; one sentence.
-
-    knob: of the configuration, such as memory.host_bytes, if more of it would have helped.
-    """
-
-    text: str
-    knob: str = ""
-
-
-@dataclass(frozen=True)
 class AnswerPiece:
     """Newly generated text of the answer under way."""
 
@@ -71,7 +63,8 @@ class AnswerPiece:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A stretch of video that was recalled for an answer, half-open; `why` is "recalled", "named time" or "recent".
+    """A stretch of video that was recalled for an answer, half-open; `why` is "recalled", "named
+    time" or "recent".
 
     level: "dense", or "sparse" where fewer details were looked at.
     """

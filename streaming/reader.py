@@ -1,8 +1,8 @@
 """Reads a source ahead of its consumer, on one thread, through one bounded queue.
 
-When the queue is full, `wait` holds the source up (files), `drop_oldest` throws the oldest frame away and counts it
-(live). Errors of the source are raised at the consumer. A source that stands still is given up. Knows nothing of files
-or codecs.
+When the queue is full, `wait` holds the source up (files), `drop_oldest` throws the oldest frame
+away and counts it (live). Errors of the source are raised at the consumer. A source that stands
+still is given up. Knows nothing of files or codecs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Literal, Protocol
 
-from streaming.frames import Frame
-from streaming.opening import SourceError
+from frames import Frame
+from streaming.sources.opening import SourceError
 
 QUEUE_FRAMES = 32  # decoded ahead of the model: a pass of a small model takes as many
 STALL_SECONDS = 20.0  # a disk that wakes up, or a network drive, is slow for a few seconds only
@@ -58,10 +58,11 @@ class Watchdog:
 class Reader:
     """Iterate it once, best in a `with`; leaving stops the source and joins the thread.
 
-    The queue holds `queue_frames`, or fewer of very large ones. `dropped` counts the frames thrown away.
-    Raises, while iterating, whatever the source raised, after the frames before it; and SourceError when the source has
-    neither given a frame nor made progress for `stall_seconds` of waiting. A decoder that hangs inside a C call cannot
-    be ended: its daemon thread is left behind, and goes with the process.
+    The queue holds `queue_frames`, or fewer of very large ones. `dropped` counts the frames thrown
+    away. Raises, while iterating, whatever the source raised, after the frames before it; and
+    SourceError when the source has neither given a frame nor made progress for `stall_seconds` of
+    waiting. A decoder that hangs inside a C call cannot be ended: its daemon thread is left behind,
+    and goes with the process.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Reader:
         when_full: Literal["wait", "drop_oldest"] = "wait",
     ) -> None:
         if queue_frames < 1 or stall_seconds <= 0:
-            raise ValueError(f"need room for a frame and time to wait, not {queue_frames} and {stall_seconds} s")
+            raise ValueError(
+                f"need room for a frame and time to wait, not {queue_frames} and {stall_seconds} s"
+            )
         self.dropped = 0
         self._source = source
         self._queue_frames = queue_frames
@@ -91,7 +94,10 @@ class Reader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -163,7 +169,10 @@ class Reader:
                 self._changed.wait(self._stall_seconds / 8)
                 if watchdog.is_stalled(self._source.progress, time.monotonic()):
                     self._gave_up = True
-                    raise SourceError(f"The source gave no picture for {self._stall_seconds:g} s; it was given up.")
+                    raise SourceError(
+                        f"The source gave no picture for {self._stall_seconds:g} s; it was "
+                        f"given up."
+                    )
             if self._queue:
                 return self._pop()
         if self._error is not None:

@@ -2,13 +2,15 @@
 
 Three kinds of step take turns:
 
-- QUERY: a question's context is retrieved and its first token computed. It goes first: a question waits for the pass
-  under way, for one prefill pass that is owed at most, and for the questions before it.
+- QUERY: a question's context is retrieved and its first token computed. It goes first: a question
+  waits for the pass under way, for one prefill pass that is owed at most, and for the questions
+  before it.
 - DECODE: one more token of every answer under way.
 - PREFILL: the next chunks of one stream or several, up to a number of visual tokens.
 
-While answers are under way, watching keeps half of the device: a balance of seconds says who is owed. Among streams a
-live one goes before a file; one that was passed over several times goes before both. Knows nothing of models.
+While answers are under way, watching keeps half of the device: a balance of seconds says who is
+owed. Among streams a live one goes before a file; one that was passed over several times goes
+before both. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-MOST_OWED_SECONDS = 0.5  # of the balance: a stream that paused for long cannot stop all answers when it comes back
+# of the balance: a stream that paused for long cannot stop all answers when it comes back
+MOST_OWED_SECONDS = 0.5
 MOST_PASSED_OVER = 4  # passes after which a waiting stream goes first, whatever its kind
 
 
@@ -37,7 +40,8 @@ class Step(StrEnum):
 class Load:
     """What waits for the device.
 
-    answers: under way. balance_seconds: device time that answers have had more than watching; negative if less.
+    answers: under way. balance_seconds: device time that answers have had more than watching;
+    negative if less.
     last: the step before.
     """
 
@@ -68,7 +72,9 @@ class Waiting:
 
 
 def choose_prefills(waiting: Sequence[Waiting], max_tokens: int) -> list[int]:
-    """Which of the waiting prefills share the next pass, in order; the first one goes whatever its size."""
+    """Which of the waiting prefills share the next pass, in order; the first one goes whatever its
+    size.
+    """
     order = sorted(range(len(waiting)), key=lambda number: _prefill_order(waiting[number], number))
     chosen = order[:1]
     num_tokens = sum(waiting[number].num_tokens for number in chosen)
@@ -95,7 +101,9 @@ class QueryJob:
 
 @dataclass(eq=False)
 class PrefillJob:
-    """The next chunks of one stream. `work` is what the engine needs to run it; num_tokens counts visual tokens."""
+    """The next chunks of one stream. `work` is what the engine needs to run it; num_tokens counts
+    visual tokens.
+    """
 
     work: Any
     num_tokens: int
@@ -128,7 +136,9 @@ class Scheduler:
         return len(self._queries)
 
     def add(self, job: QueryJob | PrefillJob) -> bool:
-        """Queues a job. Whether the caller must start the worker, which then is expected to call `wait`."""
+        """Queues a job. Whether the caller must start the worker, which then is expected to call
+        `wait`.
+        """
         with self._changed:
             if isinstance(job, QueryJob):
                 self._queries.append(job)
@@ -139,7 +149,9 @@ class Scheduler:
             return must_start
 
     def wait(self, idle_seconds: float) -> bool:
-        """Waits until there is something to do; False, and no worker any more, if nothing came for so long."""
+        """Waits until there is something to do; False, and no worker any more, if nothing came for
+        so long.
+        """
         with self._changed:
             while self._next_step() is None and not self._is_stopped:
                 if not self._changed.wait(idle_seconds) and self._next_step() is None:
@@ -167,7 +179,9 @@ class Scheduler:
             return step, self._take_prefills()
 
     def abandon(self) -> list[QueryJob | PrefillJob]:
-        """Takes everything out of the queues; there is no worker any more, and the next job starts another."""
+        """Takes everything out of the queues; there is no worker any more, and the next job starts
+        another.
+        """
         with self._changed:
             jobs: list[QueryJob | PrefillJob] = [*self._queries, *self._prefills]
             self._queries.clear()
@@ -177,7 +191,9 @@ class Scheduler:
             return jobs
 
     def complete(self, step: Step, seconds: float, num_answers: int) -> None:
-        """Accounts for a step: the device time it took, and how many answers are under way after it."""
+        """Accounts for a step: the device time it took, and how many answers are under way after
+        it.
+        """
         with self._changed:
             self._answers = num_answers
             change = -seconds if step is Step.PREFILL else seconds
@@ -185,12 +201,20 @@ class Scheduler:
             self._balance_seconds = min(max(balance, -MOST_OWED_SECONDS), MOST_OWED_SECONDS)
 
     def _next_step(self) -> Step | None:
-        load = Load(len(self._queries), self._answers, len(self._prefills), self._balance_seconds, self._last)
+        load = Load(
+            len(self._queries),
+            self._answers,
+            len(self._prefills),
+            self._balance_seconds,
+            self._last,
+        )
         return next_step(load)
 
     def _take_prefills(self) -> list[PrefillJob]:
         waiting = [Waiting(job.is_live, job.num_tokens, job.passed_over) for job in self._prefills]
-        chosen = [self._prefills[number] for number in choose_prefills(waiting, self._max_pass_tokens)]
+        chosen = [
+            self._prefills[number] for number in choose_prefills(waiting, self._max_pass_tokens)
+        ]
         self._prefills = [job for job in self._prefills if job not in chosen]
         for job in self._prefills:
             job.passed_over += 1

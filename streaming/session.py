@@ -1,4 +1,5 @@
-"""One stream's memory and dialogue: `watch` fills it, `ask` questions it. This is the whole system at a glance.
+"""One stream's memory and dialogue: `watch` fills it, `ask` questions it. This is the whole system
+at a glance.
 
 Knows nothing of where frames come from or how events are shown.
 """
@@ -22,19 +23,26 @@ from PIL import Image
 from torch import Tensor
 
 from config import AnswerConfig, Config
-from errors import LonglookError
+from errors import LonglookError, Notice
+from frames import Frame
 from keyframes.borders import split_at_cuts
-from memory.address import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.disk_tier import ChunkLostError, SessionError, SessionStore
 from memory.kv_memory import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.mass import as_scores, attention_mass, candidates
-from memory.recall_policy import RecallPlan, evidence, fit, numbered_from, plan_recall, without_dense
+from memory.recall_policy import (
+    RecallPlan,
+    evidence,
+    fit,
+    numbered_from,
+    plan_recall,
+    without_dense,
+)
 from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
-from models.base import Turn, VideoLLM, num_visual_tokens
 from models.calibration import Profile
+from models.video_llm import Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.events import (
     MAX_QUESTION_CHARACTERS,
@@ -42,14 +50,13 @@ from streaming.events import (
     AnswerPiece,
     AskEvent,
     Evidence,
-    Notice,
     Stats,
     Thumbnail,
     Watched,
     WatchEvent,
 )
-from streaming.frames import Frame
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
+from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
@@ -79,7 +86,9 @@ class DeviceOwner(Protocol):
         """Runs something short on the device's thread."""
         ...
 
-    def prefill(self, work: PrefillWork, num_tokens: int, is_live: bool) -> Future[list[PrefilledChunk]]:
+    def prefill(
+        self, work: PrefillWork, num_tokens: int, is_live: bool
+    ) -> Future[list[PrefilledChunk]]:
         """Chunks go through tower and LLM when it is their turn."""
         ...
 
@@ -94,13 +103,18 @@ class Session:
     Memory, index and counters change under a lock, which nobody holds while waiting for the device.
     """
 
-    def __init__(self, engine: DeviceOwner, config: Config, store: SessionStore | None = None) -> None:
-        """store: what has been seen and said before, and where it is kept from now on; closed with the session."""
+    def __init__(
+        self, engine: DeviceOwner, config: Config, store: SessionStore | None = None
+    ) -> None:
+        """store: what has been seen and said before, and where it is kept from now on; closed with
+        the session.
+        """
         model, profile = engine.model, engine.profile
         self._engine, self._model, self._profile, self._config = engine, model, profile, config
         self._lock = threading.RLock()
         self._committed = threading.Condition(self._lock)
-        self._under_way: Future[list[PrefilledChunk]] | None = None  # chunks that are not in memory yet
+        # chunks that are not in memory yet
+        self._under_way: Future[list[PrefilledChunk]] | None = None
         self._store = store
         index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._memory = KVMemory(config.memory, model.device, store, index, self._lock)
@@ -119,22 +133,26 @@ class Session:
             self._restore(store)
 
     def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
-        """Remembers the frames chunk by chunk, telling of each; may be called again for what comes later.
+        """Remembers the frames chunk by chunk, telling of each; may be called again for what comes
+        later.
 
         ahead: frames are available without waiting (a file), so several chunks of a small model may
-        share a pass (`streaming/batching.py`). They become what they would be one by one.
-        Ends where the frames end or the session is closed; and, told in a Notice, where device or folder keep failing.
-        An error leaves what was remembered before it as it was. With a folder, a chunk that was told of is safe on the
-        disk.
+        share a pass (`streaming/batching.py`). They become what they would be one by one. Ends
+        where the frames end or the session is closed; and, told in a Notice, where device or folder
+        keep failing. An error leaves what was remembered before it as it was. With a folder, a
+        chunk that was told of is safe on the disk.
         """
         yield from self._losses()
         memory = self._config.memory
         parts = in_parts(frames, memory.chunk_frames, memory.borders)
-        alone = not ahead or memory.carrier_tokens > 0  # a chunk is carried on only when it is in memory
+        # a chunk is carried on only when it is in memory
+        alone = not ahead or memory.carrier_tokens > 0
         max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
         started = time.perf_counter()
         max_tokens = max_pass_tokens(self._model.device.type)
-        for batch in batch_chunks(parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens):
+        for batch in batch_chunks(
+            parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens
+        ):
             events: list[WatchEvent] = []
             try:
                 self._watch_batch(batch, started, not ahead, events)
@@ -152,18 +170,20 @@ class Session:
             started = time.perf_counter()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
-        """Answers from all that has been watched so far: pieces of text as they come, then the whole with its evidence.
+        """Answers from all that has been watched so far: pieces of text as they come, then the
+        whole with its evidence.
 
-        Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is abandoned leaves no
-        trace in the dialogue.
-        Raises LonglookError for a question that is empty or too long, where nothing has been watched, and when closed.
+        Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is
+        abandoned leaves no trace in the dialogue. Raises LonglookError for a question that is empty
+        or too long, where nothing has been watched, and when closed.
         """
         question = question.strip()
         if not question:
             raise LonglookError("the question is empty")
         if len(question) > MAX_QUESTION_CHARACTERS:
             raise LonglookError(
-                f"the question has {len(question):,} characters; at most {MAX_QUESTION_CHARACTERS:,} are read"
+                f"the question has {len(question):,} characters; at most "
+                f"{MAX_QUESTION_CHARACTERS:,} are read"
             )
         started = time.perf_counter()
         evidence: list[Evidence] = []
@@ -213,7 +233,9 @@ class Session:
         return tuple(self._dialogue)
 
     def close(self) -> None:
-        """Gives the memory back, after the chunk under way; may be called twice, and while another thread watches."""
+        """Gives the memory back, after the chunk under way; may be called twice, and while another
+        thread watches.
+        """
         with self._lock:
             was_closed, self._closed = self._closed, True
             self._carriers.close()
@@ -230,11 +252,15 @@ class Session:
                 store.set_seen(self._seen_seconds, self._still_since)
 
     def follow(self, source: str) -> None:
-        """Says where the frames to be watched come from. Raises SessionError where those so far came from elsewhere."""
+        """Says where the frames to be watched come from. Raises SessionError where those so far
+        came from elsewhere.
+        """
         if self._store is None:
             return
         if self._store.source not in (None, source):
-            raise SessionError(f"{self._store.folder} is a session with {self._store.source}, not with {source}.")
+            raise SessionError(
+                f"{self._store.folder} is a session with {self._store.source}, not with {source}."
+            )
         if self._store.source is None:
             self._store.set_source(source)
 
@@ -249,11 +275,17 @@ class Session:
             raise LonglookError("nothing has been watched yet")
 
     def _watch_batch(
-        self, parts: Sequence[Sequence[Frame]], started: float, is_live: bool, events: list[WatchEvent]
+        self,
+        parts: Sequence[Sequence[Frame]],
+        started: float,
+        is_live: bool,
+        events: list[WatchEvent],
     ) -> None:
-        """Prefills one chunk per part. A part in which nothing changed only extends the span of the newest chunk.
+        """Prefills one chunk per part. A part in which nothing changed only extends the span of the
+        newest chunk.
 
-        started: when the parts were first waited for, by `time.perf_counter`. events: what happened is appended.
+        started: when the parts were first waited for, by `time.perf_counter`. events: what happened
+        is appended.
         """
         for seconds in RETRY_SECONDS:  # the device may be full of answers that end soon
             try:
@@ -270,10 +302,13 @@ class Session:
             self._let_questions_in()
         self._ingest = ingest
 
-    def _prefill(self, parts: Sequence[Sequence[Frame]], is_live: bool) -> tuple[Ingest, list[PrefilledChunk]]:
+    def _prefill(
+        self, parts: Sequence[Sequence[Frame]], is_live: bool
+    ) -> tuple[Ingest, list[PrefilledChunk]]:
         with self._lock:
             self._check_open()
-            ingest, self._ingest = self._ingest or Ingest(self._model, self._config), None  # begins anew after an error
+            # begins anew after an error
+            ingest, self._ingest = self._ingest or Ingest(self._model, self._config), None
         prepared = ingest.prepare(parts)
         with self._lock:
             self._check_open()
@@ -304,8 +339,12 @@ class Session:
         prefix = [self._model.prefix(), *self._carriers.before(index - len(recent))]
         return PrefillWork(ingest, prepared, prefix, recent, num_recent, index)
 
-    def _commit(self, results: Sequence[PrefilledChunk], started: float, events: list[WatchEvent]) -> None:
-        """Several chunks share a commit. If that fails each has its own, so that those before the failing one stay."""
+    def _commit(
+        self, results: Sequence[PrefilledChunk], started: float, events: list[WatchEvent]
+    ) -> None:
+        """Several chunks share a commit. If that fails each has its own, so that those before the
+        failing one stay.
+        """
         try:
             events += self._remember(results, started)
         except SessionClosedError:
@@ -337,14 +376,20 @@ class Session:
                 if result.chunk is not None:
                     self._counts = next(counts)
                 self._count_watched(result, seconds)
-                events += [*self._eviction_notices(before), picture, Watched(self._seen_seconds, self._stats)]
+                events += [
+                    *self._eviction_notices(before),
+                    picture,
+                    Watched(self._seen_seconds, self._stats),
+                ]
                 seconds = 0.0
         return [*events, *self._losses()]
 
     def _new_chunks(
         self, results: Sequence[PrefilledChunk], pictures: Sequence[Thumbnail], seconds: float
     ) -> list[NewChunk]:
-        """What is kept of the chunks; frames that showed nothing new are counted with the chunk after them."""
+        """What is kept of the chunks; frames that showed nothing new are counted with the chunk
+        after them.
+        """
         chunks: list[NewChunk] = []
         num_frames, watch_seconds = self._still_since
         for result, picture in zip(results, pictures, strict=True):
@@ -353,7 +398,9 @@ class Session:
             seconds = 0.0
             if result.chunk is not None:
                 keys = self._profile.keys_of(result.chunk) if self._profile else None
-                chunks.append(NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds))
+                chunks.append(
+                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds)
+                )
                 num_frames, watch_seconds = 0, 0.0
         return chunks
 
@@ -367,8 +414,8 @@ class Session:
         self._count(len(frames), seconds)
 
     def _count_pruned(self, result: PrefilledChunk) -> None:
-        """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the size of the last
-        kept one."""
+        """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the
+        size of the last kept one."""
         self._group_tokens = result.group_tokens or self._group_tokens
         prepared = result.prepared
         skipped = -(-len(prepared.frames) // self._model.frames_per_group) - len(prepared.groups)
@@ -381,7 +428,8 @@ class Session:
         return self._still_there(index)
 
     def _retrieve(self, question: str, evidence: list[Evidence]) -> AnswerRequest:
-        """The question as the model gets it, with its context; evidence: what the answer will rest on is appended.
+        """The question as the model gets it, with its context; evidence: what the answer will rest
+        on is appended.
 
         Called on the device's thread.
         """
@@ -394,10 +442,14 @@ class Session:
             evidence += evidence_of(plan, memory.spans(), stop_seconds, memory.first_chunk)
             num_tokens = sum(chunk.num_tokens for chunk in context)
             self._stats = replace(self._stats, context_tokens=num_tokens)
-            return AnswerRequest(self._words(question), context, self._earlier(), self._config.answer)
+            return AnswerRequest(
+                self._words(question), context, self._earlier(), self._config.answer
+            )
 
     def _retrieve_context(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
-        """The plan and its context; a chunk that turns out to be lost on the disk is planned without."""
+        """The plan and its context; a chunk that turns out to be lost on the disk is planned
+        without.
+        """
         while True:
             try:
                 plan = self._recall(question)
@@ -406,7 +458,9 @@ class Session:
                 continue
 
     def _recall(self, question: str) -> RecallPlan:
-        """What comes back for the question: named times and the chunks whose keys it looks for, with the window."""
+        """What comes back for the question: named times and the chunks whose keys it looks for,
+        with the window.
+        """
         memory, spans, first = self._config.memory, self._memory.spans(), self._memory.first_chunk
         named = chunk_ranges(named_spans(question, self._now()), spans, has_beginning=first == 0)
         if self._answers_from_window(question, named):
@@ -415,13 +469,20 @@ class Session:
             budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
             scores = self._scores(self._words(question), named)
             gone = {index - first for index in self._memory.damaged}
-            plan = plan_recall(scores, named, len(spans), *budgets, gone=gone, margin=memory.recall_margin)
+            plan = plan_recall(
+                scores, named, len(spans), *budgets, gone=gone, margin=memory.recall_margin
+            )
         plan = numbered_from(plan, first)
-        plan = without_dense(plan, [index for index in plan.indices if self._memory.is_sparse_only(index)])
-        return fit(plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens)
+        plan = without_dense(
+            plan, [index for index in plan.indices if self._memory.is_sparse_only(index)]
+        )
+        return fit(
+            plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens
+        )
 
     def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
-        """Evidence per remembered chunk: by retrieval heads, else by attention mass on the sparse level of a sample.
+        """Evidence per remembered chunk: by retrieval heads, else by attention mass on the sparse
+        level of a sample.
 
         named: of each named time the chunks, counted from the first that is remembered.
         """
@@ -429,34 +490,52 @@ class Session:
         num_chunks, num_damaged = self._memory.num_chunks - first, len(self._memory.damaged)
         if index is not None and self._profile is not None:
             queries = self._profile.queries_of(self._model, question)
-            near = {first + i for r in named for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))}
+            near = {
+                first + i
+                for r in named
+                for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))
+            }
             limit = memory.recall_chunks + memory.window_chunks + num_damaged
             return evidence(index.search(queries, limit, also=near), self._profile.norms)
         looked_at = [
-            i for i in candidates(num_chunks - memory.window_chunks) if not self._memory.is_evicted(first + i)
+            i
+            for i in candidates(num_chunks - memory.window_chunks)
+            if not self._memory.is_evicted(first + i)
         ]
         if len(looked_at) <= memory.recall_chunks:
             return None  # all of them come back anyway
         levels = (self._sparse(chunk) for i in looked_at for chunk in self._memory.get([first + i]))
-        return as_scores(attention_mass(self._model.all_question_queries(question), levels), looked_at, num_chunks)
+        return as_scores(
+            attention_mass(self._model.all_question_queries(question), levels),
+            looked_at,
+            num_chunks,
+        )
 
     def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
-        """Whether recall is left out: recent first, as long as no time is named and the model is sure."""
+        """Whether recall is left out: recent first, as long as no time is named and the model is
+        sure.
+        """
         memory = self._config.memory
         if memory.recall != "auto" or named:
             return memory.recall == "never"
         context = [self._model.prefix(), *self._memory.window()]
-        return self._model.doubt(self._words(question), context, self._earlier()) < memory.sure_below
+        return (
+            self._model.doubt(self._words(question), context, self._earlier()) < memory.sure_below
+        )
 
     def _words(self, question: str) -> str:
-        """The question as the model gets it: times in seconds, each one that of the group that shows what was then."""
+        """The question as the model gets it: times in seconds, each one that of the group that
+        shows what was then.
+        """
         return in_seconds(question, self._shown_at, self._now())
 
     def _shown_at(self, seconds: float) -> float:
         if seconds > self._now():
             return seconds
         first = self._memory.first_chunk
-        (around,) = chunk_ranges([Span(seconds, seconds + 1)], self._memory.spans(), has_beginning=first == 0)
+        (around,) = chunk_ranges(
+            [Span(seconds, seconds + 1)], self._memory.spans(), has_beginning=first == 0
+        )
         starts = [start for index in around for start in self._memory.group_starts(first + index)]
         return stamp_of(seconds, starts, self._model.frames_per_group / self._config.read.fps)
 
@@ -501,7 +580,8 @@ class Session:
         """What had to make room on the disk for the newest chunk."""
         now = self._counts
         budget = (
-            f"The disk budget of {self._config.memory.disk_bytes / (1 << 30):.3g} GiB is full: what was seen before"
+            f"The disk budget of {self._config.memory.disk_bytes / (1 << 30):.3g} GiB is full: "
+            f"what was seen before"
         )
         if now.disk_forgotten_chunks > before.disk_forgotten_chunks:
             yield Notice(f"{budget} {now.disk_starts_seconds:.0f} s can't be recalled now.")
@@ -515,7 +595,8 @@ class Session:
         if self._profile is not None:
             self._memory.fill_index(stored_keys(store, self._profile, self._still_there))
         elif store.heads and not store.read_only:
-            store.replace_index("", [])  # chunks to come will have no keys; a profile makes all of them anew
+            # chunks to come will have no keys; a profile makes all of them anew
+            store.replace_index("", [])
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         self._seen_seconds = store.seen_seconds
         self._still_since = store.still_since
@@ -523,7 +604,10 @@ class Session:
         self._count(store.frames_watched, store.watch_seconds)
 
     def _count(self, frames: int, seconds: float) -> None:
-        counts, on_device = self._counts, self._carriers.memory_bytes + self._model.prefix().memory_bytes
+        counts, on_device = (
+            self._counts,
+            self._carriers.memory_bytes + self._model.prefix().memory_bytes,
+        )
         self._stats = replace(
             self._stats,
             frames_read=self._stats.frames_read + frames,
@@ -543,7 +627,9 @@ class Session:
 def stored_keys(
     store: SessionStore, profile: Profile, still_there: Callable[[int], KVChunk | None]
 ) -> Iterator[Tensor]:
-    """The index keys of every chunk for the heads of this profile; those of other heads are made anew from the KV."""
+    """The index keys of every chunk for the heads of this profile; those of other heads are made
+    anew from the KV.
+    """
     heads = repr([(head.layer, head.head) for head in profile.heads])
     if store.heads != heads:
         numbers = range(store.chunks.first, store.num_chunks)
@@ -561,7 +647,8 @@ def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor
 
 
 def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iterator[list[Frame]]:
-    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but never longer.
+    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but
+    never longer.
 
     A cut is known a few frames later, so a run is given that much later then.
     """
@@ -574,10 +661,12 @@ def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iter
 def evidence_of(
     plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float, first_chunk: int = 0
 ) -> tuple[Evidence, ...]:
-    """What an answer rests on: named times first, then by score; in a tie what was recalled before the window.
+    """What an answer rests on: named times first, then by score; in a tie what was recalled before
+    the window.
 
-    Chunks side by side are one stretch where a time was named, and in the window. Those recalled stay apart, since each
-    was found for itself. A chunk lasts until the next one starts, the newest until now.
+    Chunks side by side are one stretch where a time was named, and in the window. Those recalled
+    stay apart, since each was found for itself. A chunk lasts until the next one starts, the newest
+    until now.
     """
     found: list[Evidence] = []
     for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):

@@ -1,4 +1,6 @@
-"""Clips made on the spot for tests of what lies behind decoding: plain colours that change every two seconds."""
+"""Clips made on the spot for tests of what lies behind decoding: plain colours that change every
+two seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-COLOURS = ((220, 30, 30), (30, 200, 30), (30, 60, 220), (230, 220, 40), (150, 40, 190), (240, 240, 240))
+COLOURS = (
+    (220, 30, 30),
+    (30, 200, 30),
+    (30, 60, 220),
+    (230, 220, 40),
+    (150, 40, 190),
+    (240, 240, 240),
+)
 
 
 def write_clip(path: Path, seconds: int, fps: int = 8, side: int = 64) -> Path:

@@ -1,4 +1,6 @@
-"""What every test gets: no network, one torch thread, a fixed seed, and the clips that lie beside the repository."""
+"""What every test gets: no network, one torch thread, a fixed seed, and the clips that lie beside
+the repository.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +70,8 @@ def shared_videos() -> Path:
 
 
 def pytest_sessionfinish() -> None:
-    """Threads that tests left behind come to rest: the interpreter must not end one in the middle of an operator of
-    torch, which would take the process down after all tests have passed."""
+    """Threads that tests left behind come to rest: the interpreter must not end one in the middle
+    of an operator of torch, which would take the process down after all tests have passed."""
     stop = time.monotonic() + 20
     for thread in threading.enumerate():
         if thread.daemon and thread is not threading.main_thread():

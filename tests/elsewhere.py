@@ -1,4 +1,5 @@
-"""What a session answers on the CPU and on a device that is not it, under several settings: one line of JSON.
+"""What a session answers on the CPU and on a device that is not it, under several settings: one
+line of JSON.
 
 Run as a process of its own: torch does not forget a device.
 """
@@ -20,8 +21,8 @@ from models.partial_vit import RaggedAttention, Tower
 from models.qwen3_vl import Qwen3VL
 from streaming.engine import load_engine
 from streaming.events import Answer
-from streaming.file_source import FileSource
 from streaming.reader import Reader
+from streaming.sources.file import FileSource
 from tests.pretended import NAME, pretended_device
 from ui.cli.opening import open_session
 from ui.cli.settings import Settings
@@ -38,8 +39,14 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "reuse": {"strategy": "novelty"},
     },
     "STC": {"reuse": {"strategy": "keys"}, "prune": {"strategy": "stc"}},
-    "merging, borders at cuts": {"prune": {"strategy": "merge"}, "memory": {"borders": "cuts", "recall": "auto"}},
-    "coverage, little memory": {"prune": {"strategy": "coverage"}, "memory": {**SMALL, "disk_bytes": 1 << 21}},
+    "merging, borders at cuts": {
+        "prune": {"strategy": "merge"},
+        "memory": {"borders": "cuts", "recall": "auto"},
+    },
+    "coverage, little memory": {
+        "prune": {"strategy": "coverage"},
+        "memory": {**SMALL, "disk_bytes": 1 << 21},
+    },
     "no retrieval heads, sampled": {"memory": SMALL, "answer": {"temperature": 0.8, "top_p": 0.9}},
 }
 
@@ -92,7 +99,10 @@ def main() -> None:
     torch.set_num_threads(1)
     here = {way: answers("cpu", way) for way in WAYS}
     with pretended_device():
-        with counted(RaggedAttention, "attend") as in_part, counted(Tower, "forward_by_keys") as by_keys:
+        with (
+            counted(RaggedAttention, "attend") as in_part,
+            counted(Tower, "forward_by_keys") as by_keys,
+        ):
             there = {way: answers(NAME, way) for way in WAYS}
         told = complaint()
     calls = [in_part.call_count, by_keys.call_count]

@@ -1,4 +1,6 @@
-"""Stand-ins with the real interfaces: a session that knows only how many frames it saw, and an engine that opens it."""
+"""Stand-ins with the real interfaces: a session that knows only how many frames it saw, and an
+engine that opens it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,22 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Stats, Thumbnail, Watched, WatchEvent
-from streaming.frames import Frame
+from frames import Frame
+from streaming.events import (
+    Answer,
+    AnswerPiece,
+    AskEvent,
+    Evidence,
+    Stats,
+    Thumbnail,
+    Watched,
+    WatchEvent,
+)
 
 
 class FakeSession:
-    """Counts frames in chunks of `chunk_frames`; its answers tell the question, and rest on the second it names.
+    """Counts frames in chunks of `chunk_frames`; its answers tell the question, and rest on the
+    second it names.
 
     gate: watching waits here after its first chunk, so that a test can act in the middle.
     word_seconds: how long each word of an answer takes.
@@ -50,7 +62,10 @@ class FakeSession:
             yield AnswerPiece(word + " ")
         named = re.search(r"second (\d+)", question)
         start = float(named[1]) if named else 2.0
-        evidence = (Evidence(start, start + 2, 2.91, "recalled"), Evidence(0.0, 2.0, 0.55, "recent"))
+        evidence = (
+            Evidence(start, start + 2, 2.91, "recalled"),
+            Evidence(0.0, 2.0, 0.55, "recent"),
+        )
         yield Answer(question, text, evidence, self.stats)
 
     def close(self) -> None:
@@ -58,7 +73,9 @@ class FakeSession:
 
     def _watched(self, count: int) -> Watched:
         chunks = -(-count // self.chunk_frames)
-        self.stats = Stats(count, chunks, 64 * count, 0.25 * chunks, 0.01, 1_500_000, 250_000 * chunks)
+        self.stats = Stats(
+            count, chunks, 64 * count, 0.25 * chunks, 0.01, 1_500_000, 250_000 * chunks
+        )
         return Watched(self.seen_seconds, self.stats)
 
 

@@ -1,6 +1,7 @@
-"""A video LLM that thinks nothing and waits where a test tells it to: for tests of who has the device when.
+"""A video LLM that thinks nothing and waits where a test tells it to: for tests of who has the
+device when.
 
-It keeps to `models.base.VideoLLM`: one layer, one head, a token per group of two frames.
+It keeps to `models.video_llm.VideoLLM`: one layer, one head, a token per group of two frames.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
+from frames import Frame
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
-from models.base import Head, Turn, VisualGroup
-from streaming.frames import Frame
+from models.video_llm import Head, Turn, VisualGroup
 from tests.one_by_one import OneByOne
 
 WORDS = ("one ", "two ", "three")
@@ -39,7 +40,8 @@ class Gate:
 
 
 class GatedModel(OneByOne):
-    """`log` tells what ran on the device, in order; `gates` holds the chunks (by number) and words that wait.
+    """`log` tells what ran on the device, in order; `gates` holds the chunks (by number) and words
+    that wait.
 
     broken: chunks and words that raise a RuntimeError instead.
     """
@@ -55,7 +57,8 @@ class GatedModel(OneByOne):
         self.log: list[str] = []
         self.gates: dict[int | str, Gate] = {}
         self.broken: set[int | str] = set()
-        self.asked: list[tuple[str, list[int], list[Turn]]] = []  # question, chunks of its context, dialogue
+        # question, chunks of its context, dialogue
+        self.asked: list[tuple[str, list[int], list[Turn]]] = []
 
     def prefix(self) -> KVChunk:
         return _chunk(1, 0.0, 0.0, -1)
@@ -63,12 +66,18 @@ class GatedModel(OneByOne):
     def reuse(self, config: ReuseConfig) -> None:
         return None
 
-    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
+    def encode(
+        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    ) -> list[VisualGroup]:
         times = [frame.pts_seconds for frame in frames]
         pairs = [times[i : i + 2] for i in range(0, len(times), 2)]
-        return [VisualGroup(torch.zeros(1, 4), (), (1, 1), pair[0], pair[0], pair[-1]) for pair in pairs]
+        return [
+            VisualGroup(torch.zeros(1, 4), (), (1, 1), pair[0], pair[0], pair[-1]) for pair in pairs
+        ]
 
-    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+    def prefill(
+        self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int
+    ) -> KVChunk:
         self._do(index, f"chunk {index}")
         return _chunk(len(groups), groups[0].start_seconds, groups[-1].stop_seconds, index)
 
@@ -82,7 +91,11 @@ class GatedModel(OneByOne):
         return 1.0
 
     def answer(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[str]:
         self.asked.append((question, [chunk.index for chunk in context], list(dialogue)))
         for word in WORDS:

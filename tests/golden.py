@@ -1,4 +1,5 @@
-"""Clips whose frame number is painted into the pixels, so that a test can tell which picture it was given.
+"""Clips whose frame number is painted into the pixels, so that a test can tell which picture it was
+given.
 
 Encodes and reads the paint; knows nothing of the readers under test.
 """
@@ -26,7 +27,8 @@ COLUMNS, ROWS = 4, 4  # 16 cells, one bit each, the lowest at the top left
 ZERO, ONE = (20, 40, 170), (250, 220, 50)  # blue and yellow: a swap of red and blue shows
 MILLISECOND = Fraction(1, 1000)
 TICK = Fraction(1, 90_000)
-ORDERED = {"x264-params": "b-adapt=0:scenecut=0"}  # keyframes and B-frames exactly where the recipe says
+# keyframes and B-frames exactly where the recipe says
+ORDERED = {"x264-params": "b-adapt=0:scenecut=0"}
 OPEN_GOP = "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=12:min-keyint=12"
 
 os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder is chatty
@@ -49,7 +51,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Golden:
-    """A clip and its truth: the i-th picture shown wears number `first + i` and comes up at `pts_seconds[i]`."""
+    """A clip and its truth: the i-th picture shown wears number `first + i` and comes up at
+    `pts_seconds[i]`.
+    """
 
     path: Path
     pts_seconds: tuple[float, ...]
@@ -61,14 +65,18 @@ class Golden:
 
 
 def paint(index: int) -> NDArray[np.uint8]:
-    """The picture of frame `index`: uint8 [96, 160, 3]; adjacent numbers differ in a whole cell at least."""
+    """The picture of frame `index`: uint8 [96, 160, 3]; adjacent numbers differ in a whole cell at
+    least.
+    """
     cells = [ONE if index >> bit & 1 else ZERO for bit in range(COLUMNS * ROWS)]
     grid = np.array(cells, np.uint8).reshape(ROWS, COLUMNS, 3)
     return grid.repeat(HEIGHT // ROWS, axis=0).repeat(WIDTH // COLUMNS, axis=1)
 
 
 def read_paint(image: NDArray[np.uint8]) -> int:
-    """The frame number painted into an upright picture of any size, or -1 where a cell is neither blue nor yellow."""
+    """The frame number painted into an upright picture of any size, or -1 where a cell is neither
+    blue nor yellow.
+    """
     index = 0
     height, width = image.shape[0] // ROWS, image.shape[1] // COLUMNS
     for bit in range(COLUMNS * ROWS):
@@ -96,11 +104,14 @@ def uneven(count: int, time_base: Fraction = MILLISECOND) -> list[int]:
 
 def make(path: Path, pts: Sequence[int], recipe: Recipe = Recipe()) -> Golden:
     """Encode picture i at pts[i] (in units of the recipe's time base)."""
-    with av.open(str(path), "w", format=recipe.container, options=recipe.container_options) as container:
+    with av.open(
+        str(path), "w", format=recipe.container, options=recipe.container_options
+    ) as container:
         stream = _add_stream(container, recipe)
         for packet in _encode(stream, pts, recipe):
             container.mux(packet)
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # run by root, the AV1 encoder makes us real-time
+    # run by root, the AV1 encoder makes us real-time
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return Golden(path, tuple(float((tick - pts[0]) * recipe.time_base) for tick in pts))
 
 
@@ -117,7 +128,9 @@ def _add_stream(container: OutputContainer, recipe: Recipe) -> VideoStream:
     return stream
 
 
-def _encode(stream: VideoStream, pts: Sequence[int], recipe: Recipe) -> Iterator[Packet[VideoStream]]:
+def _encode(
+    stream: VideoStream, pts: Sequence[int], recipe: Recipe
+) -> Iterator[Packet[VideoStream]]:
     for index, tick in enumerate(pts):
         frame = av.VideoFrame.from_ndarray(recipe.draw(index), format="rgb24")
         frame.pts = tick
@@ -127,7 +140,9 @@ def _encode(stream: VideoStream, pts: Sequence[int], recipe: Recipe) -> Iterator
 
 
 def make_with_edit_list(path: Path, count: int, fps: int, cut: int) -> Golden:
-    """What a lossless cutter writes: data from the keyframe before picture `cut`, an edit list that hides the rest."""
+    """What a lossless cutter writes: data from the keyframe before picture `cut`, an edit list that
+    hides the rest.
+    """
     recipe = Recipe(gop=10, b_frames=2, time_base=Fraction(1, 512 * fps), options=ORDERED)
     pts = steady(count, fps, recipe.time_base)
     keyframe = pts[cut - cut % recipe.gop]
@@ -154,11 +169,16 @@ def make_turned(path: Path, clockwise_degrees: int) -> Golden:
 
 
 def set_rotation(path: Path, clockwise_degrees: int) -> None:
-    """Write a display matrix into the track header of an MP4, as phones do: show it turned clockwise."""
+    """Write a display matrix into the track header of an MP4, as phones do: show it turned
+    clockwise.
+    """
     one = 1 << 16
-    a, b, c, d = {0: (one, 0, 0, one), 90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[
-        clockwise_degrees
-    ]
+    a, b, c, d = {
+        0: (one, 0, 0, one),
+        90: (0, one, -one, 0),
+        180: (-one, 0, 0, -one),
+        270: (0, -one, one, 0),
+    }[clockwise_degrees]
     data = bytearray(path.read_bytes())
     matrix_at = data.index(b"tkhd") + 4 + 40
     assert data[matrix_at - 40] == 0, "a version 0 track header"
@@ -170,11 +190,16 @@ def _shifted(pts: list[int], by: int) -> list[int]:
     return [tick + by for tick in pts]
 
 
-_VP9 = {"deadline": "realtime", "cpu-used": "8", "threads": "1"}  # more of them spin where cores are few
+# more of them spin where cores are few
+_VP9 = {"deadline": "realtime", "cpu-used": "8", "threads": "1"}
 _X265 = {"preset": "ultrafast", "x265-params": "log-level=none:scenecut=0:bframes=3"}
 
 CLIPS: dict[str, tuple[str, list[int], Recipe]] = {
-    "constant mp4": ("a.mp4", steady(90, 30, TICK), Recipe(b_frames=2, time_base=TICK, options=ORDERED)),
+    "constant mp4": (
+        "a.mp4",
+        steady(90, 30, TICK),
+        Recipe(b_frames=2, time_base=TICK, options=ORDERED),
+    ),
     "variable mp4": ("b.mp4", uneven(60), Recipe(b_frames=2, options=ORDERED)),
     "open-gop mp4": ("c.mp4", steady(75, 25), Recipe(options={"x264-params": OPEN_GOP})),
     "constant mkv": ("d.mkv", steady(75, 25), Recipe(b_frames=2, options=ORDERED)),
@@ -192,7 +217,11 @@ CLIPS: dict[str, tuple[str, list[int], Recipe]] = {
     "hevc 10 bit": ("l.mp4", steady(75, 25), Recipe("libx265", "yuv420p10le", options=_X265)),
     "av1": ("m.mp4", steady(75, 25), Recipe("libsvtav1", options={"preset": "10"})),
     "av1 mkv": ("n.mkv", uneven(60), Recipe("libsvtav1", options={"preset": "10"})),
-    "mpeg4 avi": ("o.avi", steady(75, 25, Fraction(1, 25)), Recipe("mpeg4", time_base=Fraction(1, 25))),
+    "mpeg4 avi": (
+        "o.avi",
+        steady(75, 25, Fraction(1, 25)),
+        Recipe("mpeg4", time_base=Fraction(1, 25)),
+    ),
     "mpeg4 avi with b-frames": (
         "p.avi",
         steady(75, 25, Fraction(1, 25)),
@@ -201,7 +230,9 @@ CLIPS: dict[str, tuple[str, list[int], Recipe]] = {
     "fragmented mp4": (
         "q.mp4",
         uneven(60),
-        Recipe(b_frames=2, options=ORDERED, container_options={"movflags": "frag_keyframe+empty_moov"}),
+        Recipe(
+            b_frames=2, options=ORDERED, container_options={"movflags": "frag_keyframe+empty_moov"}
+        ),
     ),
     "4:4:4 mov": ("r.mov", steady(75, 25), Recipe(pix_fmt="yuv444p", b_frames=2)),
     "slides": ("s.mp4", [0, 1000, 4000, 4700, 9000], Recipe(gop=2)),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from config import AnswerConfig
 from memory.chunk import KVChunk
-from models.base import PendingAnswer, PrefillRequest, Turn, VisualGroup
+from models.video_llm import PendingAnswer, PrefillRequest, Turn, VisualGroup
 
 
 class OneByOne:
@@ -18,17 +18,26 @@ class OneByOne:
     def num_group_tokens(self, height: int, width: int) -> int:
         return 1
 
-    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+    def prefill(
+        self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int
+    ) -> KVChunk:
         raise NotImplementedError
 
     def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
         return [
-            [self.prefill(groups, request.prefix, number) for number, groups in enumerate(request.runs, request.index)]
+            [
+                self.prefill(groups, request.prefix, number)
+                for number, groups in enumerate(request.runs, request.index)
+            ]
             for request in requests
         ]
 
     def answer(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[str]:
         raise NotImplementedError
 
@@ -57,7 +66,9 @@ class GeneratedAnswer:
 
 
 class AnswersByTurns:
-    """`models.base.AnswerBatch` for a model that has `answer`: every step takes the next piece of each."""
+    """`models.video_llm.AnswerBatch` for a model that has `answer`: every step takes the next piece
+    of each.
+    """
 
     def __init__(self, answer: Callable[..., Iterator[str]]) -> None:
         self._answer = answer
@@ -72,7 +83,11 @@ class AnswersByTurns:
         return 0
 
     def add(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> GeneratedAnswer:
         answer = GeneratedAnswer(self._answer(question, context, dialogue, options))
         answer.step()

@@ -1,7 +1,9 @@
-"""A video LLM with one planted retrieval head: for tests of whether calibration finds what is there, and only that.
+"""A video LLM with one planted retrieval head: for tests of whether calibration finds what is
+there, and only that.
 
-It recognises the needles' pictures by their bytes and writes a code of what they show into the keys of one KV head;
-the planted query head asks with the code of what the question names. All other keys and queries are seeded noise.
+It recognises the needles' pictures by their bytes and writes a code of what they show into the keys
+of one KV head; the planted query head asks with the code of what the question names. All other keys
+and queries are seeded noise.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig, MemoryConfig, ReuseConfig
+from frames import Frame
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
-from models.base import Head, Turn, VisualGroup
 from models.calibration import FRAME_SIDE, make_needles
 from models.demo.world import render
-from streaming.frames import Frame
+from models.video_llm import Head, Turn, VisualGroup
 from tests.one_by_one import OneByOne
 
 QUESTION_TOKENS = 6
@@ -28,7 +30,8 @@ EARLIER_SCALE = 8.0  # of what the planted head asks for with its earlier tokens
 
 
 class PlantedModel(OneByOne):
-    """planted: the query head that retrieves, asking with its newest token only; None for a model without one.
+    """planted: the query head that retrieves, asking with its newest token only; None for a model
+    without one.
 
     knows: seeds of the needles whose pictures it recognises, `count` chunks each.
     """
@@ -39,7 +42,12 @@ class PlantedModel(OneByOne):
     num_layers, num_heads, num_kv_heads, head_dim = 3, 4, 2, 32
 
     def __init__(
-        self, planted: Head | None, knows: Sequence[int], count: int, memory: MemoryConfig, fps: float
+        self,
+        planted: Head | None,
+        knows: Sequence[int],
+        count: int,
+        memory: MemoryConfig,
+        fps: float,
     ) -> None:
         self.model_id = "planted@0"
         self._planted = planted
@@ -58,11 +66,15 @@ class PlantedModel(OneByOne):
     def reuse(self, config: ReuseConfig) -> None:
         return None
 
-    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
+    def encode(
+        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    ) -> list[VisualGroup]:
         groups = [frames[i : i + 2] for i in range(0, len(frames), 2)]
         return [self._group(group) for group in groups]
 
-    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
+    def prefill(
+        self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int
+    ) -> KVChunk:
         codes = torch.cat([group.embeddings for group in groups])
         return self._chunk(codes, groups[0].start_seconds, groups[-1].stop_seconds, index)
 
@@ -82,7 +94,11 @@ class PlantedModel(OneByOne):
         return 1.0
 
     def answer(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[str]:
         yield "I only look things up."
 
@@ -92,8 +108,12 @@ class PlantedModel(OneByOne):
         start, stop = frames[0].pts_seconds, frames[-1].pts_seconds
         return VisualGroup(torch.stack(codes), (), (1, len(codes)), start, start, stop)
 
-    def _chunk(self, codes: Tensor, start_seconds: float, stop_seconds: float, index: int) -> KVChunk:
-        """A token of text, which shouts in every head and must be ignored, then one token per code."""
+    def _chunk(
+        self, codes: Tensor, start_seconds: float, stop_seconds: float, index: int
+    ) -> KVChunk:
+        """A token of text, which shouts in every head and must be ignored, then one token per
+        code.
+        """
         n = 1 + len(codes)
         keys = self._random(self.num_layers, self.num_kv_heads, n)
         if self._planted:

@@ -1,6 +1,8 @@
-"""A device that is not the CPU, made of the CPU: it refuses tensors of two devices in one operation, as CUDA does.
+"""A device that is not the CPU, made of the CPU: it refuses tensors of two devices in one
+operation, as CUDA does.
 
-What runs here has been brought to where the model is; what was forgotten on the CPU fails with the operation's name.
+What runs here has been brought to where the model is; what was forgotten on the CPU fails with the
+operation's name.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretended"
-INDEXED = {"aten::index", "aten::index_put", "aten::index_put_"}  # what is there, also by an index on the CPU
+# what is there, also by an index on the CPU
+INDEXED = {"aten::index", "aten::index_put", "aten::index_put_"}
 
 
 class There(Tensor):
@@ -31,9 +34,13 @@ class There(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor) -> There:
         return Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=torch.device(NAME, 0),
-        )  # fmt: skip
+        )
 
     def __init__(self, held: Tensor) -> None:
         self.held = held
@@ -50,14 +57,18 @@ class There(Tensor):
 
 
 class _Factories(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Makes new tensors where they are asked for; tensors that are there already come to `There` by themselves."""
+    """Makes new tensors where they are asked for; tensors that are there already come to `There` by
+    themselves.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _done(func, args, kwargs or {})
 
 
 class _Literals(TorchFunctionMode):
-    """Tensors of Python's numbers are made past every dispatch: here on the CPU, and brought. As an index they stay."""
+    """Tensors of Python's numbers are made past every dispatch: here on the CPU, and brought. As an
+    index they stay.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(kwargs or {})
@@ -103,7 +114,9 @@ def _done(operation: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
 
 @contextmanager
 def pretended_device() -> Iterator[None]:
-    """`torch.device(NAME)` is there for this thread and those that it starts, as long as the block lasts."""
+    """`torch.device(NAME)` is there for this thread and those that it starts, as long as the block
+    lasts.
+    """
     _register()
     run = threading.Thread.run
 

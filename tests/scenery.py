@@ -1,4 +1,6 @@
-"""Pictures with texture, made on the spot: each seed is another place, larger than what the camera sees of it."""
+"""Pictures with texture, made on the spot: each seed is another place, larger than what the camera
+sees of it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ def place(seed: int) -> Picture:
     rng = np.random.default_rng(seed)
     size = (WIDTH + 2 * MARGIN, HEIGHT + 2 * MARGIN)
     layers = [
-        np.asarray(Image.fromarray(rng.integers(30, 225, (*cells, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC))
+        np.asarray(
+            Image.fromarray(rng.integers(30, 225, (*cells, 3), np.uint8)).resize(
+                size, Image.Resampling.BICUBIC
+            )
+        )
         for cells in ((5, 8), (25, 40))
     ]
     return (0.6 * layers[0] + 0.4 * layers[1]).astype(np.uint8)
@@ -25,7 +31,9 @@ def place(seed: int) -> Picture:
 
 def view(of: Picture, right: int = 0, down: int = 0) -> Picture:
     """What the camera sees, moved by so many pixels: [HEIGHT, WIDTH, 3]."""
-    return of[MARGIN + down : MARGIN + down + HEIGHT, MARGIN + right : MARGIN + right + WIDTH].copy()
+    return of[
+        MARGIN + down : MARGIN + down + HEIGHT, MARGIN + right : MARGIN + right + WIDTH
+    ].copy()
 
 
 def noisy(picture: Picture, seed: int, levels: float = 6.0) -> Picture:

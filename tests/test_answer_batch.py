@@ -16,7 +16,13 @@ from models.qwen3_vl import Qwen3VL
 from tests.tiny import noise_frames
 
 TOLERANCE, NOTICED = 1e-5, 1e-3
-QUESTIONS = ("What colour is the square?", "When?", "Is there a star in it, or was there one before?", "Where?", "How?")
+QUESTIONS = (
+    "What colour is the square?",
+    "When?",
+    "Is there a star in it, or was there one before?",
+    "Where?",
+    "How?",
+)
 OPTIONS = (
     AnswerConfig(max_new_tokens=14),
     AnswerConfig(max_new_tokens=5),
@@ -40,10 +46,15 @@ def contexts(tiny: Qwen3VL) -> list[list[KVChunk]]:
 def alone(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> list[list[int]]:
     """The tokens of every answer, generated one by one."""
     requests = zip(QUESTIONS, contexts, OPTIONS, strict=True)
-    return [list(tiny.answer_tokens(question, context, (), options)) for question, context, options in requests]
+    return [
+        list(tiny.answer_tokens(question, context, (), options))
+        for question, context, options in requests
+    ]
 
 
-def add(tiny: Qwen3VL, batch: AnswerBatch, contexts: Sequence[Sequence[KVChunk]], number: int) -> BatchedAnswer:
+def add(
+    tiny: Qwen3VL, batch: AnswerBatch, contexts: Sequence[Sequence[KVChunk]], number: int
+) -> BatchedAnswer:
     return batch.add(QUESTIONS[number], contexts[number], (), OPTIONS[number])
 
 
@@ -60,7 +71,9 @@ def test_a_batch_gives_the_tokens_of_each_answer_alone(
     batch = tiny.answer_batch()
     answers = [add(tiny, batch, contexts, number) for number in range(5)]
     assert finished(batch, answers) == alone
-    assert len({tuple(tokens) for tokens in alone}) == 5, "they differ, so a mix-up would be noticed"
+    assert len({tuple(tokens) for tokens in alone}) == 5, (
+        "they differ, so a mix-up would be noticed"
+    )
 
 
 @pytest.mark.parametrize("order", [[3, 0, 4, 1, 2], [1, 2, 0, 3, 4]])
@@ -87,10 +100,14 @@ def test_an_answer_that_is_dropped_leaves_the_others_as_they_are(
     batch.remove(answers[0])  # nothing happens
     assert len(batch) == 3
     rest = [1, 2, 4]
-    assert finished(batch, [answers[number] for number in rest]) == [alone[number] for number in rest]
+    assert finished(batch, [answers[number] for number in rest]) == [
+        alone[number] for number in rest
+    ]
 
 
-def test_logits_of_a_batch_are_those_of_one_row(tiny: Qwen3VL, contexts: list[list[KVChunk]]) -> None:
+def test_logits_of_a_batch_are_those_of_one_row(
+    tiny: Qwen3VL, contexts: list[list[KVChunk]]
+) -> None:
     assert _largest_gap(tiny, contexts) < TOLERANCE
 
 
@@ -108,7 +125,9 @@ def test_a_row_that_saw_its_neighbours_room_would_be_noticed(
 
 
 def _largest_gap(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> float:
-    """Between logits of one token appended to every row together and to each alone, in parts of the largest logit."""
+    """Between logits of one token appended to every row together and to each alone, in parts of the
+    largest logit.
+    """
     decoder = tiny._decoder
     tokens = torch.arange(40, 45)[:, None]
     cache = DecodeCache()
@@ -123,7 +142,9 @@ def _largest_gap(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> float:
     return max(gaps)
 
 
-def test_a_row_takes_no_more_tokens_than_it_has_room_for(tiny: Qwen3VL, contexts: list[list[KVChunk]]) -> None:
+def test_a_row_takes_no_more_tokens_than_it_has_room_for(
+    tiny: Qwen3VL, contexts: list[list[KVChunk]]
+) -> None:
     cache = DecodeCache()
     row = tiny._decoder.add_row(cache, contexts[0], 1)
     tiny._decoder.next_logits(cache, [row], torch.tensor([[40]]))

@@ -1,4 +1,6 @@
-"""The command line as people use it: answers on one channel, advice on the other, mistakes in one sentence."""
+"""The command line as people use it: answers on one channel, advice on the other, mistakes in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ from typer.testing import CliRunner, Result
 
 from app import COMMANDS, app
 from errors import LonglookError
+from frames import Frame
 from models.calibration import Profile, RetrievalHead
 from streaming.batching import BATCH_FRAMES
 from streaming.engine import Engine
-from streaming.frames import Frame
 from streaming.ingest import PrefilledChunk
 from streaming.session import Session
 from tests.clips import write_clip
@@ -34,9 +36,20 @@ from tests.tiny import save_tiny
 REPOSITORY = Path(__file__).resolve().parent.parent
 ANSWER = {"question", "answer", "evidence", "seen_seconds", "duration_seconds", "stats"}
 STATS = {
-    "frames_read", "chunks", "tokens", "watch_seconds", "first_token_seconds", "device_bytes", "host_bytes",
-    "disk_bytes", "sparse_chunks", "forgotten_chunks", "context_tokens", "visual_tokens", "pruned_tokens",
-}  # fmt: skip
+    "frames_read",
+    "chunks",
+    "tokens",
+    "watch_seconds",
+    "first_token_seconds",
+    "device_bytes",
+    "host_bytes",
+    "disk_bytes",
+    "sparse_chunks",
+    "forgotten_chunks",
+    "context_tokens",
+    "visual_tokens",
+    "pruned_tokens",
+}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 START_SECONDS = 900  # of a process on a busy machine; a limit, not an expectation
 
@@ -89,14 +102,25 @@ def refusal(result: Result) -> str:
 # Answers.
 
 
-def test_json_is_one_object_per_question_and_nothing_else_on_standard_output(model: str, clip: Path) -> None:
-    found = answers(ask(model, clip, "What is shown?", "What is shown at 0:05?", "Ça va?", "--json"))
-    assert [item["question"] for item in found] == ["What is shown?", "What is shown at 0:05?", "Ça va?"]
+def test_json_is_one_object_per_question_and_nothing_else_on_standard_output(
+    model: str, clip: Path
+) -> None:
+    found = answers(
+        ask(model, clip, "What is shown?", "What is shown at 0:05?", "Ça va?", "--json")
+    )
+    assert [item["question"] for item in found] == [
+        "What is shown?",
+        "What is shown at 0:05?",
+        "Ça va?",
+    ]
     for item in found:
         assert set(item) == ANSWER and item["answer"]
         assert (item["seen_seconds"], item["duration_seconds"]) == (11.5, 12.0)
         assert set(item["stats"]) == STATS
-        assert all(set(e) == {"start_seconds", "stop_seconds", "score", "why", "level"} for e in item["evidence"])
+        assert all(
+            set(e) == {"start_seconds", "stop_seconds", "score", "why", "level"}
+            for e in item["evidence"]
+        )
         assert all(0 <= e["start_seconds"] < e["stop_seconds"] <= 12 for e in item["evidence"])
     assert (found[0]["stats"]["frames_read"], found[0]["stats"]["chunks"]) == (24, 6)
     named = found[1]["evidence"][0]
@@ -126,9 +150,14 @@ def test_options_reach_the_reader_the_memory_and_the_answer(model: str, clip: Pa
     (found,) = answers(run("ask", clip, "What?", "--model", model, "--chunk-frames", 2, *few))
     assert (found["stats"]["frames_read"], found["stats"]["chunks"]) == (12, 6)
     assert [item["why"] for item in found["evidence"]] == ["recent"]
-    longer = answers(run("ask", clip, "What?", "--model", model, *few[:4], "--max-tokens", 9, "--json"))[0]
+    longer = answers(
+        run("ask", clip, "What?", "--model", model, *few[:4], "--max-tokens", 9, "--json")
+    )[0]
     assert len(longer["answer"]) > len(found["answer"])
-    drawn = [answers(ask(model, clip, "What?", "--temperature", 2, "--seed", seed, "--json"))[0] for seed in (1, 1, 2)]
+    drawn = [
+        answers(ask(model, clip, "What?", "--temperature", 2, "--seed", seed, "--json"))[0]
+        for seed in (1, 1, 2)
+    ]
     assert drawn[0]["answer"] == drawn[1]["answer"] != drawn[2]["answer"]
 
 
@@ -137,11 +166,18 @@ def test_pruning_is_chosen_by_name_and_told_in_the_stats(model: str, clip: Path)
         answers(ask(model, clip, "What?", "--json", *prune))[0]["stats"]
         for prune in ((), ("--prune", "uniform", "--prune-budget", 0.5))
     )
-    assert whole["pruned_tokens"] == 0 and half["pruned_tokens"] == half["visual_tokens"] == whole["visual_tokens"] / 2
-    assert "--prune must be one of none, novelty" in refusal(ask(model, clip, "What?", "--prune", "best"))
+    assert (
+        whole["pruned_tokens"] == 0
+        and half["pruned_tokens"] == half["visual_tokens"] == whole["visual_tokens"] / 2
+    )
+    assert "--prune must be one of none, novelty" in refusal(
+        ask(model, clip, "What?", "--prune", "best")
+    )
 
 
-def test_a_small_host_budget_forgets_the_oldest_with_advice_and_answers_all_the_same(model: str, clip: Path) -> None:
+def test_a_small_host_budget_forgets_the_oldest_with_advice_and_answers_all_the_same(
+    model: str, clip: Path
+) -> None:
     result = ask(model, clip, "What?", "--host-budget", 0, "--json")
     (found,) = answers(result)
     assert (found["stats"]["chunks"], found["stats"]["forgotten_chunks"]) == (6, 4)
@@ -168,7 +204,11 @@ def shortened(source: Path, target: Path, seconds: float) -> Path:
     with av.open(str(source)) as given, av.open(str(target), "w") as taken:
         stream = taken.add_stream_from_template(given.streams.video[0])
         for packet in given.demux(video=0):
-            if packet.is_keyframe and packet.pts is not None and float(packet.pts * packet.time_base) >= seconds:
+            if (
+                packet.is_keyframe
+                and packet.pts is not None
+                and float(packet.pts * packet.time_base) >= seconds
+            ):
                 break
             if packet.dts is not None:
                 packet.stream = stream
@@ -177,24 +217,37 @@ def shortened(source: Path, target: Path, seconds: float) -> Path:
 
 
 def test_asking_at_a_moment_leaks_nothing_later(model: str, tmp_path: Path) -> None:
-    whole = make(tmp_path / "whole.mkv", steady(96, 8), Recipe(options={"x264-params": "scenecut=0:bframes=0"})).path
+    whole = make(
+        tmp_path / "whole.mkv",
+        steady(96, 8),
+        Recipe(options={"x264-params": "scenecut=0:bframes=0"}),
+    ).path
     short = shortened(whole, tmp_path / "short.mkv", 6.0)
     asked = ["What is shown?", "What will be shown at 0:10?", "--temperature", 1.5, "--json"]
 
     def told(*arguments: object) -> list[tuple[Any, ...]]:
         found = answers(ask(model, *arguments, *asked))
-        counts = [{k: v for k, v in item["stats"].items() if not k.endswith("seconds")} for item in found]
-        return [(item["answer"], item["evidence"], stats) for item, stats in zip(found, counts, strict=True)]
+        counts = [
+            {k: v for k, v in item["stats"].items() if not k.endswith("seconds")} for item in found
+        ]
+        return [
+            (item["answer"], item["evidence"], stats)
+            for item, stats in zip(found, counts, strict=True)
+        ]
 
     stood = told(whole, "--ask-at", 6.0)
     assert stood == told(short)
     at_the_end = told(whole)
-    assert all(one[0] != other[0] for one, other in zip(stood, at_the_end, strict=True)), "later pictures matter"
+    assert all(one[0] != other[0] for one, other in zip(stood, at_the_end, strict=True)), (
+        "later pictures matter"
+    )
     assert max(item["stop_seconds"] for item in stood[0][1]) <= 6.0
 
 
 def test_a_skim_looks_at_the_keyframes_of_the_file(model: str, tmp_path: Path) -> None:
-    whole = make(tmp_path / "whole.mkv", steady(96, 8), Recipe(gop=24, options={"x264-params": "scenecut=0"})).path
+    whole = make(
+        tmp_path / "whole.mkv", steady(96, 8), Recipe(gop=24, options={"x264-params": "scenecut=0"})
+    ).path
     (skimmed,) = answers(ask(model, whole, "What is shown?", "--skim", "--json"))
     (watched,) = answers(ask(model, whole, "What is shown?", "--json"))
     assert (skimmed["stats"]["frames_read"], watched["stats"]["frames_read"]) == (4, 24)
@@ -214,7 +267,9 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "folder.mp4").mkdir()
     with av.open(str(folder / "song.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=16_000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), format="fltp", layout="mono")
+        sound = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16_000), np.float32), format="fltp", layout="mono"
+        )
         sound.rate = 16_000
         for packet in [*stream.encode(sound), *stream.encode(None)]:
             container.mux(packet)
@@ -235,7 +290,9 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_cannot_be_watched_is_told_before_a_model_is_loaded(
     name: str, words: str, strange: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streaming.engine.load_engine", lambda *_: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr(
+        "streaming.engine.load_engine", lambda *_: pytest.fail("loaded for nothing")
+    )
     result = run("ask", strange / name, "What?")
     assert words in refusal(result) and name in refusal(result)
     assert len(result.stderr.strip().splitlines()) == 1
@@ -266,7 +323,11 @@ def test_what_cannot_be_watched_is_told_before_a_model_is_loaded(
         ("--prune-budget", "3", "--prune-budget must lie in (0, 1], not 3.0"),
         ("--recall", "maybe", "--recall must be one of"),
         ("--set", "memory.window=4", "--set memory.window is not a knob; memory has borders"),
-        ("--set", "memory.window_chunks=four", "--set memory.window_chunks must be a whole number, not 'four'"),
+        (
+            "--set",
+            "memory.window_chunks=four",
+            "--set memory.window_chunks must be a whole number, not 'four'",
+        ),
         ("--set", "memry.window_chunks=4", "--set memry.window_chunks"),
         ("--set", "window_chunks", "--set window_chunks is no setting"),
         ("--config", "no/such.toml", "no/such.toml cannot be read"),
@@ -281,7 +342,9 @@ def test_what_cannot_be_watched_is_told_before_a_model_is_loaded(
         ("--model", "", "no model"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_told(option: str, value: str, words: str, model: str, clip: Path) -> None:
+def test_an_option_that_makes_no_sense_is_told(
+    option: str, value: str, words: str, model: str, clip: Path
+) -> None:
     result = run("ask", clip, "What?", "--model", model, option, value)
     assert words in refusal(result)
     assert len(result.stderr.strip().splitlines()) == 1
@@ -322,7 +385,16 @@ BROKEN = """
 
 @pytest.mark.timeout(START_SECONDS)
 def test_a_bug_ends_the_process_with_its_traceback_and_exit_code_1(model: str, clip: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(BROKEN), "ask", str(clip), "What?", "--model", model]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(BROKEN),
+        "ask",
+        str(clip),
+        "What?",
+        "--model",
+        model,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     ran = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -346,7 +418,9 @@ def test_an_empty_question_is_told_before_anything_is_watched(model: str, clip: 
 def test_a_question_of_a_book_is_told_before_anything_is_watched(
     model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streaming.engine.load_engine", lambda *_: pytest.fail("loaded for nothing"))
+    monkeypatch.setattr(
+        "streaming.engine.load_engine", lambda *_: pytest.fail("loaded for nothing")
+    )
     sentence = refusal(ask(model, clip, "What?", "x" * 4001))
     assert sentence == "A question has 4,001 characters; at most 4,000 are read."
 
@@ -398,10 +472,14 @@ def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
     assert found["stats"]["chunks"] == CHUNKS_OF_TWO_BATCHES, "those of its batch are finished too"
     assert found["stats"]["frames_read"] == CHUNKS_OF_TWO_BATCHES * 16
     assert "from what was seen" in result.stderr
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "and Ctrl-C means what it meant before"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, (
+        "and Ctrl-C means what it meant before"
+    )
 
 
-def test_ctrl_c_before_anything_was_seen_ends_quietly(model: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_anything_was_seen_ends_quietly(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = Session.watch
 
     def pressed(session: Session, frames: Iterator[Frame], ahead: bool) -> Iterator[Any]:
@@ -414,7 +492,9 @@ def test_ctrl_c_before_anything_was_seen_ends_quietly(model: str, clip: Path, mo
     assert "Stopped." in result.stderr and "Traceback" not in result.stderr
 
 
-def test_ctrl_c_while_answering_ends_quietly(model: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_answering_ends_quietly(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pressed(session: Session, question: str) -> Iterator[Any]:
         signal.raise_signal(signal.SIGINT)
         yield
@@ -428,7 +508,9 @@ def test_ctrl_c_while_answering_ends_quietly(model: str, clip: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["", " ", "\t", "a\nb", "\x1b[2J", "\udce9"])
-def test_what_is_no_name_of_a_session_is_refused(model: str, clip: Path, name: str, tmp_path: Path) -> None:
+def test_what_is_no_name_of_a_session_is_refused(
+    model: str, clip: Path, name: str, tmp_path: Path
+) -> None:
     """Before anything is watched, and nothing is kept or thrown away."""
     for words in (
         ("watch", clip, "--model", model, "--session", name),
@@ -445,7 +527,11 @@ def test_a_home_that_is_not_there_is_told() -> None:
     assert "no home folder" in refusal(run("sessions", "info", "~nobody-of-that-name"))
 
 
-LONG_QUESTIONS = {"ascii": "What colour was it? " * 40, "multi-byte": "色は何でしたか。" * 40, "one word": "x" * 300}
+LONG_QUESTIONS = {
+    "ascii": "What colour was it? " * 40,
+    "multi-byte": "色は何でしたか。" * 40,
+    "one word": "x" * 300,
+}
 
 
 @pytest.mark.parametrize("question", LONG_QUESTIONS.values(), ids=LONG_QUESTIONS)
@@ -496,7 +582,9 @@ def test_calibration_shows_the_heads_and_keeps_the_profile(
     assert "no head" in refusal(run("calibrate", "--model", model))
 
 
-def test_calibration_runs_on_a_real_checkpoint_and_what_it_keeps_is_used(model: str, clip: Path) -> None:
+def test_calibration_runs_on_a_real_checkpoint_and_what_it_keeps_is_used(
+    model: str, clip: Path
+) -> None:
     result = run("calibrate", "--model", model, "--needles", 8)
     found = ask(model, clip, "What?", "--json")
     if result.exit_code == 0:  # heads of random weights may hit by luck
@@ -534,12 +622,20 @@ CHILD = """
 
 @pytest.fixture
 def child(model: str, clip: Path) -> Iterator[subprocess.Popen[str]]:
-    """`ask` in a process that waits for a line of input before each commit, and has a first chunk already."""
+    """`ask` in a process that waits for a line of input before each commit, and has a first chunk
+    already.
+    """
     command = [sys.executable, "-c", textwrap.dedent(CHILD), "ask", str(clip), "What?", "--json"]
     options = ["--model", model, *SIX_CHUNKS, "--max-tokens", "4"]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen([*command, *options], cwd=REPOSITORY, env=environment, text=True, **pipes) as process:
+    with subprocess.Popen(
+        [*command, *options], cwd=REPOSITORY, env=environment, text=True, **pipes
+    ) as process:
         wait_for(process, "under way")
         go_on(process)
         wait_for(process, "under way")
@@ -589,7 +685,17 @@ def test_a_second_real_ctrl_c_quits(child: subprocess.Popen[str]) -> None:
 def test_a_reader_that_goes_away_ends_us_without_a_traceback(model: str, clip: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "app.py", "ask", str(clip), "What?", "And then?", "--json", "--model", model]
+    command = [
+        sys.executable,
+        "app.py",
+        "ask",
+        str(clip),
+        "What?",
+        "And then?",
+        "--json",
+        "--model",
+        model,
+    ]
     ran = subprocess.run(command, cwd=REPOSITORY, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert ran.returncode == 1
@@ -608,7 +714,9 @@ def test_the_version_is_shown() -> None:
     assert told.stdout.startswith("longlook 0.")
 
 
-def test_a_process_of_its_own_keeps_its_two_channels_apart(model: str, clip: Path, tmp_path: Path) -> None:
+def test_a_process_of_its_own_keeps_its_two_channels_apart(
+    model: str, clip: Path, tmp_path: Path
+) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     command = [
         sys.executable,
@@ -627,7 +735,9 @@ def test_a_process_of_its_own_keeps_its_two_channels_apart(model: str, clip: Pat
     assert "shards" not in ran.stderr and "it/s" not in ran.stderr, "no bars but our own"
 
 
-def test_a_page_reuses_and_prunes_as_it_is_told(model: str, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_reuses_and_prunes_as_it_is_told(
+    model: str, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ui import demo as page
 
     monkeypatch.setattr("ui.cli.opening.check_port", lambda *_: None)
@@ -639,5 +749,9 @@ def test_a_page_reuses_and_prunes_as_it_is_told(model: str, clip: Path, monkeypa
         assert run("serve", clip, "--model", model, *options).exit_code == 0
     plain, saving = served
     assert (plain.reuse.strategy, plain.prune.strategy) == ("none", "none")
-    assert (saving.reuse.strategy, saving.prune.strategy, saving.prune.budget) == ("novelty", "stc", 0.4)
+    assert (saving.reuse.strategy, saving.prune.strategy, saving.prune.budget) == (
+        "novelty",
+        "stc",
+        0.4,
+    )
     assert (plain.memory.recall, saving.memory.recall) == ("always", "never")

@@ -1,4 +1,6 @@
-"""The memory of a stream: nothing changes on the way through the tiers, and every byte is counted."""
+"""The memory of a stream: nothing changes on the way through the tiers, and every byte is
+counted.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,17 @@ from memory.kv_memory import KVMemory
 from memory.records import NewChunk
 
 LAYERS, HEADS, DIM = 3, 2, 8
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
 
 
-def make_chunk(index: int, num_tokens: int = 20, dtype: torch.dtype = torch.float32, device: str = "cpu") -> KVChunk:
+def make_chunk(
+    index: int, num_tokens: int = 20, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> KVChunk:
     generator = torch.Generator().manual_seed(1000 + index)
     kv = torch.randn(2, LAYERS, HEADS, num_tokens, DIM, generator=generator).to(device, dtype)
     group, place = (
@@ -29,13 +38,23 @@ def make_chunk(index: int, num_tokens: int = 20, dtype: torch.dtype = torch.floa
     stamp = 3 * group + visual
     positions = torch.stack([stamp, stamp + (place == 3), stamp + (place == 2)])
     layout = PositionLayout(positions, int(positions.max()) + 1)
-    return KVChunk(kv[0], kv[1], layout, visual, start_seconds=8.0 * index, stop_seconds=8.0 * index + 8.0, index=index)
+    return KVChunk(
+        kv[0],
+        kv[1],
+        layout,
+        visual,
+        start_seconds=8.0 * index,
+        stop_seconds=8.0 * index + 8.0,
+        index=index,
+    )
 
 
 def make_memory(
     num_chunks: int = 0, window_chunks: int = 2, host_bytes: int = 1 << 20, device: str = "cpu"
 ) -> KVMemory:
-    memory = KVMemory(MemoryConfig(window_chunks=window_chunks, host_bytes=host_bytes), torch.device(device))
+    memory = KVMemory(
+        MemoryConfig(window_chunks=window_chunks, host_bytes=host_bytes), torch.device(device)
+    )
     for index in range(num_chunks):
         memory.append(NewChunk(make_chunk(index, tokens_of(index))))
     return memory
@@ -60,7 +79,9 @@ def differs(a: KVChunk, b: KVChunk) -> bool:
 def test_every_chunk_comes_back_as_it_was_appended_whatever_its_tier(device: str) -> None:
     memory = make_memory(13, device=device)
     back = memory.get(range(13))
-    assert not any(differs(chunk, make_chunk(index, tokens_of(index))) for index, chunk in enumerate(back))
+    assert not any(
+        differs(chunk, make_chunk(index, tokens_of(index))) for index, chunk in enumerate(back)
+    )
     assert {chunk.keys.device.type for chunk in back} == {device}
     memory.check_integrity()
 
@@ -104,12 +125,19 @@ def test_a_short_stream_stays_on_the_device() -> None:
 def test_an_empty_memory_is_in_order() -> None:
     memory = make_memory()
     memory.check_integrity()
-    assert (memory.window(), memory.spans(), memory.num_tokens, memory.device_bytes) == ([], [], 0, 0)
+    assert (memory.window(), memory.spans(), memory.num_tokens, memory.device_bytes) == (
+        [],
+        [],
+        0,
+        0,
+    )
 
 
 def test_device_bytes_are_the_same_after_ten_minutes_and_after_an_hour() -> None:
     ten_minutes, hour = make_memory(75), make_memory(452, host_bytes=8 << 20)
-    assert sum(c.memory_bytes for c in hour.window()) != sum(c.memory_bytes for c in ten_minutes.window())
+    assert sum(c.memory_bytes for c in hour.window()) != sum(
+        c.memory_bytes for c in ten_minutes.window()
+    )
     assert hour.device_bytes == ten_minutes.device_bytes
     assert hour.host_bytes > 5 * ten_minutes.host_bytes
 
@@ -144,7 +172,9 @@ def test_a_chunk_handed_out_keeps_its_values_while_the_stream_goes_on() -> None:
     held = [*memory.window(), *memory.get([0, 1])]
     for index in range(6, 20):
         memory.append(NewChunk(make_chunk(index, tokens_of(index))))
-    assert not any(differs(chunk, make_chunk(chunk.index, tokens_of(chunk.index))) for chunk in held)
+    assert not any(
+        differs(chunk, make_chunk(chunk.index, tokens_of(chunk.index))) for chunk in held
+    )
 
 
 def test_the_counts_are_sums_over_chunks() -> None:
@@ -162,7 +192,10 @@ def test_a_full_host_tier_forgets_the_oldest_and_says_so_once() -> None:
         memory.append(NewChunk(make_chunk(index)))
         memory.check_integrity()
         assert memory.host_reserved_bytes + memory.search_bytes <= budget
-        assert not any(differs(c, make_chunk(c.index)) for c in memory.get(range(memory.first_chunk, index + 1)))
+        assert not any(
+            differs(c, make_chunk(c.index))
+            for c in memory.get(range(memory.first_chunk, index + 1))
+        )
     assert memory.num_chunks == 40 and 35 <= memory.first_chunk <= 37
     (notice,) = memory.take_notices()
     assert "the oldest chunks are forgotten" in notice.text
@@ -208,7 +241,12 @@ def test_a_closed_memory_gives_everything_back_and_takes_nothing() -> None:
     memory = make_memory(6)
     memory.close()
     memory.close()
-    assert (memory.num_chunks, memory.device_bytes, memory.host_bytes, memory.host_reserved_bytes) == (0, 0, 0, 0)
+    assert (
+        memory.num_chunks,
+        memory.device_bytes,
+        memory.host_bytes,
+        memory.host_reserved_bytes,
+    ) == (0, 0, 0, 0)
     with pytest.raises(ValueError, match="closed"):
         memory.append(NewChunk(make_chunk(0)))
 
@@ -216,7 +254,9 @@ def test_a_closed_memory_gives_everything_back_and_takes_nothing() -> None:
 @pytest.mark.parametrize("slab_bytes", [7, 64, 1000])
 def test_the_pool_returns_what_was_written_across_slab_borders(slab_bytes: int) -> None:
     pool = HostPool(budget_bytes=500, pinned=False, slab_bytes=slab_bytes)
-    written = torch.randint(0, 256, (500,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    written = torch.randint(
+        0, 256, (500,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     addresses = [pool.write(part) for part in written.split([100, 1, 250, 0, 149])]  # type: ignore[no-untyped-call]
     assert addresses == [0, 100, 101, 351, 351]
     out = torch.zeros(300, dtype=torch.uint8)

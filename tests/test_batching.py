@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from config import PruneConfig, ReuseConfig
+from errors import Notice
+from frames import Frame
 from memory.kv_memory import KVMemory
-from models.base import PrefillRequest, num_visual_tokens
 from models.loading import load
 from models.pixels import PixelSpec, fit_size
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import PrefillRequest, num_visual_tokens
 from streaming.batching import BATCH_BYTES, BATCH_FRAMES, PASS_TOKENS_CPU, batch_chunks
 from streaming.engine import Engine
-from streaming.events import Notice, Thumbnail, Watched
-from streaming.frames import Frame
+from streaming.events import Thumbnail, Watched
 from streaming.session import Session
 from tests.tiny import noise_frames
 from tests.watching import tiny_engine
@@ -206,7 +207,9 @@ def test_a_session_remembers_what_it_would_one_by_one(
     assert many.seen_seconds == one.seen_seconds == 30.0
 
 
-def test_a_memory_that_fills_up_within_a_batch_forgets_what_it_would_one_by_one(checkpoint: Path) -> None:
+def test_a_memory_that_fills_up_within_a_batch_forgets_what_it_would_one_by_one(
+    checkpoint: Path,
+) -> None:
     one, _ = watched(tiny_engine(checkpoint, window_chunks=2), noise_frames(80), ahead=False)
     room = 7 * one.memory.get([0])[0].memory_bytes
     engine = tiny_engine(checkpoint, window_chunks=2, host_bytes=room)
@@ -216,7 +219,9 @@ def test_a_memory_that_fills_up_within_a_batch_forgets_what_it_would_one_by_one(
     assert len(notices) == 1 and "are forgotten" in notices[0].text
     assert len([event for event in told_alone if isinstance(event, Notice)]) == 1
     assert session.memory.spans() == alone.memory.spans() and session.memory.first_chunk > 8
-    assert session.stats.forgotten_chunks == alone.stats.forgotten_chunks == session.memory.first_chunk
+    assert (
+        session.stats.forgotten_chunks == alone.stats.forgotten_chunks == session.memory.first_chunk
+    )
     assert session.stats.chunks == alone.stats.chunks == 20
     assert sum(isinstance(event, Watched) for event in told) == session.stats.chunks
     assert sum(isinstance(event, Thumbnail) for event in told) == session.stats.chunks

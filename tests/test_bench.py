@@ -39,9 +39,13 @@ def test_questions_are_the_same_for_the_same_seed(stream: Stream) -> None:
     assert {a.kind for a in asked} == {"past", "present", "given time", "never"}
 
 
-def test_past_questions_are_about_all_of_the_history_and_none_about_the_last_seconds(stream: Stream) -> None:
+def test_past_questions_are_about_all_of_the_history_and_none_about_the_last_seconds(
+    stream: Stream,
+) -> None:
     starts = [a.spans[0][0] for a in Asker(stream, 1).past(32)]
-    assert all(any(k * SECONDS / 4 <= start < (k + 1) * SECONDS / 4 for start in starts) for k in range(4))
+    assert all(
+        any(k * SECONDS / 4 <= start < (k + 1) * SECONDS / 4 for start in starts) for k in range(4)
+    )
     assert max(starts) < SECONDS - 40
 
 
@@ -65,7 +69,9 @@ def test_the_present_is_on_screen_when_it_is_asked_about(stream: Stream) -> None
     asked = Asker(stream, 1).present(10)
     assert len(asked) > 5
     for a in asked:
-        assert all(start < a.at_seconds and stop > a.at_seconds - PRESENT_GROUPS for start, stop in a.spans)
+        assert all(
+            start < a.at_seconds and stop > a.at_seconds - PRESENT_GROUPS for start, stop in a.spans
+        )
         assert a.at_seconds >= SECONDS / 2 - 4
 
 
@@ -73,7 +79,9 @@ def test_a_short_clip_shows_the_whole_event(stream: Stream) -> None:
     for a in Asker(stream, 1).all(8):
         start, stop = a.clip_seconds
         assert start < stop <= min(a.at_seconds, start + 28) and start % 4 == 0
-        assert all(start <= span[0] and span[1] <= stop for span in a.spans if span[1] <= a.at_seconds)
+        assert all(
+            start <= span[0] and span[1] <= stop for span in a.spans if span[1] <= a.at_seconds
+        )
 
 
 def test_the_rank_of_the_truth_counts_the_stretches_before_it() -> None:
@@ -95,7 +103,9 @@ def test_memory_settings_are_read_from_one_line() -> None:
 
 
 def test_a_logarithmic_chart_spans_powers_of_ten() -> None:
-    root = ElementTree.fromstring(line_chart("bytes", "x", "y", [Line("a", ((0.1, 0.9), (6.0, 2500.0)))], log_y=True))
+    root = ElementTree.fromstring(
+        line_chart("bytes", "x", "y", [Line("a", ((0.1, 0.9), (6.0, 2500.0)))], log_y=True)
+    )
     texts = [element.text for element in root.iter() if element.text]
     assert {"0.1", "1", "10", "100", "1,000", "10,000"} <= set(texts)
 
@@ -119,18 +129,35 @@ def test_a_chart_is_well_formed_whatever_the_names() -> None:
 
 def test_a_run_asks_every_way_and_other_settings_of_the_same_memory(tmp_path: Path) -> None:
     model = load(save_tiny(tmp_path))
-    head = RetrievalHead(layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0)
-    profile = Profile(model.model_id, "float32", model.num_heads // model.num_kv_heads, (head,), 1, 1.0, 1.0)
-    settings = {"memory": {"chunk_frames": 8, "window_chunks": 1, "recall_chunks": 2, "host_bytes": 1 << 16}}
+    head = RetrievalHead(
+        layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0
+    )
+    profile = Profile(
+        model.model_id, "float32", model.num_heads // model.num_kv_heads, (head,), 1, 1.0, 1.0
+    )
+    settings = {
+        "memory": {"chunk_frames": 8, "window_chunks": 1, "recall_chunks": 2, "host_bytes": 1 << 16}
+    }
     config = Config(answer=AnswerConfig(max_new_tokens=3, dialogue_turns=0)).overridden(settings)
     also = [{"recall_chunks": 2}, {"recall_chunks": 1}]
-    bench = Bench(Engine(model, profile, config), questions=2, side=32, full_tokens=16_000, also=also)
+    bench = Bench(
+        Engine(model, profile, config), questions=2, side=32, full_tokens=16_000, also=also
+    )
     results = bench.run(seed=0, minutes=0.5, bar=Progress(disable=True))
-    by_arm = {arm: [r for r in results if r.arm == arm] for arm in dict.fromkeys(r.arm for r in results)}
-    ours, same, fewer = (by_arm.pop(name) for name in (OURS, "ours, recall_chunks 2", "ours, recall_chunks 1"))
+    by_arm = {
+        arm: [r for r in results if r.arm == arm] for arm in dict.fromkeys(r.arm for r in results)
+    }
+    ours, same, fewer = (
+        by_arm.pop(name) for name in (OURS, "ours, recall_chunks 2", "ours, recall_chunks 1")
+    )
     assert set(by_arm) == {
-        LAST_FRAMES, WINDOW, SHORT_CLIP, "64 uniform frames", "full attention", "mean keys, all heads",
-    }  # fmt: skip
+        LAST_FRAMES,
+        WINDOW,
+        SHORT_CLIP,
+        "64 uniform frames",
+        "full attention",
+        "mean keys, all heads",
+    }
     assert all(len(asked) == len(ours) for asked in by_arm.values())
     at_end = [r for r in ours if r.kind != "present"]
     told = [(r.question, r.said, r.rank, r.context_tokens) for r in at_end]

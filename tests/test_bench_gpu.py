@@ -50,7 +50,10 @@ def test_the_dry_run_measures_every_row_without_video_libraries(tmp_path: Path) 
         [sys.executable, "-c", DRY_RUN, str(out)], capture_output=True, text=True, timeout=110
     )
     assert run.returncode == 0, run.stderr
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["gpu.json", "gpu.md"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "gpu.json",
+        "gpu.md",
+    ]
     data = json.loads((out / "gpu.json").read_text())
     assert [row["row"] for row in data["rows"]] == [row.name for row in ROWS]
     assert {row["error"] for row in data["rows"]} == {None}, data
@@ -107,7 +110,13 @@ def test_a_row_that_is_not_known_is_an_error() -> None:
 
 
 def test_cells_are_written_with_three_digits() -> None:
-    assert [written(x) for x in (None, 1234.5, 0.01234, "a", 7)] == ["-", "1234", "0.0123", "a", "7"]
+    assert [written(x) for x in (None, 1234.5, 0.01234, "a", 7)] == [
+        "-",
+        "1234",
+        "0.0123",
+        "a",
+        "7",
+    ]
 
 
 @pytest.mark.parametrize("kind", CLIPS)

@@ -1,4 +1,6 @@
-"""The cut bench makes clips with the cuts it says, matches as it says, and fails when ours is behind."""
+"""The cut bench makes clips with the cuts it says, matches as it says, and fails when ours is
+behind.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.keyframes import OURS, Score, batches, f1, matched, real_clips, report, targets, told_cuts
+from bench.keyframes import (
+    OURS,
+    Score,
+    batches,
+    f1,
+    matched,
+    real_clips,
+    report,
+    targets,
+    told_cuts,
+)
 from bench.shots import FPS, HEIGHT, KINDS, WIDTH, Shot, cuts_seconds, rendered, script, write
-from streaming.pictures import VideoFile
+from streaming.sources.pictures import VideoFile
 from tests.clips import write_clip
 
 SCORE = Score("real", "a.mp4", OURS, 8, (1.0,), (3.0,), 100, 0.01)
@@ -33,12 +45,17 @@ def test_ours_must_be_as_good_as_the_better_one_and_faster_than_the_faster_one()
     better = replace(SCORE, way="Adaptive", hits=9, missed=(), cpu_seconds=0.03)
     faster = replace(SCORE, way="Content", hits=1, cpu_seconds=0.02)
     assert [t.is_met for t in targets([SCORE, better, faster])] == [False, True]
-    assert [t.is_met for t in targets([replace(SCORE, cpu_seconds=0.025), faster, better])] == [False, False]
+    assert [t.is_met for t in targets([replace(SCORE, cpu_seconds=0.025), faster, better])] == [
+        False,
+        False,
+    ]
     assert [t.is_met for t in targets([SCORE, faster])] == [True, True]
     assert any("| real | ours | 100 | 9 | 1 | 1 |" in line for line in report([SCORE]))
 
 
-def test_truth_counts_from_the_first_picture_and_leaves_out_what_is_not_there(tmp_path: Path) -> None:
+def test_truth_counts_from_the_first_picture_and_leaves_out_what_is_not_there(
+    tmp_path: Path,
+) -> None:
     write_clip(tmp_path / "a.mp4", 2)
     told = {
         "_how": "by eye",
@@ -54,11 +71,17 @@ def test_truth_counts_from_the_first_picture_and_leaves_out_what_is_not_there(tm
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_synthetic_clip_jumps_at_its_cuts_and_nowhere_else_but_in_flashes(kind: str) -> None:
-    seed = next(seed for seed in range(200, 250) if kind == "fades" or len(cuts_seconds(script(kind, seed, 2.0))) > 0)
+    seed = next(
+        seed
+        for seed in range(200, 250)
+        if kind == "fades" or len(cuts_seconds(script(kind, seed, 2.0))) > 0
+    )
     shots = script(kind, seed, 2.0)
     cuts = {round(seconds * FPS) for seconds in cuts_seconds(shots)}
     assert bool(cuts) == (kind != "fades")
-    flashed = {k + start for start, shot in zip(starts(shots), shots, strict=True) for k, _ in shot.flashes}
+    flashed = {
+        k + start for start, shot in zip(starts(shots), shots, strict=True) for k, _ in shot.flashes
+    }
     assert bool(flashed) == (kind == "flashes")
     before, jumps = None, []
     for number, picture in enumerate(rendered(shots, seed)):

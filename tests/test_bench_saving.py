@@ -30,8 +30,15 @@ def test_all_ways_through_a_clip_see_the_same_frames(tmp_path: Path) -> None:
     with pytest.raises(typer.Exit):
         savings.main(clip, "demo", 60, 4, 1, 0.5, "cpu", tmp_path / "out")
     rows = {row["way"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
-    assert list(rows) == ["stock", *savings.WAYS] and {row["frames"] for row in rows.values()} == {12}
-    assert rows["reuse"]["tokens"] == rows["plain"]["tokens"] >= rows["pruning"]["tokens"] == rows["both"]["tokens"]
+    assert list(rows) == ["stock", *savings.WAYS] and {row["frames"] for row in rows.values()} == {
+        12
+    }
+    assert (
+        rows["reuse"]["tokens"]
+        == rows["plain"]["tokens"]
+        >= rows["pruning"]["tokens"]
+        == rows["both"]["tokens"]
+    )
     assert rows["both, 8 bits"]["kv_bytes"] < rows["both"]["kv_bytes"] / 2, "from float32"
     assert rows["stock"]["gmacs"] > 0 and rows["both"]["gmacs"] <= rows["plain"]["gmacs"]
 
@@ -59,12 +66,18 @@ def test_the_products_of_matrices_and_of_attention_are_counted() -> None:
 
 def test_a_target_of_savings_is_missed_where_it_is() -> None:
     def rows(seconds: float, held: int) -> list[Row]:
-        return [Row("stock", 10, 8.0, 1.0, 100, 100), Row("plain", 10, 4.0, 1.0, 100, 100),
-                Row("both", 10, seconds, 1.0, 20, held)]  # fmt: skip
+        return [
+            Row("stock", 10, 8.0, 1.0, 100, 100),
+            Row("plain", 10, 4.0, 1.0, 100, 100),
+            Row("both", 10, seconds, 1.0, 20, held),
+        ]
 
     assert savings.missed(rows(2.0, 25), own_bits=16) == []
     assert len(savings.missed(rows(2.1, 25), 16)) == len(savings.missed(rows(2.0, 26), 16)) == 1
-    assert savings.missed([*rows(2.1, 26), Row("both, 8 bits", 10, 2.0, 1.0, 20, 25)], own_bits=8) == []
+    assert (
+        savings.missed([*rows(2.1, 26), Row("both, 8 bits", 10, 2.0, 1.0, 20, 25)], own_bits=8)
+        == []
+    )
 
 
 def test_reuse_is_measured_against_the_stock_tower(tmp_path: Path) -> None:
@@ -73,7 +86,9 @@ def test_reuse_is_measured_against_the_stock_tower(tmp_path: Path) -> None:
         demo = vit_reuse.subject("demo", torch.device("cpu"))
         assert vit_reuse.check_equal(demo, frames) < vit_reuse.TOLERANCE
         row = vit_reuse.Runs(demo, frames, ReuseConfig("novelty")).row("static camera", repeats=1)
-        blind = vit_reuse.Runs(demo, frames, ReuseConfig("novelty", still_below=1.0)).row("static camera", repeats=1)
+        blind = vit_reuse.Runs(demo, frames, ReuseConfig("novelty", still_below=1.0)).row(
+            "static camera", repeats=1
+        )
     assert row.frames == 12 and sum(row.work.values()) == pytest.approx(1)
     assert blind.cosine < row.cosine <= 1.0001 and blind.reused_gmacs < row.reused_gmacs
     assert ("wanted" in " ".join(vit_reuse.missed([row]))) == (row.ratio < vit_reuse.FASTER)

@@ -14,7 +14,12 @@ from bench.serving import Result, combined, missed, report
 def result(at_eight: float = 300.0, beside: float = 60.0, alone: float = 100.0) -> Result:
     rates = {1: 100.0, 2: 150.0, 4: 200.0, 8: at_eight, 16: 320.0}
     answers = [
-        {"answers": float(count), "pieces_per_second": rate, "first_p50_ms": 10.0, "first_p95_ms": 20.0}
+        {
+            "answers": float(count),
+            "pieces_per_second": rate,
+            "first_p50_ms": 10.0,
+            "first_p95_ms": 20.0,
+        }
         for count, rate in rates.items()
     ]
     return {

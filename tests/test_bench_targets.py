@@ -11,17 +11,35 @@ from bench.report import LAST_FRAMES, OURS, SHORT_CLIP, WINDOW, Result, Target, 
 from bench.targets import targets
 
 
-def answered(arm: str, kind: str, right: int, wrong: int, minutes: float = 360.0, **changes: float) -> list[Result]:
-    facts = {"context_tokens": 600, "first_token_seconds": 0.03, "device_bytes": 1000, "host_bytes": 9, "disk_bytes": 9}
-    said = {"family": "when", "question": "When?", "wanted": "a", "said": "a", "rank": 0, "asked_at_seconds": 1.0}
+def answered(
+    arm: str, kind: str, right: int, wrong: int, minutes: float = 360.0, **changes: float
+) -> list[Result]:
+    facts = {
+        "context_tokens": 600,
+        "first_token_seconds": 0.03,
+        "device_bytes": 1000,
+        "host_bytes": 9,
+        "disk_bytes": 9,
+    }
+    said = {
+        "family": "when",
+        "question": "When?",
+        "wanted": "a",
+        "said": "a",
+        "rank": 0,
+        "asked_at_seconds": 1.0,
+    }
+    fields = {**said, **facts, **changes}
     return [
-        Result(minutes, 0, arm, kind, **said, true_spans=(), right=k < right, **{**facts, **changes})  # type: ignore[arg-type]
+        Result(minutes, 0, arm, kind, true_spans=(), right=k < right, **fields)  # type: ignore[arg-type]
         for k in range(right + wrong)
     ]
 
 
 def run(past: int = 19, present: int = 8, never: int = 10, **changes: float) -> list[Target]:
-    """A run with so many right answers of 20, 10 and 10 by ours, whose facts at the end are changed so."""
+    """A run with so many right answers of 20, 10 and 10 by ours, whose facts at the end are changed
+    so.
+    """
     return targets(
         [
             *answered(OURS, "past", 20, 0, minutes=1.0, device_bytes=10, first_token_seconds=0.001),
@@ -58,7 +76,9 @@ def test_a_run_at_the_very_targets_meets_them_all() -> None:
         ({"first_token_seconds": 0.061}, [6]),
     ],
 )
-def test_what_lies_beyond_its_target_is_missed_and_nothing_else(changes: dict[str, int], which: list[int]) -> None:
+def test_what_lies_beyond_its_target_is_missed_and_nothing_else(
+    changes: dict[str, int], which: list[int]
+) -> None:
     assert missed(run(**changes)) == which
 
 
@@ -84,4 +104,7 @@ def test_results_are_written_as_data_text_and_pictures(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "new" / "recall.json").read_text())
     assert len(data["results"]) == 4 and len(data["targets"]) == 7
     told = (tmp_path / "new" / "recall.md").read_text()
-    assert "- model: tiny" in told and "| context tokens, any length | at most 4096 | 600 | yes |" in told
+    assert (
+        "- model: tiny" in told
+        and "| context tokens, any length | at most 4096 | 600 | yes |" in told
+    )

@@ -15,7 +15,9 @@ from tests.test_detector import frames_of, shot
 def lengths(pictures: list[Picture], least: int, most: int) -> list[int]:
     frames = frames_of(pictures, fps=2)
     parts = list(split_at_cuts(frames, least, most))
-    assert [frame.index for part in parts for frame in part] == list(range(len(frames))), "none is lost or swapped"
+    assert [frame.index for part in parts for frame in part] == list(range(len(frames))), (
+        "none is lost or swapped"
+    )
     return [len(part) for part in parts]
 
 

@@ -22,9 +22,15 @@ from ui.render import ModelInfo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_ARGUMENTS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 PATIENCE_MS = 30_000
 DEMO = ModelInfo("demo", is_demo=True)
 REAL = ModelInfo("Qwen/Qwen3-VL-4B-Instruct", is_demo=False)
@@ -270,7 +276,9 @@ def test_an_own_video_is_opened_by_a_button_while_a_sample_is_loaded(
     with page.expect_file_chooser() as chosen:
         page.get_by_role("button", name="Open video…").click()
     chosen.value.set_files(write_clip(tmp_path / "mine #1, 100% & more.mp4", 6))
-    expect(page.locator(".look-watched")).to_contain_text("Finished mine #1, 100% & more.mp4", timeout=PATIENCE_MS)
+    expect(page.locator(".look-watched")).to_contain_text(
+        "Finished mine #1, 100% & more.mp4", timeout=PATIENCE_MS
+    )
     page.wait_for_function("document.querySelector('#player video')?.duration == 6")
     expect(page.locator(".look-card .look-demo")).to_contain_text(
         "knows only coloured shapes and digits"

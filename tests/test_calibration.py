@@ -1,4 +1,6 @@
-"""Calibration finds the head that retrieves, no other, measures it on fresh needles, and keeps what it found."""
+"""Calibration finds the head that retrieves, no other, measures it on fresh needles, and keeps what
+it found.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,17 @@ import torch
 
 from config import MemoryConfig
 from models import calibration
-from models.base import Head
-from models.calibration import Profile, RetrievalHead, calibrate, find_profile, hits, make_needles, profile_path
+from models.calibration import (
+    Profile,
+    RetrievalHead,
+    calibrate,
+    find_profile,
+    hits,
+    make_needles,
+    profile_path,
+)
 from models.loading import load
+from models.video_llm import Head
 from tests.planted import QUESTION_TOKENS, PlantedModel, code_of
 from tests.tiny import noise_frames, save_tiny
 
@@ -22,7 +32,10 @@ COUNT = 12
 FPS = 2.0
 MEMORY = MemoryConfig(chunk_frames=8)
 PLANTED = Head(layer=1, head=2)
-HEADS = (RetrievalHead(1, 2, 1, 0.5, 2.0, 1.0, 1.0, 1.0), RetrievalHead(0, 3, 0, 0.0, 1.0, 1.0, 0.5, 0.75))
+HEADS = (
+    RetrievalHead(1, 2, 1, 0.5, 2.0, 1.0, 1.0, 1.0),
+    RetrievalHead(0, 3, 0, 0.0, 1.0, 1.0, 0.5, 0.75),
+)
 PROFILE = Profile("planted@0", "float32", 2, HEADS, 36, 0.9, 1.0)
 
 
@@ -31,9 +44,13 @@ def planted() -> PlantedModel:
     return PlantedModel(PLANTED, knows=(0, 1), count=COUNT, memory=MEMORY, fps=FPS)
 
 
-def test_the_planted_head_is_found_with_its_newest_token_and_hits_every_fresh_needle(planted: PlantedModel) -> None:
+def test_the_planted_head_is_found_with_its_newest_token_and_hits_every_fresh_needle(
+    planted: PlantedModel,
+) -> None:
     steps: list[tuple[int, int]] = []
-    profile = calibrate(planted, MEMORY, FPS, COUNT, progress=lambda done, total: steps.append((done, total)))
+    profile = calibrate(
+        planted, MEMORY, FPS, COUNT, progress=lambda done, total: steps.append((done, total))
+    )
     assert profile is not None
     assert [(head.layer, head.head, head.last_tokens) for head in profile.heads] == [(1, 2, 1)]
     assert (profile.hit4, profile.heads[0].hit4) == (1.0, 1.0)
@@ -46,7 +63,9 @@ def test_the_planted_head_is_found_with_its_newest_token_and_hits_every_fresh_ne
 def test_the_hit_rate_is_of_fresh_needles_and_not_of_those_used_to_choose() -> None:
     learned_by_heart = PlantedModel(PLANTED, knows=(0,), count=COUNT, memory=MEMORY, fps=FPS)
     profile = calibrate(learned_by_heart, MEMORY, FPS, COUNT)
-    assert profile is not None and profile.hit1 < 0.5, "the second stream's needles were never recognised"
+    assert profile is not None and profile.hit1 < 0.5, (
+        "the second stream's needles were never recognised"
+    )
 
 
 def test_a_model_in_which_no_head_retrieves_gets_no_profile() -> None:
@@ -58,7 +77,9 @@ def test_needles_differ_from_each_other_and_questions_name_the_one_they_are_abou
     needles = make_needles(3, 16, 4.0)
     names = [scene.events[0].things[0].name for scene in needles.scenes]
     assert len(set(names)) == 16
-    assert [all(names[k] in text for k in right) for text, right in needles.questions] == [True] * 64
+    assert [all(names[k] in text for k in right) for text, right in needles.questions] == [
+        True
+    ] * 64
     assert sum(len(set(right)) == 2 for right in needles.truth) == 16
     again, other = make_needles(3, 16, 4.0), make_needles(4, 16, 4.0)
     assert again.scenes == needles.scenes != other.scenes
@@ -78,18 +99,24 @@ def test_hits_count_how_often_the_right_chunk_is_among_the_best() -> None:
 
 def test_a_question_about_two_chunks_is_a_hit_when_both_come_back() -> None:
     scores = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
-    assert [float(hits(scores, [(0, 2)], best)) for best in (1, 2)] == [1.0, 1.0], "with room for one, one is enough"
+    assert [float(hits(scores, [(0, 2)], best)) for best in (1, 2)] == [1.0, 1.0], (
+        "with room for one, one is enough"
+    )
     assert [float(hits(scores, [(0, 1)], best)) for best in (1, 2, 3)] == [1.0, 0.0, 1.0]
 
 
-def test_keys_are_those_of_visual_tokens_and_queries_line_up_with_them(planted: PlantedModel) -> None:
+def test_keys_are_those_of_visual_tokens_and_queries_line_up_with_them(
+    planted: PlantedModel,
+) -> None:
     chunk = planted.prefill(planted.encode(noise_frames(8)), [], 0)
     keys = PROFILE.keys_of(chunk)
     assert keys.shape == (2, 8, 32) and keys.dtype == torch.float32
     assert torch.equal(keys[0], chunk.keys[1, 1, 1:]) and torch.equal(keys[1], chunk.keys[0, 1, 1:])
     queries = PROFILE.queries_of(planted, "Was there a red star?")
     assert queries.shape == (2, QUESTION_TOKENS, 32)
-    assert torch.equal(queries[0], queries[0, -1:].expand(QUESTION_TOKENS, -1)), "asked with one token alone"
+    assert torch.equal(queries[0], queries[0, -1:].expand(QUESTION_TOKENS, -1)), (
+        "asked with one token alone"
+    )
     assert torch.equal(queries[0, -1], code_of("red star")), "the newest"
     assert not torch.equal(queries[1, 0], queries[1, -1])
 
@@ -111,7 +138,21 @@ def test_a_profile_is_kept_and_read_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "3", '"text"', "{}", '{"format": 1}', "\udcff", "format", "heads", "no heads", "spread", "extra"],
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '"text"',
+        "{}",
+        '{"format": 1}',
+        "\udcff",
+        "format",
+        "heads",
+        "no heads",
+        "spread",
+        "extra",
+    ],
 )
 def test_a_file_that_is_no_profile_is_told_in_a_sentence(text: str, tmp_path: Path) -> None:
     path = tmp_path / "p.json"

@@ -1,4 +1,6 @@
-"""Carriers: bounded, evenly thinned, and read by a new chunk as the stock model reads the tokens they stand for."""
+"""Carriers: bounded, evenly thinned, and read by a new chunk as the stock model reads the tokens
+they stand for.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_a_session_that_was_reopened_has_the_carriers_it_would_have_had() -> Non
     for num_chunks in range(1, 40):
         kept = steady.before(num_chunks)
         assert sum(chunk.num_tokens for chunk in kept) <= 20
-        assert [c.index for c in Carriers(20, text_chunk).before(num_chunks)] == [c.index for c in kept]
+        assert [c.index for c in Carriers(20, text_chunk).before(num_chunks)] == [
+            c.index for c in kept
+        ]
         assert not any(chunk.visual.any() for chunk in kept)
     assert steady.memory_bytes == sum(chunk.memory_bytes for chunk in kept)
 
@@ -62,9 +66,11 @@ def test_without_room_nothing_is_carried_or_fetched() -> None:
     assert Carriers(20, never).before(0) == []
 
 
-def stock_keys(chunks: list[KVChunk], visible: Tensor, positions: Tensor, start: int, tokens: list[int]) -> Tensor:
-    """Un-rotated keys [layers, kv_heads, n, head_dim] that the stock model gives text behind a cache of all `chunks`,
-    standing at `positions`, of which it sees `visible`."""
+def stock_keys(
+    chunks: list[KVChunk], visible: Tensor, positions: Tensor, start: int, tokens: list[int]
+) -> Tensor:
+    """Un-rotated keys [layers, kv_heads, n, head_dim] that the stock model gives text behind a
+    cache of all `chunks`, standing at `positions`, of which it sees `visible`."""
     network = tiny_network().model.language_model
     places = torch.arange(start, start + len(tokens)).expand(3, 1, -1)
     cache = DynamicCache()
@@ -94,7 +100,9 @@ def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(tiny: Qwen3VL) ->
     carrier = chunks[0].select(~chunks[0].visual)
     tokens = tiny._prompt.question("Which?", ())
     context = [prefix, carrier, chunks[1]]
-    ours = torch.stack(tiny._decoder.prefill(tiny._decoder.embed(tokens), text_layout(len(tokens)), context).keys)
+    ours = torch.stack(
+        tiny._decoder.prefill(tiny._decoder.embed(tokens), text_layout(len(tokens)), context).keys
+    )
 
     closed, start = concat_positions([chunk.layout for chunk in context])
     whole = [prefix, chunks[0], chunks[1]]
@@ -103,7 +111,9 @@ def test_a_carrier_is_its_chunk_with_the_pictures_out_of_sight(tiny: Qwen3VL) ->
     positions = torch.zeros(3, len(visible), dtype=torch.long)
     positions[:, visible] = closed
     assert gap(ours, stock_keys(whole, visible, positions, start, tokens)) <= TOLERANCE
-    assert gap(ours, stock_keys(whole, torch.ones_like(visible), positions, start, tokens)) > NOTICED
+    assert (
+        gap(ours, stock_keys(whole, torch.ones_like(visible), positions, start, tokens)) > NOTICED
+    )
     apart = concat_positions([chunk.layout for chunk in whole])[0]
     assert gap(ours, stock_keys(whole, visible, apart, start, tokens)) > NOTICED
 
@@ -112,7 +122,9 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def test_new_chunks_see_carriers_and_the_device_holds_no_more_for_a_longer_stream(tiny: Qwen3VL) -> None:
+def test_new_chunks_see_carriers_and_the_device_holds_no_more_for_a_longer_stream(
+    tiny: Qwen3VL,
+) -> None:
     memory = MemoryConfig(chunk_frames=2, window_chunks=1, prefill_chunks=1, recall_chunks=1)
     keys, device_bytes = {}, {}
     for tokens in (0, 100):
@@ -130,22 +142,30 @@ def test_recent_first_leaves_recall_out_where_the_model_is_sure(tiny: Qwen3VL) -
     memory = MemoryConfig(chunk_frames=2, window_chunks=1, prefill_chunks=1, recall_chunks=1)
     whys = {}
     for recall, sure_below in (("always", 0.6), ("never", 0.6), ("auto", 1.1), ("auto", 0.0)):
-        config = Config(memory=replace(memory, recall=recall, sure_below=sure_below), answer=AnswerConfig(4))
+        config = Config(
+            memory=replace(memory, recall=recall, sure_below=sure_below), answer=AnswerConfig(4)
+        )
         session = Engine(tiny, None, config).open()
         list(session.watch(noise_frames(8)))
         for question in ("Which?", "What is shown at 0 seconds?"):
             answer = next(event for event in session.ask(question) if isinstance(event, Answer))
             whys[recall, sure_below, question[-2]] = {item.why for item in answer.evidence}
     assert whys["always", 0.6, "h"] == whys["auto", 0.0, "h"] == {"recalled", "recent"}
-    assert whys["never", 0.6, "h"] == whys["auto", 1.1, "h"] == whys["never", 0.6, "s"] == {"recent"}
-    assert whys["auto", 1.1, "s"] == {"named time", "recent"}  # a named time is looked up, however sure the model is
+    assert (
+        whys["never", 0.6, "h"] == whys["auto", 1.1, "h"] == whys["never", 0.6, "s"] == {"recent"}
+    )
+    # a named time is looked up, however sure the model is
+    assert whys["auto", 1.1, "s"] == {"named time", "recent"}
 
 
 def test_doubt_is_the_mean_entropy_of_what_the_last_layers_would_say(tiny: Qwen3VL) -> None:
     context = [tiny.prefix(), tiny.prefill(tiny.encode(noise_frames(2)), [tiny.prefix()], 0)]
     seen: list[Tensor] = []
     text_model = tiny._decoder._model
-    hooks = [layer.register_forward_hook(lambda m, given, out: seen.append(out[0, -1])) for layer in text_model.layers]
+    hooks = [
+        layer.register_forward_hook(lambda m, given, out: seen.append(out[0, -1]))
+        for layer in text_model.layers
+    ]
     doubt = tiny.doubt("Which?", context, ())
     for hook in hooks:
         hook.remove()

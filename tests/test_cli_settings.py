@@ -1,4 +1,6 @@
-"""Every knob can be turned, by a file, `--set` or an option, and says where its value comes from."""
+"""Every knob can be turned, by a file, `--set` or an option, and says where its value comes
+from.
+"""
 
 from __future__ import annotations
 

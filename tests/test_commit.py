@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from config import MemoryConfig
+from errors import Notice
 from memory import kv_memory as bank_module
 from memory.disk_tier import SessionBusyError, SessionError, SessionStore
 from memory.host_pool import HostPool, PoolFullError
@@ -21,7 +22,7 @@ from memory.kv_memory import KVMemory, MemoryFullError
 from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
 from streaming.engine import Engine
-from streaming.events import Answer, Notice, Watched
+from streaming.events import Answer, Watched
 from streaming.session import Session
 from tests.test_bank import DIM, HEADS, differs, make_chunk, tokens_of
 from tests.test_store import KIND, new_chunk, wrong_chunks
@@ -41,7 +42,11 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["with a folder", "without a folder"])
 def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVMemory]:
     """A memory of some chunks, in all tiers that it has."""
-    store = SessionStore(tmp_path / "s", KIND, {}, 1 << 40, 2) if request.param == "with a folder" else None
+    store = (
+        SessionStore(tmp_path / "s", KIND, {}, 1 << 40, 2)
+        if request.param == "with a folder"
+        else None
+    )
     filled = KVMemory(MemoryConfig(window_chunks=2), CPU, store, HeadIndex(HEADS, DIM))
     for index in range(NUM_CHUNKS):
         filled.append(new_chunk(index))
@@ -50,9 +55,13 @@ def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KVMemory]
 
 
 class Failing:
-    """Fails the first `times` calls of a function with an error, before it does its work or after it."""
+    """Fails the first `times` calls of a function with an error, before it does its work or after
+    it.
+    """
 
-    def __init__(self, work: Callable[..., Any], error: BaseException, times: int = 1, after: bool = False) -> None:
+    def __init__(
+        self, work: Callable[..., Any], error: BaseException, times: int = 1, after: bool = False
+    ) -> None:
         self._work, self._error, self._left, self._after = work, error, times, after
         self.calls = 0
 
@@ -74,9 +83,15 @@ def state(memory: KVMemory) -> tuple[object, ...]:
     query = torch.ones(HEADS, 2, DIM)
     found = memory.index.search(query, 4)
     return (
-        memory.counts(), memory.spans(), list(memory.window_indices), list(memory.host_indices), memory.host_bytes,
-        memory.search_bytes, found.tolist(), [chunk.keys.tolist() for chunk in memory.get(range(memory.num_chunks))],
-    )  # fmt: skip
+        memory.counts(),
+        memory.spans(),
+        list(memory.window_indices),
+        list(memory.host_indices),
+        memory.host_bytes,
+        memory.search_bytes,
+        found.tolist(),
+        [chunk.keys.tolist() for chunk in memory.get(range(memory.num_chunks))],
+    )
 
 
 # What fails: object, name, error. Without a folder those of the store never happen.
@@ -176,22 +191,30 @@ def test_a_full_host_pool_is_no_error(memory: KVMemory, monkeypatch: pytest.Monk
 def test_a_failure_that_passes_is_tried_again(
     memory: KVMemory, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    monkeypatch.setattr(KVMemory, "_resident", Failing(KVMemory._resident, torch.OutOfMemoryError(), times))
+    monkeypatch.setattr(
+        KVMemory, "_resident", Failing(KVMemory._resident, torch.OutOfMemoryError(), times)
+    )
     memory.append(new_chunk(NUM_CHUNKS))
     memory.check_integrity()
     assert memory.num_chunks == NUM_CHUNKS + 1
 
 
-def test_a_device_that_stays_full_is_told_in_a_sentence(memory: KVMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_stays_full_is_told_in_a_sentence(
+    memory: KVMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = state(memory)
     with monkeypatch.context() as broken:
-        broken.setattr(KVMemory, "_resident", Failing(KVMemory._resident, torch.OutOfMemoryError(), 100))
+        broken.setattr(
+            KVMemory, "_resident", Failing(KVMemory._resident, torch.OutOfMemoryError(), 100)
+        )
         with pytest.raises(MemoryFullError, match="no memory left"):
             memory.append(new_chunk(NUM_CHUNKS))
     assert state(memory) == before
 
 
-def test_a_database_that_is_busy_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_busy_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("memory.session_db.BUSY_SECONDS", 0.02)
     store = SessionStore(tmp_path / "s", KIND, {}, 1 << 40, 2)
     memory = KVMemory(MemoryConfig(window_chunks=2), CPU, store)
@@ -226,7 +249,9 @@ def test_a_folder_that_could_not_be_cleaned_up_is_when_the_next_chunk_comes(
     memory.append(new_chunk(0))
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", Failing(os.fsync, OSError(errno.EIO, "Input/output error")))
-        broken.setattr(os, "ftruncate", Failing(os.ftruncate, OSError(errno.EIO, "Input/output error")))
+        broken.setattr(
+            os, "ftruncate", Failing(os.ftruncate, OSError(errno.EIO, "Input/output error"))
+        )
         with pytest.raises(SessionError, match="input/output error"):
             memory.append(new_chunk(1))
     memory.append(new_chunk(1))
@@ -289,7 +314,9 @@ class Counted:
 
 @pytest.mark.parametrize("bits", [16, 8])
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("budget", [1 << 40, 200_000], ids=["with room", "while the oldest make room"])
+@pytest.mark.parametrize(
+    "budget", [1 << 40, 200_000], ids=["with room", "while the oldest make room"]
+)
 def test_chunks_that_come_together_take_one_commit_and_one_flush_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, batch: int, budget: int
 ) -> None:
@@ -301,7 +328,8 @@ def test_chunks_that_come_together_take_one_commit_and_one_flush_a_file(
         memory.append_all([new_chunk(index) for index in range(start, start + batch)])
     assert (store.first_chunk > 0) == (budget < 1 << 40), "chunks must have made room"
     assert counted.commits == 80 / batch
-    new_files = 80 * 13_000 * 16 / budget if budget < 1 << 40 else 0  # each is one flush more, and one of the folder
+    # each is one flush more, and one of the folder
+    new_files = 80 * 13_000 * 16 / budget if budget < 1 << 40 else 0
     assert 2 * 80 / batch <= counted.flushes <= 2 * 80 / batch + 3 * new_files
     memory.check_integrity()
     memory.close()
@@ -354,7 +382,9 @@ def test_a_session_that_is_closed_during_a_commit_waits_for_it(
 
     with monkeypatch.context() as slowed:
         slowed.setattr(os, "fsync", slow)
-        watching = threading.Thread(target=lambda: list(session.watch(noise_frames(8))), daemon=True)
+        watching = threading.Thread(
+            target=lambda: list(session.watch(noise_frames(8))), daemon=True
+        )
         watching.start()
         assert flushing.wait(60)
         closing = threading.Thread(target=session.close, daemon=True)
@@ -372,7 +402,10 @@ def test_a_session_that_is_closed_during_a_commit_waits_for_it(
 # The session around it.
 
 STEPS = {
-    **{name: (KVMemory, step) for name, step in {"device": "_resident", "packing": "_packed_leavers"}.items()},
+    **{
+        name: (KVMemory, step)
+        for name, step in {"device": "_resident", "packing": "_packed_leavers"}.items()
+    },
     "index": (HeadIndex, "add_flat"),
     "host": (HostPool, "write"),
     "bytes": (SessionStore, "_write_files"),
@@ -410,28 +443,38 @@ def test_a_session_watches_and_answers_on_after_any_failure(
 
 
 def opened(engine: Engine, folder: Path) -> tuple[Session, list[str]]:
-    """A session that has watched on after a while in which every chunk failed twice, and its notices."""
+    """A session that has watched on after a while in which every chunk failed twice, and its
+    notices.
+    """
     session = engine.open(folder)
     return session, [e.text for e in session.watch(noise_frames(16)) if isinstance(e, Notice)]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), sqlite3.OperationalError("database is locked")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), sqlite3.OperationalError("database is locked")]
+)
 def test_watching_does_not_end_because_of_what_passes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     if isinstance(error, sqlite3.Error):
         error.sqlite_errorcode = sqlite3.SQLITE_BUSY
-    owner, name = (KVMemory, "_resident") if isinstance(error, RuntimeError) else (SessionStore, "_commit")
+    owner, name = (
+        (KVMemory, "_resident") if isinstance(error, RuntimeError) else (SessionStore, "_commit")
+    )
     monkeypatch.setattr(owner, name, Failing(getattr(owner, name), error, times=2))
     session, notices = opened(tiny_engine(checkpoint), tmp_path / "s")
     assert (notices, session.stats.chunks) == ([], 4)
     session.close()
 
 
-def test_a_prefill_without_memory_is_tried_again(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefill_without_memory_is_tried_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = tiny_engine(checkpoint)
     kind = type(engine.model)
-    monkeypatch.setattr(kind, "prefill_batch", Failing(kind.prefill_batch, torch.OutOfMemoryError(), times=3))
+    monkeypatch.setattr(
+        kind, "prefill_batch", Failing(kind.prefill_batch, torch.OutOfMemoryError(), times=3)
+    )
     session = engine.open()
     assert not [e for e in session.watch(noise_frames(16)) if isinstance(e, Notice)]
     assert session.stats.chunks == 4
@@ -449,9 +492,15 @@ def test_a_device_that_stays_full_ends_watching_with_a_sentence(
     list(session.watch(noise_frames(8)))
     kind = type(engine.model)
     with monkeypatch.context() as broken:
-        broken.setattr(kind, "prefill_batch", Failing(kind.prefill_batch, torch.OutOfMemoryError(), times=100))
+        broken.setattr(
+            kind, "prefill_batch", Failing(kind.prefill_batch, torch.OutOfMemoryError(), times=100)
+        )
         (notice,) = session.watch(noise_frames(16)[8:])
-    assert isinstance(notice, Notice) and "no memory left" in notice.text and "Watching ended there" in notice.text
+    assert (
+        isinstance(notice, Notice)
+        and "no memory left" in notice.text
+        and "Watching ended there" in notice.text
+    )
     list(session.watch(noise_frames(16)[8:]))
     assert session.stats.chunks == 4
 

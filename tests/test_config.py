@@ -14,7 +14,9 @@ NAN, INF = float("nan"), float("inf")
 
 def test_knobs_are_turned_on_a_copy() -> None:
     config = Config()
-    turned = config.overridden({"memory": {"chunk_frames": 8, "recall_chunks": 0}, "read": {"fps": 1}})
+    turned = config.overridden(
+        {"memory": {"chunk_frames": 8, "recall_chunks": 0}, "read": {"fps": 1}}
+    )
     assert (turned.memory.chunk_frames, turned.memory.recall_chunks, turned.read.fps) == (8, 0, 1)
     assert turned.memory.window_chunks == config.memory.window_chunks
     assert config == Config() and config.overridden({}) == config
@@ -29,7 +31,10 @@ def test_nothing_changes_a_configuration() -> None:
     ("changes", "told"),
     [
         ({"memry": {}}, "memry is not a section; there are read, memory, reuse, prune, answer"),
-        ({"memory": {"chunk_size": 3}}, "memory.chunk_size is not a knob; memory has borders, carrier_tokens, chunk"),
+        (
+            {"memory": {"chunk_size": 3}},
+            "memory.chunk_size is not a knob; memory has borders, carrier_tokens, chunk",
+        ),
         ({"memory": 3}, "memory is a section and needs knobs by name, not 3"),
         ({"memory": {"chunk_frames": 0}}, "chunk_frames must be at least 1, not 0"),
         ({"memory": {"window_chunks": 0}}, "window_chunks"),
@@ -42,7 +47,10 @@ def test_nothing_changes_a_configuration() -> None:
         ({"memory": {"kv_bits": "8"}}, "memory.kv_bits must be a whole number"),
         ({"memory": {"chunk_frames": True}}, "whole number"),
         ({"memory": {"chunk_frames": "8"}}, "whole number"),
-        ({"prune": {"strategy": "best"}}, "strategy must be one of none, novelty, stc, uniform, merge, coverage, not"),
+        (
+            {"prune": {"strategy": "best"}},
+            "strategy must be one of none, novelty, stc, uniform, merge, coverage, not",
+        ),
         ({"prune": {"budget": 1.5}}, "budget must lie in (0, 1], not 1.5"),
         ({"prune": {"still_below": -0.1}}, "still_below"),
         ({"prune": {"refresh_seconds": 0}}, "refresh_seconds must be more than 0"),
@@ -60,7 +68,9 @@ def test_nothing_changes_a_configuration() -> None:
         ({"answer": {"dialogue_turns": -1}}, "dialogue_turns"),
     ],
 )
-def test_what_makes_no_sense_is_told_with_the_offending_value(changes: dict[str, dict[str, Any]], told: str) -> None:
+def test_what_makes_no_sense_is_told_with_the_offending_value(
+    changes: dict[str, dict[str, Any]], told: str
+) -> None:
     with pytest.raises(KnobError) as error:
         Config().overridden(changes)
     assert told in str(error.value) and "\n" not in str(error.value)

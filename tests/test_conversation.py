@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from errors import LonglookError
-from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice, Stats
+from errors import LonglookError, Notice
+from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Stats
 from tests.waiting import wait_until
 from ui.conversation import MAX_QUESTION_CHARACTERS, MAX_WAITING, Conversation, Turn
 

@@ -1,4 +1,6 @@
-"""The demo model is measured on clips it never saw, as a session would show them, and the samples are what they say."""
+"""The demo model is measured on clips it never saw, as a session would show them, and the samples
+are what they say.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from config import AnswerConfig, Config
+from frames import Frame
 from memory.chunk import KVChunk, PositionLayout
-from models.base import Turn, VideoLLM
 from models.demo.world import SHAPES, background, render
-from streaming.frames import Frame
+from models.video_llm import Turn, VideoLLM
 from training.bind import StoredChunk
 from training.evaluate import (
     BEGIN,
@@ -78,7 +80,11 @@ class Oracle:
         return self._chunk(index)
 
     def answer(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[str]:
         self.contexts.add(tuple(chunk.index for chunk in context))
         yield from self.answers.get(question, "dunno").partition(" ")
@@ -107,12 +113,21 @@ def test_clips_take_turns_in_length_and_vary_in_size_and_codec() -> None:
         frames = [frame for part in clip.frames for frame in part]
         sizes |= {frame.width for frame in frames}
         assert all(frame.width == frame.height == frames[0].width for frame in frames)
-        assert [len(part) for part in clip.frames] == [2 * len(chunk.groups) for chunk in clip.chunks]
+        assert [len(part) for part in clip.frames] == [
+            2 * len(chunk.groups) for chunk in clip.chunks
+        ]
         for part, chunk in zip(clip.frames, clip.chunks, strict=True):
-            middles = [(a.pts_seconds + b.pts_seconds) / 2 for a, b in zip(part[::2], part[1::2], strict=True)]
+            middles = [
+                (a.pts_seconds + b.pts_seconds) / 2
+                for a, b in zip(part[::2], part[1::2], strict=True)
+            ]
             assert middles == pytest.approx([moment.pts_seconds for moment in chunk.truth])
         assert {q.family for q in clip.questions} <= set(FAMILIES)
-    assert sizes <= set(SIDES) and len(sizes) > 2 and any(c.hidden for clip in clips for c in clip.chunks)
+    assert (
+        sizes <= set(SIDES)
+        and len(sizes) > 2
+        and any(c.hidden for clip in clips for c in clip.chunks)
+    )
 
 
 def test_the_other_painters_clips_are_of_one_shape_and_things_of_any_size() -> None:
@@ -122,9 +137,18 @@ def test_the_other_painters_clips_are_of_one_shape_and_things_of_any_size() -> N
         frames = [frame for part in clip.frames for frame in part]
         assert all(frame.image.shape == frames[0].image.shape for frame in frames)
         shapes.add(frames[0].image.shape)
-        sizes |= {t.size for chunk in clip.chunks for m in chunk.truth for event in m.events for t in event.things}
+        sizes |= {
+            t.size
+            for chunk in clip.chunks
+            for m in chunk.truth
+            for event in m.events
+            for t in event.things
+        }
         for part, chunk in zip(clip.frames, clip.chunks, strict=True):
-            middles = [(a.pts_seconds + b.pts_seconds) / 2 for a, b in zip(part[::2], part[1::2], strict=True)]
+            middles = [
+                (a.pts_seconds + b.pts_seconds) / 2
+                for a, b in zip(part[::2], part[1::2], strict=True)
+            ]
             assert middles == pytest.approx([moment.pts_seconds for moment in chunk.truth])
     assert len(shapes) > 3 and min(sizes) < 0.2 and max(sizes) > 0.5
     assert [c.questions for c in clips] != [make_clip(1, number).questions for number in range(9)]
@@ -153,18 +177,26 @@ def test_frames_are_painted_at_their_size_and_a_codec_only_blurs_them() -> None:
 
 
 def test_a_model_is_asked_as_a_session_asks_and_does_not_get_what_is_hidden() -> None:
-    clip = next(c for c in (make_clip(1, n) for n in range(2, 60, 3)) if any(chunk.hidden for chunk in c.chunks))
+    clip = next(
+        c
+        for c in (make_clip(1, n) for n in range(2, 60, 3))
+        if any(chunk.hidden for chunk in c.chunks)
+    )
     answers = {question.text: question.answer for question in clip.questions}
     wrong = clip.questions[0].text
     oracle = Oracle({**answers, wrong: "something else"})
     verdicts = judge(cast(VideoLLM, oracle), clip, Config())
-    assert [v.question for v in verdicts if not v.right] == [wrong] and verdicts[0].answer == "something else"
+    assert [v.question for v in verdicts if not v.right] == [wrong] and verdicts[
+        0
+    ].answer == "something else"
     shown = [number for number, chunk in enumerate(clip.chunks) if not chunk.hidden]
     assert oracle.contexts == {(-1, *shown)}
     assert oracle.prefilled == [[-1, *range(max(0, n - 2), n)] for n in range(len(clip.chunks))]
 
 
-def verdict(family: str, group: str, right: bool, length: str = "1 chunk", kind: str = IN_WORLD) -> Verdict:
+def verdict(
+    family: str, group: str, right: bool, length: str = "1 chunk", kind: str = IN_WORLD
+) -> Verdict:
     return Verdict(kind, length, family, group, "what?", "yes", "yes" if right else "no")
 
 
@@ -182,11 +214,26 @@ VERDICTS = [
 
 def test_answers_are_counted_by_group_and_length_and_by_the_kind_of_clip() -> None:
     by_group = tally(VERDICTS, "group")
-    assert by_group["when"] == NOT_ASKED | {"1 chunk": (1, 1), "2-3 chunks": (0, 1), "all": (1, 2), PAINTER: (0, 1)}
+    assert by_group["when"] == NOT_ASKED | {
+        "1 chunk": (1, 1),
+        "2-3 chunks": (0, 1),
+        "all": (1, 2),
+        PAINTER: (0, 1),
+    }
     assert by_group["order"] == NOT_ASKED | {"1 chunk": (2, 2), "all": (2, 2), PHRASES: (1, 1)}
     assert tally(VERDICTS, "family")["after"]["all"] == (1, 1)
     header, *lines = rows(VERDICTS)
-    assert header == ["questions", "asked", "1 chunk", "2-3 chunks", "4-9 chunks", "all", PAINTER, PHRASES, "target"]
+    assert header == [
+        "questions",
+        "asked",
+        "1 chunk",
+        "2-3 chunks",
+        "4-9 chunks",
+        "all",
+        PAINTER,
+        PHRASES,
+        "target",
+    ]
     assert lines == [
         ["when", "3", "100.0 %", "0.0 %", "-", "50.0 %", "0.0 %", "-", "95 %"],
         ["order", "3", "100.0 %", "-", "-", "100.0 %", "-", "100.0 %", "90 %"],
@@ -197,7 +244,11 @@ def test_answers_are_counted_by_group_and_length_and_by_the_kind_of_clip() -> No
 def test_a_caption_is_judged_by_the_things_it_tells_in_order() -> None:
     told = "a red star. Then the digit 7. Then an orange ring and a blue heart and more"
     assert things_told(told) == ["red star", "digit 7", "orange ring", "blue heart"]
-    assert longest_common("abcd", "axcd") == 3 and longest_common("ab", "ba") == 1 and longest_common("", "a") == 0
+    assert (
+        longest_common("abcd", "axcd") == 3
+        and longest_common("ab", "ba") == 1
+        and longest_common("", "a") == 0
+    )
     repeated = "a red star. Then a red star. Then the digit 7"
     judged = [
         Verdict(IN_WORLD, "1 chunk", "caption", "caption", "what?", told, repeated),
@@ -218,27 +269,35 @@ def test_figures_go_to_the_card_and_to_json_and_nothing_else_changes(tmp_path: P
     write(VERDICTS, RUN, card, results)
     assert card.read_text(encoding="utf-8") == once
     kept = json.loads(results.read_text(encoding="utf-8"))
-    assert kept["commit"] == "abc" and kept["group"]["when"]["all"] == [1, 2] and kept["questions"] == 7
+    assert (
+        kept["commit"] == "abc"
+        and kept["group"]["when"]["all"] == [1, 2]
+        and kept["questions"] == 7
+    )
     with pytest.raises(ValueError, match="no section"):
         update_card("# A card", measured_section(VERDICTS, RUN))
 
 
 def test_the_model_card_tells_the_size_of_the_model() -> None:
     card = CARD.read_text(encoding="utf-8")
-    network = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(CARD.parent / "weights"))
+    network = Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig.from_pretrained(CARD.parent / "weights")
+    )
     sizes = [sum(p.numel() for p in part.parameters()) for part in (network, network.model.visual)]
     assert all(f"{size:,}" in card for size in sizes)
     assert BEGIN in card and END in card and "Apache-2.0" in card
 
 
-# --- the samples ------------------------------------------------------------------------------------------------------
+# --- the samples ----
 
 
 @pytest.fixture(params=SAMPLES, ids=[sample.name for sample in SAMPLES])
 def bundled(request: pytest.FixtureRequest, repository: Path) -> Any:
     folder, sample = repository / "samples", request.param
     told = json.loads((folder / f"{sample.name}.json").read_text(encoding="utf-8"))
-    return SimpleNamespace(sample=sample, video=folder / f"{sample.name}.mp4", told=told, folder=folder)
+    return SimpleNamespace(
+        sample=sample, video=folder / f"{sample.name}.mp4", told=told, folder=folder
+    )
 
 
 def test_a_sample_is_described_as_the_world_would_describe_it_now(bundled: Any) -> None:
@@ -252,7 +311,9 @@ def test_a_samples_questions_name_events_that_are_there(bundled: Any) -> None:
     assert len(families) >= 17 and len(bundled.told["questions"]) > 50
     for question in bundled.told["questions"]:
         assert all(span in known for span in question["spans"])
-        for name in re.findall(r"(?:red|green|blue|yellow|purple|orange|white|cyan) \w+", question["question"]):
+        for name in re.findall(
+            r"(?:red|green|blue|yellow|purple|orange|white|cyan) \w+", question["question"]
+        ):
             shown = [
                 [event["start_seconds"], event["stop_seconds"]]
                 for event in bundled.told["events"]

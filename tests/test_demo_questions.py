@@ -1,4 +1,6 @@
-"""Questions have one right answer, found here a second time from the timeline, and all fit the tokenizer."""
+"""Questions have one right answer, found here a second time from the timeline, and all fit the
+tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from models.demo.tokenizer import OTHER_ANSWER, READ_AS, SPECIAL, UNKNOWN, build_tokenizer, vocabulary
+from models.demo.tokenizer import (
+    OTHER_ANSWER,
+    READ_AS,
+    SPECIAL,
+    UNKNOWN,
+    build_tokenizer,
+    vocabulary,
+)
 from models.demo.world import COLOURS, MOTIONS, SHAPES, Scene, Thing, WorldEvent
 from models.sampling import TextStream
 from training.bind import ClipMaker, Stage
@@ -39,12 +48,14 @@ def ids(text: str) -> list[int]:
     return list(TOKENIZER(text).input_ids)
 
 
-# --- the truth a second time: what stands in each frame, and nothing else ---------------------------------------------
+# --- the truth a second time: what stands in each frame, and nothing else ----
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What one frame shows: its group's second, and the things (None for no event) with a number for their event."""
+    """What one frame shows: its group's second, and the things (None for no event) with a number
+    for their event.
+    """
 
     second: int
     event: int | None
@@ -65,7 +76,9 @@ def timeline(clip: Sequence[tuple[Scene, float]]) -> list[Shown]:
             second = int(float(f"{start + sum(pair) / 2:.1f}"))
             for event in events:
                 told = known[id(event)] if event else None
-                frames.append(Shown(second, told, event.things if event else (), events[0] is events[1]))
+                frames.append(
+                    Shown(second, told, event.things if event else (), events[0] is events[1])
+                )
     return frames
 
 
@@ -76,7 +89,9 @@ def told(things: Sequence[Thing], motion: bool = False) -> str:
             words.append(f"the digit {thing.digit}")
             continue
         move = {"still": "standing still"}.get(thing.motion, f"moving {thing.motion}")
-        words.append(f"{ARTICLE[thing.colour]} {thing.colour} {thing.shape}" + (f" {move}" if motion else ""))
+        words.append(
+            f"{ARTICLE[thing.colour]} {thing.colour} {thing.shape}" + (f" {move}" if motion else "")
+        )
     return " and ".join(words) or "nothing"
 
 
@@ -113,8 +128,16 @@ class Check:
         return {t.shape for t in self.all_things() if t.colour == colour}
 
     def when(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
-        starts = [min(f.second for f in self.frames if f.event == e) for e in self.events_with(names[0])]
-        return {f"at {s} seconds" for s in starts} if len(starts) == 1 else set() if starts else {NOT_SHOWN}
+        starts = [
+            min(f.second for f in self.frames if f.event == e) for e in self.events_with(names[0])
+        ]
+        return (
+            {f"at {s} seconds" for s in starts}
+            if len(starts) == 1
+            else set()
+            if starts
+            else {NOT_SHOWN}
+        )
 
     def what_at(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return {told(things) for things in self.at(seconds[0])}
@@ -132,7 +155,12 @@ class Check:
     def direction(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         if not self.events_with(names[0]):
             return {NOT_SHOWN}
-        moves = {t.motion for e in self.events_with(names[0]) for t in self.things[e] if t.name == names[0]}
+        moves = {
+            t.motion
+            for e in self.events_with(names[0])
+            for t in self.things[e]
+            if t.name == names[0]
+        }
         steady = any(f.steady and f.event in self.events_with(names[0]) for f in self.frames)
         return {"it stays still" if m == "still" else m for m in moves} if steady else set()
 
@@ -145,7 +173,9 @@ class Check:
     def before(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return self.after(text, names, seconds, -1)
 
-    def first_of(self, text: str, names: list[str], seconds: list[int], last: bool = False) -> set[str]:
+    def first_of(
+        self, text: str, names: list[str], seconds: list[int], last: bool = False
+    ) -> set[str]:
         (one,), (other,) = (self.events_with(name) for name in names)
         assert one != other
         return {f"the {names[(one < other) == last]}"}
@@ -170,7 +200,11 @@ class Check:
 
     def presence(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         shape = next((s for s in SHAPES if re.search(rf"\b{s}\b", text)), "")
-        found = self.events_with(names[0]) if names else [t for t in self.all_things() if t.shape == shape]
+        found = (
+            self.events_with(names[0])
+            if names
+            else [t for t in self.all_things() if t.shape == shape]
+        )
         return {"yes" if found else "no"}
 
     def caption(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
@@ -180,7 +214,10 @@ class Check:
             if len(sentences) == 8 or len(NAME.findall(" ".join([*sentences, sentence]))) > 12:
                 break
             sentences.append(sentence)
-        return {(". Then ".join(sentences) or "nothing") + (" and more" if len(sentences) < len(different) else "")}
+        return {
+            (". Then ".join(sentences) or "nothing")
+            + (" and more" if len(sentences) < len(different) else "")
+        }
 
     def other(self, text: str, names: list[str], seconds: list[int]) -> set[str]:
         return {OTHER_ANSWER}
@@ -199,14 +236,21 @@ def random_clip(seed: int) -> tuple[list[tuple[Scene, float]], Facts]:
     while at < len(groups):
         number = int(np.searchsorted(first, groups[at], side="right")) - 1
         stop = at
-        while stop < len(groups) and groups[stop] == groups[at] + stop - at and groups[stop] < first[number + 1]:
+        while (
+            stop < len(groups)
+            and groups[stop] == groups[at] + stop - at
+            and groups[stop] < first[number + 1]
+        ):
             stop += 1
         skipped, scene = groups[at] - first[number], scenes[number]
         start = truth[at].pts_seconds - sum(group_times(scene)[skipped]) / 2
-        clip.append((Scene((skipped + stop - at) * 1.0, scene.background_seed, scene.events), start))
+        clip.append(
+            (Scene((skipped + stop - at) * 1.0, scene.background_seed, scene.events), start)
+        )
         assert skipped == 0
         at = stop
-    if len(set(groups)) < len(groups):  # one scene twice in a clip is one event to its makers: leave it out here
+    # one scene twice in a clip is one event to its makers: leave it out here
+    if len(set(groups)) < len(groups):
         return random_clip(seed + 1000)
     return clip, Facts(truth)
 
@@ -235,7 +279,7 @@ def test_a_wrong_answer_would_be_noticed() -> None:
     assert check.answers(question) == {question.answer} != Check(timeline(later)).answers(question)
 
 
-# --- what is not asked ------------------------------------------------------------------------------------------------
+# --- what is not asked ----
 
 
 def thing(name: str, motion: str = "still") -> Thing:
@@ -246,20 +290,26 @@ def thing(name: str, motion: str = "still") -> Thing:
 
 
 def facts_of(*groups: str) -> Facts:
-    """One group a second; "a red circle+a blue star" share a group, "" is an empty one, "=" goes on with the last."""
+    """One group a second; "a red circle+a blue star" share a group, "" is an empty one, "=" goes on
+    with the last.
+    """
     truth: list[Moment] = []
     for second, names in enumerate(groups):
         events: tuple[WorldEvent, ...] = ()
         if names == "=":
             events = truth[-1].events
         elif names:
-            events = (WorldEvent(second, second + 1, tuple(thing(name) for name in names.split("+"))),)
+            events = (
+                WorldEvent(second, second + 1, tuple(thing(name) for name in names.split("+"))),
+            )
         truth.append(Moment(second + 0.25, events, True))
     return Facts(truth)
 
 
 def texts(facts: Facts, family: str) -> set[tuple[str, str]]:
-    """All (text, answer) of many draws about what was shown; the text without its phrasing's words."""
+    """All (text, answer) of many draws about what was shown; the text without its phrasing's
+    words.
+    """
     rng = np.random.default_rng(0)
     made = [ask(rng, facts, family) for _ in range(80)]
     return {(" ".join(NAME.findall(q.text)), q.answer) for q in made if q and q.answer != NOT_SHOWN}
@@ -268,7 +318,9 @@ def texts(facts: Facts, family: str) -> set[tuple[str, str]]:
 def test_what_has_two_answers_is_not_asked() -> None:
     two_colours = facts_of("red circle", "", "blue circle")
     assert not texts(two_colours, "colour")
-    assert {answer for _, answer in texts(facts_of("red circle", "", "red circle"), "colour")} == {"red"}
+    assert {answer for _, answer in texts(facts_of("red circle", "", "red circle"), "colour")} == {
+        "red"
+    }
     assert not texts(facts_of("red circle", "red star"), "shape")
     assert not texts(facts_of("red circle", "", "red circle"), "when")
     assert texts(facts_of("red circle", "=", ""), "when") == {("red circle", "at 0 seconds")}
@@ -281,7 +333,10 @@ def test_what_has_two_answers_is_not_asked() -> None:
 
 
 def test_neighbours_are_asked_only_where_they_are_near_and_alone() -> None:
-    near, far = facts_of("red circle", "", "blue star"), facts_of("red circle", *[""] * 12, "blue star")
+    near, far = (
+        facts_of("red circle", "", "blue star"),
+        facts_of("red circle", *[""] * 12, "blue star"),
+    )
     assert texts(near, "after") == {("red circle", "a blue star")}
     assert texts(near, "before") == {("blue star", "a red circle")}
     assert not texts(far, "after") and not texts(far, "before")
@@ -291,7 +346,10 @@ def test_neighbours_are_asked_only_where_they_are_near_and_alone() -> None:
 def test_neighbours_are_not_asked_across_a_moment_that_is_missing() -> None:
     known = facts_of("red circle", "", "blue star", "green ring").moments
     assert texts(Facts([known[0], *known[2:]]), "after") == {("blue star", "a green ring")}
-    assert texts(Facts(known), "after") == {("red circle", "a blue star"), ("blue star", "a green ring")}
+    assert texts(Facts(known), "after") == {
+        ("red circle", "a blue star"),
+        ("blue star", "a green ring"),
+    }
 
 
 def test_moments_that_change_within_a_group_are_not_asked_about() -> None:
@@ -304,15 +362,27 @@ def test_moments_that_change_within_a_group_are_not_asked_about() -> None:
 
 def test_presence_is_asked_of_what_was_there_and_of_what_was_nearly_there() -> None:
     asked = texts(facts_of("red circle", "blue star"), "presence")
-    assert {("red circle", "yes"), ("blue star", "yes"), ("blue circle", "no"), ("red star", "no")} <= asked
-    assert not {("red circle", "no"), ("blue star", "no"), ("blue circle", "yes"), ("red star", "yes")} & asked
+    assert {
+        ("red circle", "yes"),
+        ("blue star", "yes"),
+        ("blue circle", "no"),
+        ("red star", "no"),
+    } <= asked
+    assert (
+        not {("red circle", "no"), ("blue star", "no"), ("blue circle", "yes"), ("red star", "yes")}
+        & asked
+    )
 
 
 def test_things_are_listed_in_one_order_however_they_were_drawn() -> None:
     names = ("orange heart", "red circle", "cyan star")
     drawn = [WorldEvent(0, 1, tuple(thing(n) for n in order)) for order in (names, names[::-1])]
-    assert listing(drawn[0]) == listing(drawn[1]) == "a red circle and a cyan star and an orange heart"
-    assert listing(WorldEvent(0, 1, (thing("red ring", "up"),)), motion=True) == "a red ring moving up"
+    assert (
+        listing(drawn[0]) == listing(drawn[1]) == "a red circle and a cyan star and an orange heart"
+    )
+    assert (
+        listing(WorldEvent(0, 1, (thing("red ring", "up"),)), motion=True) == "a red ring moving up"
+    )
 
 
 def test_a_caption_tells_each_thing_once_in_order_and_says_where_it_stops() -> None:
@@ -320,7 +390,9 @@ def test_a_caption_tells_each_thing_once_in_order_and_says_where_it_stops() -> N
     shown = [WorldEvent(k, k + 1, (thing(name),)) for k, name in enumerate(names)]
     assert caption([]) == "nothing"
     assert caption([shown[0], shown[9], shown[0]]) == "a red circle. Then a green square"
-    assert caption(shown).count(". Then ") == CAPTION_EVENTS - 1 and caption(shown).endswith(" and more")
+    assert caption(shown).count(". Then ") == CAPTION_EVENTS - 1 and caption(shown).endswith(
+        " and more"
+    )
     four = tuple(thing(name) for name in ("red circle", "blue star", "cyan ring", "white heart"))
     crowds = [WorldEvent(k, k + 1, four[: 4 - k]) for k in range(2)]
     assert len(NAME.findall(caption([*crowds, *shown]))) == 12
@@ -347,11 +419,23 @@ def test_a_streams_questions_are_the_same_each_time_and_none_is_there_twice() ->
     assert all(check.answers(question) == {question.answer} for question in questions)
 
 
-# --- the tokenizer ----------------------------------------------------------------------------------------------------
+# --- the tokenizer ----
 
 
-ONE = {"name": "red circle", "other": "blue star", "shape": "ring", "colour": "cyan", "second": 45321}
-OTHER = {"name": "red ring", "other": "white star", "shape": "heart", "colour": "blue", "second": 45322}
+ONE = {
+    "name": "red circle",
+    "other": "blue star",
+    "shape": "ring",
+    "colour": "cyan",
+    "second": 45321,
+}
+OTHER = {
+    "name": "red ring",
+    "other": "white star",
+    "shape": "heart",
+    "colour": "blue",
+    "second": 45322,
+}
 
 
 @pytest.mark.parametrize("family", [family for family in PATTERNS if family != "other"])
@@ -364,7 +448,13 @@ def test_a_phrasing_reads_the_same_in_any_case_and_with_any_punctuation(family: 
             plain = ids(text)
             assert UNKNOWN not in TOKENIZER.convert_ids_to_tokens(plain), text
             bare = re.sub(r"[^\w\s]", "", text)
-            for same in (text.upper(), text.lower(), bare, f"  {bare} ?!... ", text.replace(" ", "   ")):
+            for same in (
+                text.upper(),
+                text.lower(),
+                bare,
+                f"  {bare} ?!... ",
+                text.replace(" ", "   "),
+            ):
                 assert ids(same) == plain, same
             assert (ids(phrase.format(**OTHER)) != plain) == ("{" in phrase)
 
@@ -391,7 +481,9 @@ def test_what_is_left_out_is_never_composed_and_what_is_composed_is_recognised()
     assert set(HELD_OUT) == set(FAMILIES)
     for family, phrases in HELD_OUT.items():
         for phrase in phrases:
-            assert not any(may_compose(pattern, phrase) for pattern in PATTERNS.get(family, ())), phrase
+            assert not any(may_compose(pattern, phrase) for pattern in PATTERNS.get(family, ())), (
+                phrase
+            )
     for patterns in PATTERNS.values():
         for pattern in patterns:
             assert may_compose(pattern, compose(rng, pattern))
@@ -413,7 +505,9 @@ def test_words_that_mean_the_same_are_read_as_one() -> None:
         ("What is the number of shapes at 5 seconds?", "What is the how many shapes at 5 seconds"),
     ):
         assert ids(one) == ids(other), (one, other)
-    assert ids("What was shown later, the star or the ring?") == ids("What was shown last, the star or the ring?")
+    assert ids("What was shown later, the star or the ring?") == ids(
+        "What was shown last, the star or the ring?"
+    )
 
 
 def test_no_reading_is_read_again_and_none_is_a_word_of_an_answer() -> None:
@@ -428,9 +522,24 @@ def test_no_reading_is_read_again_and_none_is_a_word_of_an_answer() -> None:
 
 
 def test_answers_come_back_letter_for_letter_whole_and_in_pieces() -> None:
-    answers = {OTHER_ANSWER, "yes", "no", "nothing", "it stays still", "the digit 4", *(str(n) for n in range(10))}
-    answers |= {*MOTIONS, "an orange heart moving up and a cyan ring standing still", *SHAPES, *COLOURS}
-    answers |= {f"at {n} seconds" for n in (0, 7, 10, 99, 100, 101, 909, 1000, 9999, 10_000, 45_321, 86_399)}
+    answers = {
+        OTHER_ANSWER,
+        "yes",
+        "no",
+        "nothing",
+        "it stays still",
+        "the digit 4",
+        *(str(n) for n in range(10)),
+    }
+    answers |= {
+        *MOTIONS,
+        "an orange heart moving up and a cyan ring standing still",
+        *SHAPES,
+        *COLOURS,
+    }
+    answers |= {
+        f"at {n} seconds" for n in (0, 7, 10, 99, 100, 101, 909, 1000, 9999, 10_000, 45_321, 86_399)
+    }
     for seed in range(25):
         _, facts = random_clip(seed)
         rng = np.random.default_rng(seed)
@@ -455,14 +564,35 @@ def test_numbers_are_pairs_of_digits_that_know_their_place() -> None:
         assert TOKENIZER.convert_ids_to_tokens(ids(number)) == tokens
     stamp = TOKENIZER.convert_ids_to_tokens(ids("<45321.2 seconds>"))
     assert stamp == ["4:", "53·", "21", ".2", "seconds>"]
-    assert TOKENIZER.convert_ids_to_tokens(ids("<25.2 seconds>")) == ["0:", "0·", "25", ".2", "seconds>"]
-    assert TOKENIZER.convert_ids_to_tokens(ids("at 305 seconds a 7")) == ["at", "0:", "3·", "05", "seconds", "a", "7"]
-    assert all(TOKENIZER.decode(ids(f"at {n} seconds")) == f"at {n} seconds" for n in (0, 7, 25, 305, 40_005, 86_399))
+    assert TOKENIZER.convert_ids_to_tokens(ids("<25.2 seconds>")) == [
+        "0:",
+        "0·",
+        "25",
+        ".2",
+        "seconds>",
+    ]
+    assert TOKENIZER.convert_ids_to_tokens(ids("at 305 seconds a 7")) == [
+        "at",
+        "0:",
+        "3·",
+        "05",
+        "seconds",
+        "a",
+        "7",
+    ]
+    assert all(
+        TOKENIZER.decode(ids(f"at {n} seconds")) == f"at {n} seconds"
+        for n in (0, 7, 25, 305, 40_005, 86_399)
+    )
     assert len({tuple(ids(f"<{n / 2:.1f} seconds>")) for n in range(20_000)}) == 20_000
 
 
 def test_seconds_may_be_written_short() -> None:
-    for text in ("At 75 secs, what is on screen?", "at 75s what is on screen", "At 75 sec what is on screen"):
+    for text in (
+        "At 75 secs, what is on screen?",
+        "at 75s what is on screen",
+        "At 75 sec what is on screen",
+    ):
         assert ids(text) == ids("At 75 seconds, what is on screen?")
 
 

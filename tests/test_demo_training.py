@@ -1,4 +1,6 @@
-"""What the embedded model is trained on is what the driver will give it: pictures, tower, tokens, places and views."""
+"""What the embedded model is trained on is what the driver will give it: pictures, tower, tokens,
+places and views.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from config import AnswerConfig, Config
+from frames import Frame
 from memory.chunk import KVChunk
 from models import pixels
-from models.base import Head
 from models.checkpoint import recommended_settings
 from models.demo.architecture import GRID, HIDDEN, MERGE, PATCH, SIDE, TOKENS_PER_GROUP
 from models.demo.tokenizer import build_tokenizer
@@ -27,7 +29,7 @@ from models.loading import load
 from models.pixels import PixelSpec, fit_size, normalise
 from models.pixels import patchify as stock_patchify
 from models.qwen3_vl import Qwen3VL
-from streaming.frames import Frame
+from models.video_llm import Head
 from training import bank as bank_file
 from training import finish, learn, lookalikes, optimiser, plan, see, train
 from training.bank import GRIDS, Bank, _painted_scene, patchify, scene_frames
@@ -41,7 +43,9 @@ from training.unchanged import Worth
 
 TOKENIZER = build_tokenizer()
 WORDS = Words(TOKENIZER)
-SPEC = PixelSpec(PATCH, 2, 2, min_pixels=2 * SIDE * SIDE, max_pixels=2 * SIDE * SIDE, budget_frames=2)
+SPEC = PixelSpec(
+    PATCH, 2, 2, min_pixels=2 * SIDE * SIDE, max_pixels=2 * SIDE * SIDE, budget_frames=2
+)
 QUESTIONS = [
     Question("colour", "What color is the ring?", "cyan"),
     Question("when", "When does the red star appear?", "at 4021 seconds"),
@@ -52,7 +56,9 @@ WIDE = GRIDS.index((3, 5))
 
 @dataclass(frozen=True, eq=False)
 class Small:
-    """A seeded network of the model's shape, as rounded by its checkpoint, and the same through the driver."""
+    """A seeded network of the model's shape, as rounded by its checkpoint, and the same through the
+    driver.
+    """
 
     network: Any
     driver: Qwen3VL
@@ -69,7 +75,9 @@ class Painted:
 
 @pytest.fixture(autouse=True)
 def _frames_stay_as_large_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bank's frames are resized already; a wide one of that size alone would be enlarged again."""
+    """The bank's frames are resized already; a wide one of that size alone would be enlarged
+    again.
+    """
     monkeypatch.setattr(pixels, "fit_size", lambda height, width, spec: (height, width))
 
 
@@ -78,7 +86,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("demo") / "weights"
     saved = train.new_model(TOKENIZER, 3)
     train.save(saved, TOKENIZER, folder)
-    network = train.new_model(TOKENIZER, 0)  # afresh, since rounding a network rounds its rotary frequencies too
+    # afresh, since rounding a network rounds its rotary frequencies too
+    network = train.new_model(TOKENIZER, 0)
     network.load_state_dict(saved.state_dict())
     driver = load(folder, device="cpu")
     assert isinstance(driver, Qwen3VL)
@@ -91,10 +100,18 @@ def painted() -> Painted:
     rng = np.random.default_rng(1)
     scenes = [random_scene(rng, length) for length in (1, 2, 1, 3, 2, 1)]
     looks = [
-        Look(scene.background_seed, "classic", grid=GRIDS[0] if n < 4 else (3, 5)) for n, scene in enumerate(scenes)
+        Look(scene.background_seed, "classic", grid=GRIDS[0] if n < 4 else (3, 5))
+        for n, scene in enumerate(scenes)
     ]
-    frames = [group for scene, look in zip(scenes, looks, strict=True) for group in scene_frames(scene, look)]
-    return Painted(Bank.of([_painted_scene(scene, look) for scene, look in zip(scenes, looks, strict=True)]), frames)
+    frames = [
+        group
+        for scene, look in zip(scenes, looks, strict=True)
+        for group in scene_frames(scene, look)
+    ]
+    return Painted(
+        Bank.of([_painted_scene(scene, look) for scene, look in zip(scenes, looks, strict=True)]),
+        frames,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +120,9 @@ def maker(painted: Painted) -> ClipMaker:
 
 
 def maker_of(bank: Bank, worth: Worth | None = None) -> ClipMaker:
-    return ClipMaker(bank.scenes, bank.first_group, TOKENIZER, worth, bank.grids[bank.first_group].tolist())
+    return ClipMaker(
+        bank.scenes, bank.first_group, TOKENIZER, worth, bank.grids[bank.first_group].tolist()
+    )
 
 
 def learner_of(network: Any, bank: Bank) -> learn.Learner:
@@ -121,13 +140,15 @@ def as_batch(arrays: plan.Plan) -> dict[str, Tensor]:
     return unpack(pack(arrays), torch.device("cpu"))
 
 
-# --- seeing -----------------------------------------------------------------------------------------------------------
+# --- seeing ----
 
 
 @pytest.mark.parametrize("grid", range(len(GRIDS)))
 def test_patches_are_those_of_the_models_preprocessing(grid: int) -> None:
     rows, columns = GRIDS[grid]
-    frames = np.random.default_rng(grid).integers(0, 256, (3, 2, rows * 16, columns * 16, 3), dtype=np.uint8)
+    frames = np.random.default_rng(grid).integers(
+        0, 256, (3, 2, rows * 16, columns * 16, 3), dtype=np.uint8
+    )
     ours = see.as_floats(torch.from_numpy(patchify(frames)))
     for group, patches in zip(frames, ours, strict=True):
         pixels = normalise(torch.from_numpy(group).permute(0, 3, 1, 2), SPEC)
@@ -137,7 +158,13 @@ def test_patches_are_those_of_the_models_preprocessing(grid: int) -> None:
 
 def test_a_picture_of_any_size_comes_to_a_grid_of_training() -> None:
     assert all(fit_size(side, side, SPEC) == (SIDE, SIDE) for side in range(16, 1100))
-    sizes = {(4, 4): (480, 480), (3, 5): (720, 1280), (2, 5): (480, 854), (2, 6): (364, 854), (3, 4): (480, 640)}
+    sizes = {
+        (4, 4): (480, 480),
+        (3, 5): (720, 1280),
+        (2, 5): (480, 854),
+        (2, 6): (364, 854),
+        (3, 4): (480, 640),
+    }
     sizes |= {(4, 3): (640, 480), (5, 3): (640, 360), (5, 2): (854, 480)}
     assert set(sizes) == set(ASPECTS)
     for (rows, columns), (height, width) in sizes.items():
@@ -148,10 +175,14 @@ def test_a_picture_of_any_size_comes_to_a_grid_of_training() -> None:
 @pytest.mark.parametrize("grid", range(len(GRIDS)))
 def test_the_batched_tower_is_the_stock_tower(small: Small, grid: int) -> None:
     tower, (rows, columns) = small.network.model.visual, GRIDS[grid]
-    patches = torch.randn(6, see.num_patches(grid), 384, generator=torch.Generator().manual_seed(grid))
+    patches = torch.randn(
+        6, see.num_patches(grid), 384, generator=torch.Generator().manual_seed(grid)
+    )
     with torch.no_grad():
         embeddings, deepstack = see.BatchedTower(tower)(patches, grid)
-        stock = tower(patches.flatten(0, 1), grid_thw=torch.tensor([[1, rows * MERGE, columns * MERGE]] * 6))
+        stock = tower(
+            patches.flatten(0, 1), grid_thw=torch.tensor([[1, rows * MERGE, columns * MERGE]] * 6)
+        )
         patches[4, 9] += 1
         touched, _ = see.BatchedTower(tower)(patches, grid)
     assert embeddings.shape == deepstack.shape == (6, rows * columns, HIDDEN)
@@ -174,8 +205,12 @@ def test_pictures_are_shifted_by_a_few_pixels_and_by_none(monkeypatch: pytest.Mo
 def test_the_seeing_stage_lowers_its_loss(painted: Painted) -> None:
     tower = train.new_model(TOKENIZER, 0).model.visual
     batched, heads = see.BatchedTower(tower), see.TokenHeads()
-    schedule = optimiser.Schedule(optimiser.make_optimisers(nn.ModuleList([tower, heads]), 0.01, 1e-3), 0.0, 1.0)
-    patches, labels = (torch.from_numpy(array)[:16] for array in (painted.bank.patches, painted.bank.labels))
+    schedule = optimiser.Schedule(
+        optimiser.make_optimisers(nn.ModuleList([tower, heads]), 0.01, 1e-3), 0.0, 1.0
+    )
+    patches, labels = (
+        torch.from_numpy(array)[:16] for array in (painted.bank.patches, painted.bank.labels)
+    )
     generator, losses = torch.Generator().manual_seed(0), []
     for _ in range(10):
         loss = see.see_step(batched, heads, patches, labels, 0, generator)
@@ -184,14 +219,23 @@ def test_the_seeing_stage_lowers_its_loss(painted: Painted) -> None:
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
     right = see.accuracies(
-        batched, heads, *(torch.from_numpy(a) for a in (painted.bank.patches, painted.bank.labels, painted.bank.grids))
+        batched,
+        heads,
+        *(
+            torch.from_numpy(a)
+            for a in (painted.bank.patches, painted.bank.labels, painted.bank.grids)
+        ),
     )
     assert set(right) == set(LABELS)
 
 
 def test_a_banks_missing_shards_are_made_and_the_others_kept(tmp_path: Path) -> None:
     whole = bank_file.build(tmp_path, 4, seed=6, workers=1, shards=2)
-    assert len(whole.patches) == len(whole.labels) == sum(len(group_times(scene)) for scene in whole.scenes)
+    assert (
+        len(whole.patches)
+        == len(whole.labels)
+        == sum(len(group_times(scene)) for scene in whole.scenes)
+    )
     kept, lost = sorted(tmp_path.glob("*.pkl"))
     lost.unlink()
     written = kept.stat().st_mtime_ns
@@ -201,31 +245,52 @@ def test_a_banks_missing_shards_are_made_and_the_others_kept(tmp_path: Path) -> 
     for scene, first in zip(again.scenes, again.first_group, strict=True):
         look = look_of(scene.background_seed)
         count, tokens = len(group_times(scene)), look.grid[0] * look.grid[1]
-        assert np.array_equal(again.labels[first : first + count, :tokens], scene_labels(scene, look))
+        assert np.array_equal(
+            again.labels[first : first + count, :tokens], scene_labels(scene, look)
+        )
         assert (again.labels[first : first + count, tokens:] == -1).all()
 
 
-# --- tokens, positions and views --------------------------------------------------------------------------------------
+# --- tokens, positions and views ----
 
 
 def frames_of(painted: Painted, chunk: StoredChunk) -> list[Frame]:
-    pairs = [(painted.frames[group], m.pts_seconds) for group, m in zip(chunk.groups, chunk.truth, strict=True)]
-    return [Frame(image, at + d, 0) for pair, at in pairs for image, d in zip(pair, (-0.25, 0.25), strict=True)]
+    pairs = [
+        (painted.frames[group], m.pts_seconds)
+        for group, m in zip(chunk.groups, chunk.truth, strict=True)
+    ]
+    return [
+        Frame(image, at + d, 0)
+        for pair, at in pairs
+        for image, d in zip(pair, (-0.25, 0.25), strict=True)
+    ]
 
 
-def remembered(driver: Qwen3VL, painted: Painted, chunks: Sequence[StoredChunk], reach: int) -> list[KVChunk]:
-    """Chunks as the driver has them, each prefilled after the prefix and a few before it, of the same row."""
+def remembered(
+    driver: Qwen3VL, painted: Painted, chunks: Sequence[StoredChunk], reach: int
+) -> list[KVChunk]:
+    """Chunks as the driver has them, each prefilled after the prefix and a few before it, of the
+    same row.
+    """
     kept: list[KVChunk] = []
     for number, chunk in enumerate(chunks):
         row = number - number % plan.ROW_CHUNKS
         before = kept[max(row, number - reach) : number]
-        kept.append(driver.prefill(driver.encode(frames_of(painted, chunk)), [driver.prefix(), *before], number))
+        kept.append(
+            driver.prefill(
+                driver.encode(frames_of(painted, chunk)), [driver.prefix(), *before], number
+            )
+        )
     return kept
 
 
 def clip_of(painted: Painted, numbers: Sequence[int], start: float = 4021.3) -> list[StoredChunk]:
     """Chunks of some scenes, one scene after the other."""
-    maker, stage, chunks = maker_of(painted.bank), Stage("clip", (4, 4), (1, 9)), list[StoredChunk]()
+    maker, stage, chunks = (
+        maker_of(painted.bank),
+        Stage("clip", (4, 4), (1, 9)),
+        list[StoredChunk](),
+    )
     for number in numbers:
         chunks += maker.scene_chunks(np.random.default_rng(0), number, start, stage)
         start += painted.bank.scenes[number].duration_seconds + 40
@@ -233,7 +298,9 @@ def clip_of(painted: Painted, numbers: Sequence[int], start: float = 4021.3) -> 
 
 
 def plan_of(
-    videos: Sequence[Sequence[StoredChunk]], asked: Sequence[tuple[int, Question, list[int]]], reach: int
+    videos: Sequence[Sequence[StoredChunk]],
+    asked: Sequence[tuple[int, Question, list[int]]],
+    reach: int,
 ) -> Any:
     """A plan of videos, and questions as (video, question, its chunks)."""
     rows, looks = Rows(WORDS), Looks(WORDS)
@@ -276,14 +343,20 @@ def test_training_answers_from_recalled_chunks_as_a_session_does(
     with torch.no_grad():
         learn._prefill(learner, batch)
         raw = learner.aids.raw_keys_and_values()
-        states, _, _ = learn._answer(learner, raw, batch, learn.Contexts.of(batch, learner.num_prefix))
-        logits = learner.model.lm_head(states.flatten(0, 1)[learn._target_rows(batch, learner.num_prefix)])
+        states, _, _ = learn._answer(
+            learner, raw, batch, learn.Contexts.of(batch, learner.num_prefix)
+        )
+        logits = learner.model.lm_head(
+            states.flatten(0, 1)[learn._target_rows(batch, learner.num_prefix)]
+        )
     question_of = batch["target_places"] // batch["asked_ids"].shape[1]
     kept = remembered(small.driver, painted, chunks, reach)
     for q, (question, picked) in enumerate(zip(QUESTIONS, contexts, strict=True)):
         trained = logits[question_of == q][0]
         exact, other = (
-            small.driver.first_logits(question.text, [small.driver.prefix(), *(kept[k] for k in indices)])
+            small.driver.first_logits(
+                question.text, [small.driver.prefix(), *(kept[k] for k in indices)]
+            )
             for indices in (picked, [*picked[:-1], 2 if picked[-1] != 2 else 0])
         )
         assert gap(exact, trained) < 2e-3 < gap(other, trained)
@@ -308,15 +381,25 @@ def test_questions_look_alone_as_a_session_asks_its_index(small: Small, painted:
             mine = queries[q, span, head.head]
             assert gap(mine, asked[h][-mine.shape[0] :]) < 2e-3
             served = keys[:, head.head // learner.aids.group_size]
-            scores = learn._max_sim(mine, served, visual, groups, torch.zeros(len(mine), dtype=torch.long))
+            scores = learn._max_sim(
+                mine, served, visual, groups, torch.zeros(len(mine), dtype=torch.long)
+            )
             by_chunk = scores.amax(0).view(len(chunks), GROUPS_PER_CHUNK).amax(1)
             plain = (
-                torch.stack([(asked[h] @ c.keys[head.layer, head.head // 2, c.visual].T).max() for c in kept]) / 48**0.5
+                torch.stack(
+                    [
+                        (asked[h] @ c.keys[head.layer, head.head // 2, c.visual].T).max()
+                        for c in kept
+                    ]
+                )
+                / 48**0.5
             )
             assert gap(by_chunk, plain) < 2e-3
 
 
-def test_a_plan_can_be_learnt_from_and_is_packed_without_loss(painted: Painted, maker: ClipMaker) -> None:
+def test_a_plan_can_be_learnt_from_and_is_packed_without_loss(
+    painted: Painted, maker: ClipMaker
+) -> None:
     model = train.new_model(TOKENIZER, 1)
     learner = learner_of(model, painted.bank)
     stages = (
@@ -337,7 +420,9 @@ def test_a_plan_can_be_learnt_from_and_is_packed_without_loss(painted: Painted, 
 
 
 def test_aids_reach_what_they_should(painted: Painted, maker: ClipMaker) -> None:
-    """A look's groups show what is named; what is told was shown; what is read holds the answer's events."""
+    """A look's groups show what is named; what is told was shown; what is read holds the answer's
+    events.
+    """
     stage = Stage("video", groups=(4, 4), chunks=(6, 6), questions=3, recalled=True)
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -349,7 +434,12 @@ def test_aids_reach_what_they_should(painted: Painted, maker: ClipMaker) -> None
             looks.add(number, video, asked, picked, 0)
         for number, place, marks in looks.by_kind["look"]:
             name = dict(video.questions[number].names)[place]
-            shown = {thing.name for k in marks.nonzero()[0] for e in video.moments[k].events for thing in e.things}
+            shown = {
+                thing.name
+                for k in marks.nonzero()[0]
+                for e in video.moments[k].events
+                for thing in e.things
+            }
             assert name in shown
         for number, place, group, first, _ in looks.told:
             asked = video.questions[number]
@@ -360,35 +450,50 @@ def test_aids_reach_what_they_should(painted: Painted, maker: ClipMaker) -> None
                 assert video.moments[group].second == asked.question.second
         for number, _, marks in looks.by_kind["read"]:
             events = video.questions[number].question.events
-            assert not events or all(any(e in events for e in video.moments[k].events) for k in marks.nonzero()[0])
+            assert not events or all(
+                any(e in events for e in video.moments[k].events) for k in marks.nonzero()[0]
+            )
 
 
 STAR, RING = Thing("star", "red", 0.3, 0.5, 0.5), Thing("ring", "blue", 0.3, 0.5, 0.5)
 
 
 def test_what_a_word_of_an_answer_is_read_from() -> None:
-    star, ring = (WorldEvent(float(k), float(k + 1), (thing,)) for k, thing in enumerate((STAR, RING)))
+    star, ring = (
+        WorldEvent(float(k), float(k + 1), (thing,)) for k, thing in enumerate((STAR, RING))
+    )
     truth = (Moment(0.2, (star,), True), Moment(1.2, (), True), Moment(2.2, (ring,), True))
     video = Video([StoredChunk((0, 1, 2), truth)], [], False)
 
     def groups(family: str, answer: str, told: int = 0, second: int | None = None) -> list[int]:
-        return video.source(Question(family, "?", answer, (star, ring), second), told).nonzero()[0].tolist()
+        return (
+            video.source(Question(family, "?", answer, (star, ring), second), told)
+            .nonzero()[0]
+            .tolist()
+        )
 
     assert groups("after", "a blue ring") == groups("first_of", "the blue ring") == [2]
     assert groups("first_of", "the red star") == [0] and groups("count_with", "1") == [0, 2]
-    assert [groups("caption", "a red star. Then a blue ring", told) for told in (0, 1)] == [[0], [2]]
+    assert [groups("caption", "a red star. Then a blue ring", told) for told in (0, 1)] == [
+        [0],
+        [2],
+    ]
     assert groups("what_at", "nothing", second=1) == [1]
 
 
 def test_a_video_of_look_alikes_asks_whether_the_thing_was_there(painted: Painted) -> None:
     maker = maker_of(painted.bank)
     stage = Stage("video", groups=(4, 4), chunks=(6, 6), questions=1, recalled=True)
-    absent = next(name for name in (f"{c} {s}" for c in COLOURS for s in SHAPES) if name not in maker.named)
+    absent = next(
+        name for name in (f"{c} {s}" for c in COLOURS for s in SHAPES) if name not in maker.named
+    )
     maker.mistaken = {absent: [3], next(iter(n for n in maker.named if "digit" not in n)): [0]}
     answers = set()
     for seed in range(40):
         video = plan.draw_video(maker, WORDS, stage, np.random.default_rng(seed), 6)
-        doubted = [a.question for a in video.questions[-plan.DOUBTED :] if a.question.family == "presence"]
+        doubted = [
+            a.question for a in video.questions[-plan.DOUBTED :] if a.question.family == "presence"
+        ]
         answers |= {(absent in q.text, q.answer) for q in doubted}
         assert all((question.answer == "yes") == bool(question.events) for question in doubted)
     assert (True, "no") in answers and (True, "yes") not in answers and (False, "yes") in answers
@@ -403,7 +508,7 @@ def test_scenes_are_taken_for_a_thing_and_never_show_it(painted: Painted, maker:
         assert set(shown).isdisjoint(numbers[: len(painted.bank.scenes) - len(shown)])
 
 
-# --- pruned clips -----------------------------------------------------------------------------------------------------
+# --- pruned clips ----
 
 
 def worth_of(painted: Painted, network: Any) -> Worth:
@@ -421,7 +526,11 @@ def test_what_a_pruner_leaves_is_news_and_inside_its_grid(painted: Painted, smal
         tokens = GRIDS[grid][0] * GRIDS[grid][1]
         assert sorted(worth.order[group]) == list(range(TOKENS_PER_GROUP))
         assert worth.order[group, :tokens].max() < tokens
-    still = next(k for k in range(1, len(bank.patches)) if np.array_equal(bank.patches[k], bank.patches[k - 1]))
+    still = next(
+        k
+        for k in range(1, len(bank.patches))
+        if np.array_equal(bank.patches[k], bank.patches[k - 1])
+    )
     assert not worth.news[:, still].any()
 
 
@@ -439,10 +548,12 @@ def test_pruned_clips_can_be_learnt_from(painted: Painted) -> None:
         assert all(bool(loss.isfinite()) for loss in (result.loss, *result.aids.values()))
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training ----
 
 
-def test_matrices_of_one_shape_are_made_orthogonal_together_as_torchs_muon_does_one_by_one() -> None:
+def test_matrices_of_one_shape_are_made_orthogonal_together_as_torchs_muon_does_one_by_one() -> (
+    None
+):
     generator = torch.Generator().manual_seed(0)
     starts = [
         torch.randn(6, 4, generator=generator),
@@ -451,7 +562,9 @@ def test_matrices_of_one_shape_are_made_orthogonal_together_as_torchs_muon_does_
     ]
     ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
     mine = optimiser.BatchedMuon(ours, lr=0.02)
-    stock = torch.optim.Muon(theirs, lr=0.02, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original")
+    stock = torch.optim.Muon(
+        theirs, lr=0.02, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"
+    )
     for _ in range(3):
         grads = [torch.randn(start.shape, generator=generator) for start in starts]
         for one, other, grad in zip(ours, theirs, grads, strict=True):
@@ -470,7 +583,9 @@ def test_the_rate_rises_stays_and_ends_low() -> None:
 
 
 @pytest.mark.parametrize("curriculum", [train.FROM_NOTHING, train.FROM_WEIGHTS])
-def test_a_curriculum_covers_the_whole_training_and_ends_at_full_length(curriculum: train.Curriculum) -> None:
+def test_a_curriculum_covers_the_whole_training_and_ends_at_full_length(
+    curriculum: train.Curriculum,
+) -> None:
     assert sum(share for share, _ in curriculum) == pytest.approx(1)
     names = [[stage.name for stage, _ in train.stages_at(curriculum, p / 100)] for p in range(100)]
     assert names[0][0] == "glance" and "long" in names[-1]
@@ -490,16 +605,30 @@ def test_earlier_weights_are_taken_over_word_by_word(small: Small) -> None:
 
 def test_a_few_steps_from_the_command_line_leave_states_and_a_model(tmp_path: Path) -> None:
     train.main(
-        minutes=5.0, folder=tmp_path / "run", out=tmp_path / "out", chunks=8, workers=1, see_batch=4,
-        step_chunks=2, step_questions=4, most_steps=2, bank=None, start=None, resume=None, see_share=0.5, rate=1.0,
+        minutes=5.0,
+        folder=tmp_path / "run",
+        out=tmp_path / "out",
+        chunks=8,
+        workers=1,
+        see_batch=4,
+        step_chunks=2,
+        step_questions=4,
+        most_steps=2,
+        bank=None,
+        start=None,
+        resume=None,
+        see_share=0.5,
+        rate=1.0,
         seed=1,
-    )  # fmt: skip
+    )
     logging.getLogger().handlers.clear()
-    assert {"last.pt", "mean.pt", "tower.pt"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"last.pt", "mean.pt", "tower.pt"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
     assert isinstance(load(tmp_path / "out", device="cpu"), Qwen3VL)
 
 
-# --- the checkpoint ---------------------------------------------------------------------------------------------------
+# --- the checkpoint ----
 
 
 def test_the_mean_of_saved_states_becomes_a_checkpoint(small: Small, tmp_path: Path) -> None:
@@ -523,12 +652,27 @@ def test_a_saved_model_comes_back_through_the_loader_as_it_was(small: Small) -> 
     again = load(small.folder, device="cpu")
     assert isinstance(again, Qwen3VL)
     assert again.model_id == small.driver.model_id and again.dtype == torch.float32
-    assert gap(again._decoder._model.embed_tokens.weight, tensors["model.language_model.embed_tokens.weight"]) == 0
     assert (
-        gap(again._visual.blocks[3].mlp.linear_fc1.weight, tensors["model.visual.blocks.3.mlp.linear_fc1.weight"]) == 0
+        gap(
+            again._decoder._model.embed_tokens.weight,
+            tensors["model.language_model.embed_tokens.weight"],
+        )
+        == 0
+    )
+    assert (
+        gap(
+            again._visual.blocks[3].mlp.linear_fc1.weight,
+            tensors["model.visual.blocks.3.mlp.linear_fc1.weight"],
+        )
+        == 0
     )
     assert again._prompt.tokenizer.get_vocab() == TOKENIZER.get_vocab()
-    assert (again.num_layers, again.num_heads, again.num_kv_heads, again.frames_per_group) == (6, 6, 3, 2)
+    assert (again.num_layers, again.num_heads, again.num_kv_heads, again.frames_per_group) == (
+        6,
+        6,
+        3,
+        2,
+    )
     assert again._pixels == SPEC
     size = sum(path.stat().st_size for path in small.folder.iterdir())
     assert size < 16 << 20
@@ -536,12 +680,20 @@ def test_a_saved_model_comes_back_through_the_loader_as_it_was(small: Small) -> 
 
 def test_a_saved_model_says_how_it_wants_to_be_used_and_can_be_asked(small: Small) -> None:
     config = Config().overridden(recommended_settings(str(small.folder)))
-    assert (config.read.fps, config.memory.chunk_frames, config.answer.dialogue_turns) == (2.0, 8, 0)
+    assert (config.read.fps, config.memory.chunk_frames, config.answer.dialogue_turns) == (
+        2.0,
+        8,
+        0,
+    )
     picture = np.full((64, 64, 3), 90, np.uint8)
     groups = small.driver.encode([Frame(picture, k / 2, k) for k in range(8)])
     assert [group.grid for group in groups] == [(GRID, GRID)] * 4
     prefix = small.driver.prefix()
     context = [prefix, small.driver.prefill(groups, [prefix], 0)]
-    said = "".join(small.driver.answer("What is shown?", context, (), AnswerConfig(max_new_tokens=5)))
+    said = "".join(
+        small.driver.answer("What is shown?", context, (), AnswerConfig(max_new_tokens=5))
+    )
     assert set(TOKENIZER(said).input_ids) <= set(range(len(TOKENIZER)))
-    assert said == "".join(small.driver.answer("what is SHOWN", context, (), AnswerConfig(max_new_tokens=5)))
+    assert said == "".join(
+        small.driver.answer("what is SHOWN", context, (), AnswerConfig(max_new_tokens=5))
+    )

@@ -1,4 +1,6 @@
-"""The embedded model's world paints what it says, where it says, and says the same again for the same seed."""
+"""The embedded model's world paints what it says, where it says, and says the same again for the
+same seed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,16 @@ from models.demo.world import (
     render,
 )
 from training.bank import GRIDS, scene_frames
-from training.looks import ASPECTS, CLASSIC, LEFT_OUT, PAINTERS, Look, canvas_size, look_of, make_canvas
+from training.looks import (
+    ASPECTS,
+    CLASSIC,
+    LEFT_OUT,
+    PAINTERS,
+    Look,
+    canvas_size,
+    look_of,
+    make_canvas,
+)
 from training.painters import BY_NAME
 from training.pictures import CELL, LABELS, scene_labels, scene_pictures, through_codec
 from training.scenes import CHUNK_SECONDS, GROUP_SECONDS, Moment, group_times, moments, random_scene
@@ -56,7 +67,9 @@ def middle(mask: NDArray[np.bool_]) -> tuple[float, float]:
     """The centre of a mask's box, (x, y) as fractions of the side."""
     rows, columns = np.nonzero(mask)
     n = len(mask)
-    return float(columns.min() + columns.max() + 1) / 2 / n, float(rows.min() + rows.max() + 1) / 2 / n
+    return float(columns.min() + columns.max() + 1) / 2 / n, float(
+        rows.min() + rows.max() + 1
+    ) / 2 / n
 
 
 def test_a_seed_gives_one_scene_and_one_picture_and_another_seed_another() -> None:
@@ -91,12 +104,17 @@ def test_a_shape_is_painted_in_its_colour_where_it_says(shape: str, colour: str)
 
 def test_every_colour_is_painted_as_it_is_named() -> None:
     for colour, value in COLOURS.items():
-        assert tuple(render(scene_of(Thing("square", colour, SIZE, 0.5, 0.5)), 0.0, LARGE)[128, 128]) == value
+        assert (
+            tuple(render(scene_of(Thing("square", colour, SIZE, 0.5, 0.5)), 0.0, LARGE)[128, 128])
+            == value
+        )
 
 
 def test_no_two_shapes_and_no_two_digits_look_alike() -> None:
     shapes = [changed(scene_of(Thing(shape, "red", SIZE, 0.5, 0.5))) for shape in SHAPES]
-    digits = [changed(scene_of(Thing("digit", "red", 0.8, 0.5, 0.5, "still", n))) for n in range(10)]
+    digits = [
+        changed(scene_of(Thing("digit", "red", 0.8, 0.5, 0.5, "still", n))) for n in range(10)
+    ]
     for group in (shapes, digits):
         for one, other in combinations(group, 2):
             assert (one & other).sum() / (one | other).sum() < 0.92
@@ -122,7 +140,12 @@ def test_a_thing_moves_the_way_it_says_and_as_fast(motion: str) -> None:
 
 def test_an_event_is_there_from_its_start_until_just_before_its_end() -> None:
     scene = Scene(4.0, PLAIN, (WorldEvent(1.0, 2.0, (Thing("star", "red", SIZE, 0.5, 0.5),)),))
-    assert [bool(changed(scene, t).any()) for t in (0.99, 1.0, 1.99, 2.0)] == [False, True, True, False]
+    assert [bool(changed(scene, t).any()) for t in (0.99, 1.0, 1.99, 2.0)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_things_stay_inside_the_picture_and_never_touch() -> None:
@@ -137,7 +160,10 @@ def test_things_stay_inside_the_picture_and_never_touch() -> None:
                 assert sum(int(mask.sum()) for mask in masks) == int(together.sum())
                 for thing in things:
                     x, y = thing.centre(t)
-                    assert thing.size / 2 - 1e-9 <= min(x, y) and max(x, y) <= 1 - thing.size / 2 + 1e-9
+                    assert (
+                        thing.size / 2 - 1e-9 <= min(x, y)
+                        and max(x, y) <= 1 - thing.size / 2 + 1e-9
+                    )
 
 
 def test_the_moments_of_a_scene_tell_what_its_pictures_show() -> None:
@@ -148,7 +174,9 @@ def test_the_moments_of_a_scene_tell_what_its_pictures_show() -> None:
         truth = moments(scene, offset)
         assert len(truth) == round(2 * CHUNK_SECONDS / GROUP_SECONDS)
         for moment, (first, second) in zip(truth, group_times(scene), strict=True):
-            assert moment.pts_seconds == offset + (first + second) / 2 and moment.second == offset + int(first)
+            assert moment.pts_seconds == offset + (
+                first + second
+            ) / 2 and moment.second == offset + int(first)
             masks = [changed(scene, t, 96) for t in (first, second)]
             assert bool(moment.events) == any(mask.any() for mask in masks)
             if moment.clean:
@@ -195,7 +223,9 @@ def test_labels_tell_what_the_pixels_of_a_token_show() -> None:
                     assert painted >= 16 and (digit > 0) == (shape == 9)
                     value = list(COLOURS.values())[colour - 1]
                     told += 1
-                    right += any((p[y : y + CELL, x : x + CELL] == value).all(axis=2).any() for p in pictures)
+                    right += any(
+                        (p[y : y + CELL, x : x + CELL] == value).all(axis=2).any() for p in pictures
+                    )
                     for bit, mask in enumerate(masks):
                         if frames >> bit & 1:
                             assert mask[y : y + CELL, x : x + CELL].any()
@@ -203,11 +233,21 @@ def test_labels_tell_what_the_pixels_of_a_token_show() -> None:
 
 
 def test_a_label_follows_its_thing() -> None:
-    corner = {name: scene_of(Thing("square", name, 0.22, 0.375, 0.375), seconds=4.0) for name in ("red", "cyan")}
+    corner = {
+        name: scene_of(Thing("square", name, 0.22, 0.375, 0.375), seconds=4.0)
+        for name in ("red", "cyan")
+    }
     column = {name: list(COLOURS).index(name) + 1 for name in corner}
     for name, scene in corner.items():
         labels = scene_labels(scene, classic(scene))[0]
-        assert labels[1 * GRID + 1].tolist() == [SHAPES.index("square") + 1, column[name], 1, 0, 1, 3]
+        assert labels[1 * GRID + 1].tolist() == [
+            SHAPES.index("square") + 1,
+            column[name],
+            1,
+            0,
+            1,
+            3,
+        ]
         assert not labels[3 * GRID + 3].any()
 
 
@@ -224,12 +264,14 @@ def test_the_bank_holds_frames_as_the_model_will_see_them_and_a_codec_only_blurs
     assert np.abs(frames.reshape(8, SIDE, SIDE, 3) - halved).mean() < 12
 
 
-# --- as others paint it -----------------------------------------------------------------------------------------------
+# --- as others paint it ----
 
 EVERY_PAINTER = (*PAINTERS, LEFT_OUT)
 
 
-def painted_by(painter: str, thing: Thing, side: int = LARGE) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+def painted_by(
+    painter: str, thing: Thing, side: int = LARGE
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """Where a painter changes a black picture, and the picture."""
     picture = np.zeros((side, side, 3), dtype=np.float32)
     look = Look(7, painter, backdrop="flat")
@@ -252,7 +294,9 @@ def test_every_painter_puts_every_shape_where_it_says_in_its_colour(painter: str
 @pytest.mark.parametrize("painter", EVERY_PAINTER)
 def test_no_painter_draws_two_shapes_or_two_digits_alike(painter: str) -> None:
     shapes = [painted_by(painter, Thing(shape, "red", SIZE, 0.5, 0.5))[0] for shape in SHAPES]
-    digits = [painted_by(painter, Thing("digit", "red", 0.8, 0.5, 0.5, "still", n))[0] for n in range(10)]
+    digits = [
+        painted_by(painter, Thing("digit", "red", 0.8, 0.5, 0.5, "still", n))[0] for n in range(10)
+    ]
     for group in (shapes, digits):
         for one, other in combinations(group, 2):
             assert (one & other).sum() / (one | other).sum() < 0.95
@@ -278,7 +322,10 @@ def test_pictures_of_a_look_have_its_shape_and_its_labels_one_for_each_token() -
         look = Look(scene.background_seed, PAINTERS[number % len(PAINTERS)], grid=grid)
         pictures = scene_pictures(scene, look)
         height, width = canvas_size(look)
-        assert pictures.shape == (8, height, width, 3) and abs(width / height / ASPECTS[grid] - 1) < 0.05
+        assert (
+            pictures.shape == (8, height, width, 3)
+            and abs(width / height / ASPECTS[grid] - 1) < 0.05
+        )
         assert scene_frames(scene, look).shape == (4, 2, grid[0] * CELL, grid[1] * CELL, 3)
         assert scene_labels(scene, look).shape == (4, grid[0] * grid[1], len(LABELS))
 
@@ -288,5 +335,8 @@ def test_a_letterboxed_picture_is_black_above_and_below() -> None:
     look = Look(PLAIN, "fields", letterbox=0.6, backdrop="gradient")
     pictures = scene_pictures(scene, look)
     height = pictures.shape[1]
-    assert not pictures[:, : int(0.19 * height)].any() and not pictures[:, int(0.81 * height) + 1 :].any()
+    assert (
+        not pictures[:, : int(0.19 * height)].any()
+        and not pictures[:, int(0.81 * height) + 1 :].any()
+    )
     assert pictures[:, height // 2].any()

@@ -1,4 +1,6 @@
-"""Cuts are found and what only looks like one is not; keyframes stand where something is new, and in long gaps."""
+"""Cuts are found and what only looks like one is not; keyframes stand where something is new, and
+in long gaps.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from frames import Frame
 from keyframes.cuts import LAG_FRAMES
 from keyframes.detector import Keyframe, KeyframeDetector
-from streaming.frames import Frame
 from tests.scenery import Picture, lit, noisy, place, view
 
 FPS = 25
 
 
 def shot(seed: int, count: int, speed: int = 0) -> list[Picture]:
-    """A place seen by a camera that moves `speed` pixels to the right from picture to picture, with noise."""
+    """A place seen by a camera that moves `speed` pixels to the right from picture to picture, with
+    noise.
+    """
     scene = place(seed)
     return [noisy(view(scene, right=speed * k), 1000 * seed + k, 3.0) for k in range(count)]
 
@@ -27,7 +31,11 @@ def frames_of(pictures: Sequence[Picture], fps: float = FPS) -> list[Frame]:
 
 def keyframes(frames: Sequence[Frame], batch: int = 7, gap_seconds: float = 30.0) -> list[Keyframe]:
     detector = KeyframeDetector(gap_seconds)
-    found = [keyframe for k in range(0, len(frames), batch) for keyframe in detector.step(frames[k : k + batch])]
+    found = [
+        keyframe
+        for k in range(0, len(frames), batch)
+        for keyframe in detector.step(frames[k : k + batch])
+    ]
     return found + detector.flush()
 
 
@@ -127,7 +135,10 @@ def test_decisions_lag_by_so_many_frames_and_no_more() -> None:
 def test_an_empty_or_very_short_stream_is_no_trouble() -> None:
     assert keyframes([]) == []
     assert [keyframe.why for keyframe in keyframes(frames_of(shot(23, 1)))] == ["head"]
-    assert [keyframe.why for keyframe in keyframes(frames_of(shot(23, 2) + shot(24, 2)))] == ["head", "cut"]
+    assert [keyframe.why for keyframe in keyframes(frames_of(shot(23, 2) + shot(24, 2)))] == [
+        "head",
+        "cut",
+    ]
     assert KeyframeDetector().step([]) == []
 
 

@@ -1,4 +1,6 @@
-"""One thread does all device work, questions first; settings come by layers, and what makes no sense is said."""
+"""One thread does all device work, questions first; settings come by layers, and what makes no
+sense is said.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ import torch
 from config import Config
 from memory.chunk import KVChunk
 from memory.kv_memory import MemoryFullError
-from models.base import PrefillRequest
 from models.calibration import Profile, RetrievalHead, profile_path
 from models.loading import load
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import PrefillRequest
 from streaming.engine import Engine, load_engine, load_model
 from streaming.events import Answer
 from streaming.session import Session
@@ -133,7 +135,9 @@ def test_an_error_in_a_step_is_raised_where_it_was_waited_for_and_the_device_goe
     with pytest.raises(RuntimeError, match="two"):
         list(session.ask("q"))
     model.broken.clear()
-    assert [event.text for event in session.ask("q") if isinstance(event, Answer)] == ["".join(WORDS)]
+    assert [event.text for event in session.ask("q") if isinstance(event, Answer)] == [
+        "".join(WORDS)
+    ]
 
 
 def test_a_device_without_memory_is_told_in_a_sentence() -> None:
@@ -148,7 +152,9 @@ def test_a_device_without_memory_is_told_in_a_sentence() -> None:
     assert engine.run(lambda: 7) == 7
 
 
-def test_streams_that_wait_together_share_a_pass(tiny: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_that_wait_together_share_a_pass(
+    tiny: Qwen3VL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine(tiny, None, Config().overridden({"memory": {"chunk_frames": 4}}))
     clips = [noise_frames(12, seed=seed) for seed in range(3)]
     alone = []
@@ -167,7 +173,10 @@ def test_streams_that_wait_together_share_a_pass(tiny: Qwen3VL, monkeypatch: pyt
     monkeypatch.setattr(tiny, "prefill_batch", counted)
     sessions = [engine.open() for _ in clips]
     release, blocker = hold(engine)
-    watchers = [in_thread(partial(list, session.watch(clip))) for session, clip in zip(sessions, clips, strict=True)]
+    watchers = [
+        in_thread(partial(list, session.watch(clip)))
+        for session, clip in zip(sessions, clips, strict=True)
+    ]
     wait_until(lambda: len(engine.scheduler._prefills) == 3)
     release.set()
     for thread in (blocker, *watchers):
@@ -178,8 +187,12 @@ def test_streams_that_wait_together_share_a_pass(tiny: Qwen3VL, monkeypatch: pyt
             assert float((one.keys - other.keys).abs().max()) < 1e-5
 
 
-def test_questions_wait_where_their_contexts_have_no_room_and_are_answered_all_the_same(tiny: Qwen3VL) -> None:
-    narrow = Config().overridden({"answer": {"context_bytes": 0, "max_new_tokens": 6}, "memory": {"chunk_frames": 4}})
+def test_questions_wait_where_their_contexts_have_no_room_and_are_answered_all_the_same(
+    tiny: Qwen3VL,
+) -> None:
+    narrow = Config().overridden(
+        {"answer": {"context_bytes": 0, "max_new_tokens": 6}, "memory": {"chunk_frames": 4}}
+    )
     wide = narrow.overridden({"answer": {"context_bytes": 1 << 30}})
     texts: list[list[str]] = []
     most: list[int] = []
@@ -250,7 +263,9 @@ def hold(engine: Engine) -> tuple[threading.Event, threading.Thread]:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_dies_leaves_nobody_waiting_and_another_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_leaves_nobody_waiting_and_another_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = Engine(GatedModel(), None)
     session = engine.open()
     list(session.watch(noise_frames(2, 2, 2)))
@@ -266,13 +281,19 @@ def test_a_worker_that_dies_leaves_nobody_waiting_and_another_takes_its_place(mo
     askers = [in_thread(ask) for _ in range(2)]
     wait_until(lambda: engine.scheduler.num_queries == 2)
     with monkeypatch.context() as broken:
-        broken.setattr(engine, "_drop_abandoned", lambda: (_ for _ in ()).throw(RuntimeError("our own mistake")))
+        broken.setattr(
+            engine,
+            "_drop_abandoned",
+            lambda: (_ for _ in ()).throw(RuntimeError("our own mistake")),
+        )
         release.set()
         for thread in (blocker, *askers):
             thread.join(60)
             assert not thread.is_alive()
     assert [str(error) for error in errors] == ["our own mistake"] * 2
-    assert [event.text for event in session.ask("q") if isinstance(event, Answer)] == ["".join(WORDS)]
+    assert [event.text for event in session.ask("q") if isinstance(event, Answer)] == [
+        "".join(WORDS)
+    ]
 
 
 def watch_and_ask(session: Session) -> None:
@@ -293,12 +314,22 @@ def in_thread(work: Callable[[], object]) -> threading.Thread:
 # Settings and profiles.
 
 
-def test_settings_are_the_defaults_then_the_checkpoints_then_the_users(recommends: Callable[[str], str]) -> None:
+def test_settings_are_the_defaults_then_the_checkpoints_then_the_users(
+    recommends: Callable[[str], str],
+) -> None:
     model = recommends(
-        json.dumps({"memory": {"chunk_frames": 8, "window_chunks": 3}, "answer": {"max_new_tokens": 64}})
+        json.dumps(
+            {"memory": {"chunk_frames": 8, "window_chunks": 3}, "answer": {"max_new_tokens": 64}}
+        )
     )
-    config = load_engine(model, "cpu", settings={"memory": {"chunk_frames": 4}, "read": {"fps": 1}}).config
-    assert (config.memory.chunk_frames, config.memory.window_chunks, config.answer.max_new_tokens) == (4, 3, 64)
+    config = load_engine(
+        model, "cpu", settings={"memory": {"chunk_frames": 4}, "read": {"fps": 1}}
+    ).config
+    assert (
+        config.memory.chunk_frames,
+        config.memory.window_chunks,
+        config.answer.max_new_tokens,
+    ) == (4, 3, 64)
     assert (config.read.fps, config.memory.recall_chunks) == (1, 6)
 
 
@@ -381,5 +412,7 @@ assert began.wait(60)
 
 
 def test_a_process_that_ends_in_the_middle_of_a_step_ends_well(repository: Path) -> None:
-    ran = subprocess.run([sys.executable, "-c", AT_THE_END], cwd=repository, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], cwd=repository, capture_output=True, text=True
+    )
     assert (ran.returncode, ran.stderr) == (0, "")

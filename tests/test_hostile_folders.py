@@ -372,7 +372,7 @@ SCHEMAS = {
     "a table less": ["DROP TABLE turns"],
     "a column more": ["ALTER TABLE turns ADD COLUMN more"],
     "another program's": [*(f"DROP TABLE {name}" for name in ROWS), "CREATE TABLE bookmarks (url)"],
-}  # fmt: skip
+}
 
 
 def change(folder: Path, *commands: str) -> None:
@@ -429,9 +429,20 @@ def test_an_older_format_is_told(folder: Path, model: str, clip: Path) -> None:
 
 FACTS: dict[str, list[str | bytes | None]] = {
     "format": [None, "3"],
-    "settings": [None, "5", "[1]", "{", "[" * 100_000, '{"a":' * 100_000, '{"memory": 5}',
-                 '{"read": {"fps": NaN}}', '{"read": {"fps": 1e999}}', '{"no": {}}', b"{}",
-                 '{"memory": {"chunk_frames": %s}}' % ("9" * 400)],
+    "settings": [
+        None,
+        "5",
+        "[1]",
+        "{",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"memory": 5}',
+        '{"read": {"fps": NaN}}',
+        '{"read": {"fps": 1e999}}',
+        '{"no": {}}',
+        b"{}",
+        '{"memory": {"chunk_frames": %s}}' % ("9" * 400),
+    ],
     "kv_bits": [None, "7", "", "x" * 1000],
     "model_id": [None],
     "dtype": [None, "tensor", "load", ""],
@@ -441,7 +452,7 @@ FACTS: dict[str, list[str | bytes | None]] = {
     "seen seconds": ["inf", "nan", "-1", "x"],
     "still since": ["5", "[]", '["a", 1, 2]', "[1, 1, NaN]", "[2, -1, 0.0]", "[" * 100_000],
     "first dense": ["-3", "x", "1.5"],
-}  # fmt: skip
+}
 
 
 def set_fact(folder: Path, name: str, value: str | bytes | None) -> None:
@@ -474,8 +485,19 @@ def fact_of(folder: Path, name: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-COLUMNS = ("number", "start_seconds", "stop_seconds", "num_frames", "watch_seconds", "extent",
-           "thumb_bytes", "group_starts", "places", "positions", "visual")  # fmt: skip
+COLUMNS = (
+    "number",
+    "start_seconds",
+    "stop_seconds",
+    "num_frames",
+    "watch_seconds",
+    "extent",
+    "thumb_bytes",
+    "group_starts",
+    "places",
+    "positions",
+    "visual",
+)
 
 
 def places_with(change_place: Callable[[NDArray[np.int64]], None]) -> Callable[[bytes], bytes]:
@@ -502,14 +524,23 @@ RECORDS: dict[str, list[Any]] = {
     "extent": [None, "text", -1, 0, 1 << 40, 1.5],
     "thumb_bytes": [None, "text", -5],
     "group_starts": [None, b"123", np.array([math.nan]).tobytes()],
-    "places": [None, b"", b"12345678", lambda blob: blob[:-8], lambda blob: blob + blob,
-               places_with(put(0, 2, -5)), places_with(put(0, 2, 1 << 60)),
-               places_with(put(0, 2, 6 << 30)), places_with(put(1, 2, 6 << 30)),
-               places_with(put(2, 2, 6 << 30)), places_with(put(0, 0, -1)),
-               places_with(put(0, 1, -1))],
+    "places": [
+        None,
+        b"",
+        b"12345678",
+        lambda blob: blob[:-8],
+        lambda blob: blob + blob,
+        places_with(put(0, 2, -5)),
+        places_with(put(0, 2, 1 << 60)),
+        places_with(put(0, 2, 6 << 30)),
+        places_with(put(1, 2, 6 << 30)),
+        places_with(put(2, 2, 6 << 30)),
+        places_with(put(0, 0, -1)),
+        places_with(put(0, 1, -1)),
+    ],
     "positions": [None, b"", b"1234", lambda blob: blob[:-12], lambda blob: b"\xff" * len(blob)],
     "visual": [None, b"", lambda blob: blob + b"\1"],
-}  # fmt: skip
+}
 
 
 def change_record(folder: Path, column: str, value: Any) -> None:

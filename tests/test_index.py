@@ -1,4 +1,6 @@
-"""The index of the retrieval heads' keys: flat it equals plain torch, in lists it finds what flat finds."""
+"""The index of the retrieval heads' keys: flat it equals plain torch, in lists it finds what flat
+finds.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def history(num_chunks: int, seed: int = 0) -> list[Tensor]:
-    """Keys [heads, n, dim] per chunk, n from 0 to 30, around centres that all keys share, as those of a model are."""
+    """Keys [heads, n, dim] per chunk, n from 0 to 30, around centres that all keys share, as those
+    of a model are.
+    """
     generator = torch.Generator().manual_seed(seed)
     sizes = [(7 * chunk) % 31 for chunk in range(num_chunks)]
     return [_around_centres(size, generator) for size in sizes]
@@ -43,7 +47,9 @@ def _around_centres(count: int, generator: torch.Generator) -> Tensor:
     return CENTRES[:, picked] + SPREAD * torch.randn(HEADS, count, DIM, generator=generator)
 
 
-def build(chunks: list[Tensor], segment_tokens: int, dtype: torch.dtype = torch.float32) -> HeadIndex:
+def build(
+    chunks: list[Tensor], segment_tokens: int, dtype: torch.dtype = torch.float32
+) -> HeadIndex:
     index = HeadIndex(HEADS, DIM, dtype, segment_tokens)
     for number, keys in enumerate(chunks):
         index.add(number, keys)
@@ -52,20 +58,26 @@ def build(chunks: list[Tensor], segment_tokens: int, dtype: torch.dtype = torch.
 
 def plain_maxsim(chunks: list[Tensor], query: Tensor) -> Tensor:
     columns = [
-        (query @ keys.transpose(1, 2)).amax(dim=(1, 2)) if keys.shape[1] else torch.full((HEADS,), -torch.inf)
+        (query @ keys.transpose(1, 2)).amax(dim=(1, 2))
+        if keys.shape[1]
+        else torch.full((HEADS,), -torch.inf)
         for keys in chunks
     ]
     return torch.stack(columns, dim=1)
 
 
 def share_found(limit: int = 4, seeds: range = range(10)) -> float:
-    """Which share of the truly best chunks of each head has its true score, and nothing stands before them."""
+    """Which share of the truly best chunks of each head has its true score, and nothing stands
+    before them.
+    """
     found = 0
     for seed in seeds:
         chunks, query = history(300, seed), queries(1, seed + 100)
         scores, plain = build(chunks, SEGMENT).search(query, limit), plain_maxsim(chunks, query)
         best = plain.topk(limit).indices
-        found += int(torch.isclose(scores.gather(1, best), plain.gather(1, best), atol=1e-5, rtol=0).sum())
+        found += int(
+            torch.isclose(scores.gather(1, best), plain.gather(1, best), atol=1e-5, rtol=0).sum()
+        )
     return found / (HEADS * limit * len(seeds))
 
 
@@ -79,7 +91,11 @@ def test_a_missing_token_or_a_swapped_head_would_be_noticed() -> None:
     chunks = history(40)
     found = build(chunks, FLAT).search(queries(), limit=4)
     best_token = int((queries()[0] @ chunks[9][0].T).amax(dim=0).argmax())
-    cut = [*chunks[:9], torch.cat([chunks[9][:, :best_token], chunks[9][:, best_token + 1 :]], dim=1), *chunks[10:]]
+    cut = [
+        *chunks[:9],
+        torch.cat([chunks[9][:, :best_token], chunks[9][:, best_token + 1 :]], dim=1),
+        *chunks[10:],
+    ]
     assert (found - plain_maxsim(cut, queries())).abs().nan_to_num().max() > 1e-3
     assert (found - plain_maxsim(chunks, queries().flip(0))).abs().nan_to_num().max() > 1e-3
 
@@ -101,14 +117,18 @@ def test_what_is_found_has_its_true_score_and_stands_before_the_rest(limit: int)
     rest = ~true & (plain > -torch.inf).all(0)
     assert limit <= true.sum() < 300 and rest.any()
     least = torch.where(true & plain.isfinite().all(0), plain, torch.inf).amin(1, keepdim=True)
-    torch.testing.assert_close(scores[:, rest], least.expand(-1, int(rest.sum())), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        scores[:, rest], least.expand(-1, int(rest.sum())), atol=1e-5, rtol=0
+    )
 
 
 def test_chunks_asked_for_have_their_true_scores_as_well() -> None:
     chunks, query = history(300), queries()
     index, plain = build(chunks, SEGMENT), plain_maxsim(chunks, query)
     also = range(20, 60)
-    torch.testing.assert_close(index.search(query, 1, also)[:, also], plain[:, also], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        index.search(query, 1, also)[:, also], plain[:, also], atol=1e-5, rtol=0
+    )
     assert (index.search(query, 1)[:, also] - plain[:, also]).abs().nan_to_num().max() > 1e-3
 
 
@@ -121,13 +141,19 @@ def test_one_chunk_that_holds_all_the_best_tokens_does_not_hide_the_others() -> 
     torch.testing.assert_close(found.gather(1, best), plain.gather(1, best), atol=1e-4, rtol=0)
 
 
-def test_lists_begin_with_the_first_token_too_many_and_newer_chunks_are_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_begin_with_the_first_token_too_many_and_newer_chunks_are_flat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(index_module, "SPARE", 1)
-    chunks = list(torch.split(_around_centres(8 * 100, torch.Generator().manual_seed(5)), 100, dim=1))
+    chunks = list(
+        torch.split(_around_centres(8 * 100, torch.Generator().manual_seed(5)), 100, dim=1)
+    )
     index, in_lists = HeadIndex(HEADS, DIM, segment_tokens=500), []
     for number, keys in enumerate(chunks):
         index.add(number, keys)
-        in_lists.append((index.host_bytes - index.num_tokens * HEADS * DIM * 4) // (HEADS * (DIM + 8)))
+        in_lists.append(
+            (index.host_bytes - index.num_tokens * HEADS * DIM * 4) // (HEADS * (DIM + 8))
+        )
     assert in_lists == [0, 0, 0, 0, 0, 600, 600, 600]
     scores, plain = index.search(queries(1), 1), plain_maxsim(chunks, queries(1))
     torch.testing.assert_close(scores[:, 6:], plain[:, 6:], atol=1e-5, rtol=0)
@@ -136,10 +162,14 @@ def test_lists_begin_with_the_first_token_too_many_and_newer_chunks_are_flat(mon
 
 def test_an_index_filled_anew_finds_the_same() -> None:
     chunks = history(300)
-    assert torch.equal(build(chunks, SEGMENT).search(queries(), 4), build(chunks, SEGMENT).search(queries(), 4))
+    assert torch.equal(
+        build(chunks, SEGMENT).search(queries(), 4), build(chunks, SEGMENT).search(queries(), 4)
+    )
 
 
-def test_lists_are_learnt_once_for_each_segment_from_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_learnt_once_for_each_segment_from_a_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(index_module, "LEARNT_STEP", 4)
     monkeypatch.setattr(index_module, "LIST_TOKENS", 4 * 42)
     learnt: list[int] = []
@@ -152,14 +182,18 @@ def test_lists_are_learnt_once_for_each_segment_from_a_part_of_it(monkeypatch: p
     monkeypatch.setattr(faiss.IndexIVF, "train", counted)
     chunks = history(300)
     assert build(chunks, SEGMENT).num_tokens > 2 * SEGMENT
-    assert len(learnt) == 2 * HEADS and all(SEGMENT // 4 <= count <= SEGMENT // 4 + 8 for count in learnt)
+    assert len(learnt) == 2 * HEADS and all(
+        SEGMENT // 4 <= count <= SEGMENT // 4 + 8 for count in learnt
+    )
 
 
 def test_half_precision_keys_are_kept_as_they_are_in_half_the_bytes() -> None:
     chunks = [keys.bfloat16() for keys in history(20)]
     index = build(chunks, FLAT, torch.bfloat16)
     plain = plain_maxsim([keys.float() for keys in chunks], queries().bfloat16().float())
-    torch.testing.assert_close(index.search(queries().bfloat16(), limit=4), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        index.search(queries().bfloat16(), limit=4), plain, atol=1e-5, rtol=0
+    )
     assert index.host_bytes == sum(keys.nbytes for keys in chunks)
 
 
@@ -175,9 +209,16 @@ def test_chunks_without_tokens_are_never_found() -> None:
 
 def test_the_bytes_are_those_of_the_keys_and_of_the_lists() -> None:
     index = build(history(300), SEGMENT)
-    assert (index.num_chunks, index.num_tokens) == (300, sum(keys.shape[1] for keys in history(300)))
+    assert (index.num_chunks, index.num_tokens) == (
+        300,
+        sum(keys.shape[1] for keys in history(300)),
+    )
     true_bytes = index.num_tokens * HEADS * DIM * 4
-    on_host = [faiss.index_gpu_to_cpu(i) if index.device_bytes else i for s in index._segments for i in s.indexes]
+    on_host = [
+        faiss.index_gpu_to_cpu(i) if index.device_bytes else i
+        for s in index._segments
+        for i in s.indexes
+    ]
     list_bytes = sum(faiss.serialize_index(lists).nbytes for lists in on_host)
     assert list_bytes == pytest.approx(index.host_bytes + index.device_bytes - true_bytes, rel=0.2)
 
@@ -247,7 +288,9 @@ def test_in_lists_the_best_of_what_is_left_is_found(first: int) -> None:
 
 
 def lookalikes() -> tuple[list[Tensor], Tensor]:
-    """400 chunks: the first 240 all match the query better than chunk 250 does, which matches better than the rest."""
+    """400 chunks: the first 240 all match the query better than chunk 250 does, which matches
+    better than the rest.
+    """
     chunks, query = history(400), queries(1)
     for number in range(240):
         chunks[number] = torch.cat([chunks[number], (3 + 0.01 * number) * query], 1)
@@ -260,8 +303,12 @@ def test_lookalikes_that_are_gone_do_not_hide_what_is_there() -> None:
     index = HeadIndex(HEADS, DIM, segment_tokens=SEGMENT)
     for number, keys in enumerate(chunks):
         index.add(number, keys)
-    assert any(segment.first_chunk < 240 < segment.stop for segment in index._segments), "one becomes partly gone"
-    assert int(index.search(query, 2).argmax(1).max()) < 240, "they do hide it as long as they are there"
+    assert any(segment.first_chunk < 240 < segment.stop for segment in index._segments), (
+        "one becomes partly gone"
+    )
+    assert int(index.search(query, 2).argmax(1).max()) < 240, (
+        "they do hide it as long as they are there"
+    )
     index.evict_before(240)
     assert index.search(query, 2).argmax(1).tolist() == [10, 10]
 
@@ -277,7 +324,12 @@ def test_what_is_gone_gives_its_bytes_back() -> None:
     assert max(sizes[2000:]) <= 1.02 * max(sizes[500:1000]), "it does not grow"
     assert len(index._segments) <= 5 and index.num_tokens < 4000
     index.evict_before(3000)
-    assert (index.host_bytes, index.num_tokens, len(index._segments), len(index._blocks)) == (0, 0, 0, 0)
+    assert (index.host_bytes, index.num_tokens, len(index._segments), len(index._blocks)) == (
+        0,
+        0,
+        0,
+        0,
+    )
     index.add(3000, chunks[7])
     assert index.search(queries(), 1).shape == (HEADS, 1)
 
@@ -293,4 +345,6 @@ def test_the_newest_chunk_can_be_taken_back() -> None:
     assert torch.equal(index.search(queries(), 4), same.search(queries(), 4))
     assert index.host_bytes == same.host_bytes
     index.add(40, chunks[40])
-    torch.testing.assert_close(index.search(queries(), 4), plain_maxsim(chunks[:41], queries()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        index.search(queries(), 4), plain_maxsim(chunks[:41], queries()), atol=1e-5, rtol=0
+    )

@@ -1,4 +1,6 @@
-"""Sessions in a folder: they go on as if they had never stopped, answer as before, and are asked while watching."""
+"""Sessions in a folder: they go on as if they had never stopped, answer as before, and are asked
+while watching.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from errors import LonglookError
+from errors import LonglookError, Notice
+from frames import next_tick_seconds
 from memory.disk_tier import SessionError
 from memory.retrieval_index import HeadIndex
 from models.calibration import RetrievalHead
 from streaming.engine import Engine
-from streaming.events import Answer, Notice
-from streaming.file_source import EmptyStretchError, FileSource
-from streaming.frames import next_tick_seconds
+from streaming.events import Answer
 from streaming.session import Session
+from streaming.sources.file import EmptyStretchError, FileSource
 from tests.clips import write_clip
 from tests.conftest import REPOSITORY
 from tests.tiny import noise_frames
@@ -55,7 +57,11 @@ def differing(one: Session, other: Session) -> list[int]:
     """Numbers of the chunks that are not the same, bit by bit."""
     numbers = range(other.memory.num_chunks)
     pairs = zip(one.memory.get(numbers), other.memory.get(numbers), strict=True)
-    return [a.index for a, b in pairs if not (torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values))]
+    return [
+        a.index
+        for a, b in pairs
+        if not (torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values))
+    ]
 
 
 @pytest.mark.parametrize(("carrier_tokens", "kv_bits"), [(0, 16), (100, 16), (0, 8), (100, 8)])
@@ -83,7 +89,9 @@ def test_a_session_that_was_closed_answers_and_goes_on_as_one_that_was_not(
     reopened.close()
 
 
-def test_an_answer_needs_no_host_memory_where_there_is_a_disk(checkpoint: Path, engine: Engine, tmp_path: Path) -> None:
+def test_an_answer_needs_no_host_memory_where_there_is_a_disk(
+    checkpoint: Path, engine: Engine, tmp_path: Path
+) -> None:
     whole = engine.open()
     watched(whole)
     small = tiny_engine(checkpoint, host_bytes=1000).open(tmp_path / "s")
@@ -105,7 +113,9 @@ def test_nothing_is_encoded_again_when_a_session_is_opened(
     again.close()
 
 
-def test_other_retrieval_heads_get_their_keys_from_what_is_stored(engine: Engine, tmp_path: Path) -> None:
+def test_other_retrieval_heads_get_their_keys_from_what_is_stored(
+    engine: Engine, tmp_path: Path
+) -> None:
     assert engine.profile is not None
     other = replace(engine.profile, heads=(RetrievalHead(1, 2, 0, 0.0, 1.0, 1.0, 1.0, 1.0),))
     session = engine.open(tmp_path / "s")
@@ -131,7 +141,10 @@ def test_lists_are_learnt_again_from_the_keys_that_are_stored(
     again, whole = engine.open(tmp_path / "s", read_only=True), engine.open()
     watched(whole)
     assert again.memory.index is not None and whole.memory.index is not None
-    assert again.memory.index.num_tokens > 64 and again.memory.index.host_bytes == whole.memory.index.host_bytes
+    assert (
+        again.memory.index.num_tokens > 64
+        and again.memory.index.host_bytes == whole.memory.index.host_bytes
+    )
     query = torch.randn(2, 3, engine.model.head_dim)
     assert torch.equal(again.memory.index.search(query, 1), whole.memory.index.search(query, 1))
     again.close()
@@ -169,7 +182,9 @@ def test_beyond_the_disk_budget_the_oldest_is_recalled_sparse_and_that_is_said(
 ) -> None:
     session = tiny_engine(checkpoint, disk_bytes=450_000, host_bytes=0).open(tmp_path / "s")
     notices = watched(session)
-    assert notices and all("is now remembered sparse, with fewer details" in text for text in notices)
+    assert notices and all(
+        "is now remembered sparse, with fewer details" in text for text in notices
+    )
     assert (session.stats.sparse_chunks > 0, session.stats.forgotten_chunks) == (True, 0)
     asked = answered(session, "What was at 0:00?")
     levels = {item.start_seconds: item.level for item in asked.evidence}
@@ -189,7 +204,10 @@ def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path)
     assert any("can't be recalled now" in text for text in notices)
     kept_from = 2.0 * session.stats.forgotten_chunks
     assert session.stats.forgotten_chunks > 0
-    assert min(item.start_seconds for item in answered(session, "What was at 0:00?").evidence) >= kept_from
+    assert (
+        min(item.start_seconds for item in answered(session, "What was at 0:00?").evidence)
+        >= kept_from
+    )
     session.close()
 
 
@@ -207,17 +225,34 @@ def test_a_session_that_has_forgotten_goes_on_with_its_numbers_and_counts_when_o
     first.close()
     again = engine.open(tmp_path / "s")
     again.memory.check_integrity()
-    counted = ("frames_read", "chunks", "tokens", "visual_tokens", "disk_bytes", "sparse_chunks", "forgotten_chunks")
-    assert [getattr(again.stats, name) for name in counted] == [getattr(first.stats, name) for name in counted]
+    counted = (
+        "frames_read",
+        "chunks",
+        "tokens",
+        "visual_tokens",
+        "disk_bytes",
+        "sparse_chunks",
+        "forgotten_chunks",
+    )
+    assert [getattr(again.stats, name) for name in counted] == [
+        getattr(first.stats, name) for name in counted
+    ]
     list(again.watch(frames[60:]))
-    assert again.memory.spans() == whole.memory.spans() and again.memory.first_chunk == whole.memory.first_chunk > 5
-    assert [getattr(again.stats, name) for name in counted] == [getattr(whole.stats, name) for name in counted]
+    assert (
+        again.memory.spans() == whole.memory.spans()
+        and again.memory.first_chunk == whole.memory.first_chunk > 5
+    )
+    assert [getattr(again.stats, name) for name in counted] == [
+        getattr(whole.stats, name) for name in counted
+    ]
     for question in (QUESTION, "What was at 0:02?", "What was at 0:36?"):
         asked, expected = answered(again, question), answered(whole, question)
         assert (asked.text, asked.evidence) == (expected.text, expected.evidence)
         oldest = again.memory.spans()[0][0]
         assert all(item.start_seconds >= oldest for item in asked.evidence)
-    assert not any(item.why == "named time" for item in answered(again, "What was at 0:02?").evidence)
+    assert not any(
+        item.why == "named time" for item in answered(again, "What was at 0:02?").evidence
+    )
     for session in (again, whole):
         session.close()
 
@@ -237,7 +272,9 @@ def test_watching_goes_on_where_the_chunks_that_would_be_carriers_are_forgotten(
     session.close()
 
 
-def test_a_disk_budget_that_is_too_small_ends_watching_with_a_sentence(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_disk_budget_that_is_too_small_ends_watching_with_a_sentence(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     session = tiny_engine(checkpoint, disk_bytes=80_000).open(tmp_path / "s")
     (notice,) = [event for event in session.watch(FRAMES) if isinstance(event, Notice)]
     assert "The disk budget of" in notice.text and "Watching ended there" in notice.text
@@ -246,9 +283,13 @@ def test_a_disk_budget_that_is_too_small_ends_watching_with_a_sentence(checkpoin
     session.close()
 
 
-def test_a_session_keeps_the_settings_it_began_with(checkpoint: Path, engine: Engine, tmp_path: Path) -> None:
+def test_a_session_keeps_the_settings_it_began_with(
+    checkpoint: Path, engine: Engine, tmp_path: Path
+) -> None:
     engine.open(tmp_path / "s").close()
-    other = Engine(engine.model, engine.profile, engine.config.overridden({"memory": {"chunk_frames": 9}}))
+    other = Engine(
+        engine.model, engine.profile, engine.config.overridden({"memory": {"chunk_frames": 9}})
+    )
     session = other.open(tmp_path / "s")
     assert session.config.memory.chunk_frames == 4
     session.close()
@@ -294,7 +335,9 @@ def test_a_file_read_in_two_goes_gives_the_frames_of_one(tmp_path: Path, fps: fl
     whole = [frame.pts_seconds for frame in FileSource(clip, fps).frames()]
     for count in (1, 5, len(whole) - 1):
         start = next_tick_seconds(whole[count - 1], fps)
-        assert [frame.pts_seconds for frame in FileSource(clip, fps, start).frames()] == whole[count:]
+        assert [frame.pts_seconds for frame in FileSource(clip, fps, start).frames()] == whole[
+            count:
+        ]
     with pytest.raises(EmptyStretchError):
         list(FileSource(clip, fps, next_tick_seconds(whole[-1], fps)).frames())
 
@@ -309,7 +352,12 @@ class CommandLine:
     def start(self, *words: str, model: bool = True) -> subprocess.Popen[str]:
         command = [sys.executable, "app.py", *words, *(self._model if model else [])]
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=REPOSITORY,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, *words: str, model: bool = True) -> tuple[int, str, str]:
@@ -323,13 +371,17 @@ def command_line(checkpoint: Path, tmp_path: Path) -> CommandLine:
     return CommandLine(checkpoint, tmp_path / "data")
 
 
-def test_the_command_line_watches_asks_lists_and_deletes(command_line: CommandLine, tmp_path: Path) -> None:
+def test_the_command_line_watches_asks_lists_and_deletes(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     clip = str(write_clip(tmp_path / "clip.mp4", 16))
     code, out, told = command_line.run(
         "watch", clip, "--session", "trip", "--json", "--chunk-frames", "4", "--kv-bits", "8"
     )
     assert (code, json.loads(out)["stats"]["chunks"]) == (0, 8), told
-    code, out, told = command_line.run("ask", "--session", "trip", "What?", "--json", "--max-tokens", "4")
+    code, out, told = command_line.run(
+        "ask", "--session", "trip", "What?", "--json", "--max-tokens", "4"
+    )
     assert (code, json.loads(out)["question"]) == (0, "What?"), told
     code, out, told = command_line.run("watch", clip, "--session", "trip")
     assert (code, "has been watched to its end before. To ask: " in told) == (0, True)
@@ -350,13 +402,19 @@ def test_a_session_is_asked_while_another_process_watches(
     folder = str(tmp_path / "trip")
     watching = engine.open(tmp_path / "trip")
     watched(watching, 0, 12)
-    code, out, told = command_line.run("ask", "--session", folder, "What?", "--json", "--max-tokens", "4")
+    code, out, told = command_line.run(
+        "ask", "--session", folder, "What?", "--json", "--max-tokens", "4"
+    )
     assert (code, json.loads(out)["stats"]["chunks"]) == (0, 3), told
     clip = str(write_clip(tmp_path / "clip.mp4", 4))
     code, _, told = command_line.run("watch", clip, "--session", folder)
     assert (code, "is being watched by another process" in told) == (2, True)
     _, out, _ = command_line.run("sessions", "info", folder, "--json", model=False)
-    assert [json.loads(out)[name] for name in ("being_watched", "questions", "chunks")] == [True, 1, 3]
+    assert [json.loads(out)[name] for name in ("being_watched", "questions", "chunks")] == [
+        True,
+        1,
+        3,
+    ]
     code, _, told = command_line.run("sessions", "delete", folder, "--yes", model=False)
     assert (code, "is being watched by another process" in told) == (2, True)
     assert watched(watching, 12) == []
@@ -364,12 +422,16 @@ def test_a_session_is_asked_while_another_process_watches(
     watching.close()
 
 
-def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(command_line: CommandLine, tmp_path: Path) -> None:
+def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
     clip = str(write_clip(tmp_path / "clip.mp4", 1200))
     folder = tmp_path / "trip"
     words = ("watch", clip, "--session", str(folder), "--chunk-frames", "8")
     watching = command_line.start(*words)
-    wait_until(lambda: watching.poll() is not None or (folder / "thumbs" / "00000003.jpg").exists(), 300)
+    wait_until(
+        lambda: watching.poll() is not None or (folder / "thumbs" / "00000003.jpg").exists(), 300
+    )
     watching.send_signal(signal.SIGINT)
     _, told = watching.communicate(timeout=300)
     assert (watching.returncode, "app.py watch" in told) == (130, True), told

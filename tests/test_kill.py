@@ -1,5 +1,5 @@
-"""kill -9 at any line of the store's code and at any moment: at most the chunk under way is lost, and all else is there
-bit by bit. LONGLOOK_KILLS=60 makes it longer."""
+"""kill -9 at any line of the store's code and at any moment: at most the chunk under way is lost,
+and all else is there bit by bit. LONGLOOK_KILLS=60 makes it longer."""
 
 from __future__ import annotations
 
@@ -41,11 +41,18 @@ class Victims:
         )
 
     def run(
-        self, folder: Path, budget_bytes: int, kv_bits: int, at_line: int = 0, after_seconds: float = 0.0
+        self,
+        folder: Path,
+        budget_bytes: int,
+        kv_bits: int,
+        at_line: int = 0,
+        after_seconds: float = 0.0,
     ) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         order = {"folder": str(folder), "budget_bytes": budget_bytes, "kv_bits": kv_bits}
-        self._process.stdin.write(json.dumps({**order, "at_line": at_line, "after_seconds": after_seconds}) + "\n")
+        self._process.stdin.write(
+            json.dumps({**order, "at_line": at_line, "after_seconds": after_seconds}) + "\n"
+        )
         self._process.stdin.flush()
         return dict(json.loads(self._process.stdout.readline()))
 
@@ -66,8 +73,8 @@ GONE = (None,) * 13  # a chunk's tuple where all of it has made room
 
 
 def content(folder: Path) -> Content:
-    """Every chunk of a folder as it can be read: record, index keys, picture, and its keys and values as they are kept,
-    None where they have made room."""
+    """Every chunk of a folder as it can be read: record, index keys, picture, and its keys and
+    values as they are kept, None where they have made room."""
     if not (folder / DATABASE).is_file():
         return []
     try:
@@ -83,7 +90,21 @@ def content(folder: Path) -> Content:
         picture = store.thumbnail(chunk.index).read_bytes()
         kv = tuple(kept_bytes(store, chunk.index, kept) for kept in KEPT)
         own_keys = keys[index - store.first_chunk]
-        found.append((index, start, stop, num_frames, extent, starts, positions, visual, own_keys, picture, *kv))
+        found.append(
+            (
+                index,
+                start,
+                stop,
+                num_frames,
+                extent,
+                starts,
+                positions,
+                visual,
+                own_keys,
+                picture,
+                *kv,
+            )
+        )
     store.close()
     return found
 
@@ -102,7 +123,9 @@ def first_difference(found: Content, expected: Content) -> int | None:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_killed_process_loses_at_most_the_chunk_under_way(victims: Victims, tmp_path: Path, how: str) -> None:
+def test_a_killed_process_loses_at_most_the_chunk_under_way(
+    victims: Victims, tmp_path: Path, how: str
+) -> None:
     (budget, bits), rng = HOW[how], np.random.default_rng(len(how))
     unkilled = victims.run(tmp_path / "unkilled", budget, bits)
     expected = content(tmp_path / "unkilled")
@@ -114,9 +137,13 @@ def test_a_killed_process_loses_at_most_the_chunk_under_way(victims: Victims, tm
         folder, told, killed = tmp_path / str(rounds), 0, True
         while killed:
             at_line = int(rng.integers(1, unkilled["lines"])) if kills % 3 else 0
-            ran = victims.run(folder, budget, bits, at_line, 0.0 if at_line else float(rng.uniform(0.02, 0.5)))
+            ran = victims.run(
+                folder, budget, bits, at_line, 0.0 if at_line else float(rng.uniform(0.02, 0.5))
+            )
             found, told, killed = content(folder), max(told, ran["told"]), ran["killed"]
-            assert told <= len(found) <= told + 1, f"{told} chunks were told of, {len(found)} are there"
+            assert told <= len(found) <= told + 1, (
+                f"{told} chunks were told of, {len(found)} are there"
+            )
             assert first_difference(found, expected) is None
             told = len(found)
             kills += killed
@@ -127,12 +154,20 @@ def test_a_killed_process_loses_at_most_the_chunk_under_way(victims: Victims, tm
 
 def files(folder: Path) -> dict[str, bytes]:
     """All files of keys and values and all pictures, byte by byte."""
-    return {path.name: path.read_bytes() for pattern in ("kv-*.bin", "thumbs/*") for path in folder.glob(pattern)}
+    return {
+        path.name: path.read_bytes()
+        for pattern in ("kv-*.bin", "thumbs/*")
+        for path in folder.glob(pattern)
+    }
 
 
 def test_a_chunk_that_differs_would_be_noticed(victims: Victims, tmp_path: Path) -> None:
     victims.run(tmp_path / "s", 1 << 40, 16)
     expected = content(tmp_path / "s")
-    torn = [*expected[:3], (*expected[3][:DENSE], expected[4][DENSE], *expected[3][DENSE + 1 :]), *expected[4:]]
+    torn = [
+        *expected[:3],
+        (*expected[3][:DENSE], expected[4][DENSE], *expected[3][DENSE + 1 :]),
+        *expected[4:],
+    ]
     assert first_difference(expected, expected) is None
     assert first_difference(torn, expected) == 3

@@ -9,23 +9,28 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Leaves import nothing of ours. Everything else: what a part may import, longest matching prefix of the importer first.
-LEAVES = ("config", "errors", "streaming.frames", "streaming.events", "memory.chunk")
+# Leaves import nothing of ours. Everything else: what a part may import, longest matching prefix of
+# the importer first.
+LEAVES = ("errors", "frames", "memory.chunk")
+BELOW_SESSIONS = ("config", "errors", "frames", "keyframes", "memory", "models")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LEAVES, ()),
     "config": ("errors",),
-    "streaming": (*LEAVES[:4], "streaming"),
-    "keyframes": ("config", "errors", "streaming.frames", "keyframes"),
-    "memory": ("config", "errors", "streaming.frames", "streaming.events", "memory"),
-    "models": ("config", "errors", "streaming.frames", "memory", "keyframes", "models"),
-    "streaming.session": ("config", "errors", "streaming", "memory", "keyframes", "models"),
-    "streaming.ingest": ("config", "errors", "streaming", "memory", "keyframes", "models"),
-    "streaming.engine": ("config", "errors", "streaming", "memory", "keyframes", "models"),
-    "streaming.captioner": ("config", "streaming"),
-    "ui": ("config", "errors", "streaming", "ui"),
+    "keyframes": ("config", "errors", "frames", "keyframes"),
+    "memory": ("config", "errors", "frames", "memory"),
+    "models": BELOW_SESSIONS,
+    "streaming": ("config", "errors", "frames", "streaming"),
+    "streaming.events": ("errors",),
+    "streaming.sources": ("errors", "frames", "streaming.sources"),
+    "streaming.time_query": ("errors", "streaming.time_query"),
+    "streaming.ingest": (*BELOW_SESSIONS, "streaming"),
+    "streaming.session": (*BELOW_SESSIONS, "streaming"),
+    "streaming.engine": (*BELOW_SESSIONS, "streaming"),
+    "ui": ("config", "errors", "frames", "streaming", "ui"),
     "ui.cli": (
         "config",
         "errors",
+        "frames",
         "streaming",
         "memory.session_names",
         "memory.folders",
@@ -36,23 +41,45 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "ui",
     ),
     "app": ("ui",),
-    "training": ("config", "errors", "streaming.frames", "memory", "keyframes", "models", "training"),
-    "bench": ("config", "errors", "streaming", "memory", "keyframes", "models", "training", "bench"),
+    "training": (*BELOW_SESSIONS, "streaming", "training"),
+    "bench": (*BELOW_SESSIONS, "streaming", "training", "bench"),
     "__main__": ("app",),
 }
-OURS = ("config", "errors", "streaming", "memory", "keyframes", "models", "ui", "app", "bench", "training", "tests")
-UPWARD = ("streaming.session", "streaming.engine", "streaming.captioner")  # only these and what lies above see them
+OURS = (
+    "config",
+    "errors",
+    "frames",
+    "streaming",
+    "memory",
+    "keyframes",
+    "models",
+    "ui",
+    "app",
+    "bench",
+    "training",
+    "tests",
+)
+# only these and what lies above see them
+UPWARD = ("streaming.session", "streaming.engine")
 SEES_SESSIONS = (*UPWARD, "ui", "app", "bench")
 
 # Module or name of another project: the only places that may touch it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "faiss": ("memory.retrieval_index",),
-    "decord": ("streaming.moments",),
+    "decord": ("streaming.sources.moments",),
     "gradio": ("ui.demo",),
     "scenedetect": ("bench.keyframes",),
     "cv2": ("bench.keyframes", "training.painters"),
     "av": ("streaming", "training", "app", "bench"),
-    "torch": ("streaming.session", "streaming.engine", "memory", "keyframes", "models", "training", "bench"),
+    "torch": (
+        "streaming.session",
+        "streaming.engine",
+        "memory",
+        "keyframes",
+        "models",
+        "training",
+        "bench",
+    ),
     "transformers": ("models", "training"),
     "transformers.cache_utils": ("models.decoder",),
     "transformers.modeling_utils": ("models.decoder",),
@@ -88,14 +115,22 @@ def module_of(path: Path, root: Path) -> str:
 
 
 def imports_of(source: str, importer: str) -> Iterator[Import]:
-    """Every module and imported name, wherever in the file the import stands; `import_module("x")` counts too."""
+    """Every module and imported name, wherever in the file the import stands; `import_module("x")`
+    counts too.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (Import(importer, alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            yield from (Import(importer, f"{base}.{alias.name}", node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "transformers":
+            yield from (
+                Import(importer, f"{base}.{alias.name}", node.lineno) for alias in node.names
+            )
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "transformers"
+        ):
             yield Import(importer, f"transformers.{node.attr}", node.lineno)
         elif isinstance(node, ast.Call) and is_dynamic_import(node):
             argument = node.args[0]
@@ -115,7 +150,9 @@ def complaint(found: Import) -> str | None:
     if any(is_inside(found.target, name) for name in OURS):
         return complaint_inside(found)
     for name, places in ONLY_IN.items():
-        if is_inside(found.target, name) and not any(is_inside(found.importer, place) for place in places):
+        if is_inside(found.target, name) and not any(
+            is_inside(found.importer, place) for place in places
+        ):
             return f"{found}: only {', '.join(places)} may"
     return None
 
@@ -125,7 +162,9 @@ def complaint_inside(found: Import) -> str | None:
         if not any(is_inside(found.importer, name) for name in SEES_SESSIONS):
             return f"{found}: sessions are seen from above only"
         return None
-    rule = max((name for name in MAY_IMPORT if is_inside(found.importer, name)), key=len, default=None)
+    rule = max(
+        (name for name in MAY_IMPORT if is_inside(found.importer, name)), key=len, default=None
+    )
     if rule is None:
         return f"{found}: {found.importer} has no place in the layers yet"
     if not any(is_inside(found.target, name) for name in MAY_IMPORT[rule]):
@@ -146,21 +185,23 @@ def complaints(source: str, importer: str) -> list[str]:
 def test_every_import_keeps_to_the_layers() -> None:
     files = source_files()
     assert len(files) > 10, "the search for source files found too little to mean anything"
-    found = [text for path in files for text in complaints(path.read_text(), module_of(path, REPOSITORY))]
+    found = [
+        text for path in files for text in complaints(path.read_text(), module_of(path, REPOSITORY))
+    ]
     assert not found, "\n".join(found)
 
 
 def test_an_offending_file_is_caught() -> None:
     offences = {
-        "memory.kv_memory": "from models.base import VideoLLM",
+        "memory.kv_memory": "from models.video_llm import VideoLLM",
         "memory.chunk": "import config",
-        "config": "from streaming.frames import Frame",
+        "config": "from frames import Frame",
         "errors": "from config import Config",
         "keyframes.detector": "from memory.chunk import KVChunk",
         "models.decoder": "from streaming.session import Session",
-        "models.base": "from ui.render import clock",
+        "models.video_llm": "from ui.render import clock",
         "streaming.reader": "from streaming.engine import Engine",
-        "streaming.file_source": "def late():\n    from memory.kv_memory import KVMemory",
+        "streaming.sources.file": "def late():\n    from memory.kv_memory import KVMemory",
         "streaming.session": "import ui.demo",
         "ui.render": "from memory.chunk import KVChunk",
         "ui.demo": "import torch",
@@ -185,16 +226,27 @@ def test_an_offending_file_is_caught() -> None:
 
 def test_what_the_layers_allow_is_let_through() -> None:
     allowed = {
-        "memory.kv_memory": "import torch\nfrom config import MemoryConfig\nfrom memory.chunk import KVChunk",
+        "memory.kv_memory": (
+            "import torch\nfrom config import MemoryConfig\nfrom memory.chunk import KVChunk"
+        ),
         "memory.retrieval_index": "import faiss",
-        "models.decoder": "from transformers import AttentionInterface, DynamicCache\nfrom memory.chunk import KVChunk",
+        "models.decoder": (
+            "from transformers import AttentionInterface, DynamicCache\nfrom memory.chunk "
+            "import KVChunk"
+        ),
         "models.qwen3_vl": "from transformers import Qwen3VLForConditionalGeneration",
-        "streaming.session": "from memory.kv_memory import KVMemory\nfrom models.base import VideoLLM",
-        "streaming.moments": "import decord",
-        "ui.demo": "import gradio as gr\nfrom streaming.engine import Engine\nfrom ui.render import clock",
+        "streaming.session": (
+            "from memory.kv_memory import KVMemory\nfrom models.video_llm import VideoLLM"
+        ),
+        "streaming.sources.moments": "import decord",
+        "ui.demo": (
+            "import gradio as gr\nfrom streaming.engine import Engine\nfrom ui.render import clock"
+        ),
         "bench.asked": "from training.questions import ask",
         "app": "from ui.cli import commands",
-        "ui.cli.opening": "from streaming.engine import Engine\nfrom models.checkpoint import source_of",
+        "ui.cli.opening": (
+            "from streaming.engine import Engine\nfrom models.checkpoint import source_of"
+        ),
     }
     for importer, source in allowed.items():
         assert not complaints(source, importer), complaints(source, importer)

@@ -1,4 +1,6 @@
-"""The sparse level of a chunk, and taking some of its tokens: right for every grid and for whatever tokens are left."""
+"""The sparse level of a chunk, and taking some of its tokens: right for every grid and for whatever
+tokens are left.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ LAYERS, HEADS, DIM = 2, 2, 4
 
 def make_chunk(grids: list[tuple[int, int]], stamp: int = 3, seed: int = 0) -> KVChunk:
     """Groups as the family writes them: `stamp` text tokens, a grid, one text token."""
-    runs = [run for grid in grids for run in (text_layout(stamp), whole_grid(*grid), text_layout(1))]
+    runs = [
+        run for grid in grids for run in (text_layout(stamp), whole_grid(*grid), text_layout(1))
+    ]
     positions, extent = concat_positions(runs)
     marks = [[False] * stamp + [True] * (rows * columns) + [False] for rows, columns in grids]
     visual = torch.tensor([mark for group in marks for mark in group])
-    kv = torch.randn(2, LAYERS, HEADS, len(visual), DIM, generator=torch.Generator().manual_seed(seed))
+    kv = torch.randn(
+        2, LAYERS, HEADS, len(visual), DIM, generator=torch.Generator().manual_seed(seed)
+    )
     return KVChunk(kv[0], kv[1], PositionLayout(positions, extent), visual, 0.0, 4.0, 0)
 
 
@@ -36,14 +42,21 @@ def same(one: KVChunk, other: KVChunk) -> bool:
         (one.layout.positions, other.layout.positions),
         (one.visual, other.visual),
     ]
-    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs) and one.layout.extent == other.layout.extent
+    return (
+        all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+        and one.layout.extent == other.layout.extent
+    )
 
 
 def some(chunk: KVChunk, seed: int) -> KVChunk:
     """The chunk with a random half of its visual tokens pruned, at the places that they had."""
-    keep = ~chunk.visual | (torch.rand(chunk.num_tokens, generator=torch.Generator().manual_seed(seed)) < 0.5)
+    keep = ~chunk.visual | (
+        torch.rand(chunk.num_tokens, generator=torch.Generator().manual_seed(seed)) < 0.5
+    )
     layout = PositionLayout(chunk.layout.positions[:, keep], chunk.layout.extent)
-    return KVChunk(chunk.keys[:, :, keep], chunk.values[:, :, keep], layout, chunk.visual[keep], 0.0, 4.0, 0)
+    return KVChunk(
+        chunk.keys[:, :, keep], chunk.values[:, :, keep], layout, chunk.visual[keep], 0.0, 4.0, 0
+    )
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (4, 4), (3, 5), (6, 2)])
@@ -58,7 +71,10 @@ def test_selecting_everything_changes_nothing(grid: tuple[int, int]) -> None:
 def test_text_alone_stands_as_if_there_had_been_no_pictures() -> None:
     chunk = make_chunk([(4, 4), (3, 5)])
     text = chunk.select(~chunk.visual)
-    assert torch.equal(text.layout.positions, torch.arange(8).expand(3, -1)) and text.layout.extent == 8
+    assert (
+        torch.equal(text.layout.positions, torch.arange(8).expand(3, -1))
+        and text.layout.extent == 8
+    )
     assert torch.equal(text.keys, chunk.keys[:, :, ~chunk.visual])
     assert not text.visual.any()
 
@@ -71,17 +87,23 @@ def test_a_mask_of_another_length_is_refused() -> None:
 
 @pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 7)])
-def test_pooling_averages_the_tokens_of_each_cell_whichever_are_there(grid: tuple[int, int], pruned: bool) -> None:
+def test_pooling_averages_the_tokens_of_each_cell_whichever_are_there(
+    grid: tuple[int, int], pruned: bool
+) -> None:
     chunk = make_chunk([grid, grid])
     chunk = some(chunk, seed=1) if pruned else chunk
     members: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for token, (t, h, w) in enumerate(chunk.layout.positions.T.tolist()):
-        members[(t, (h - t) // 2, (w - t) // 2) if chunk.visual[token] else (-1 - token, 0, 0)].append(token)
+        members[
+            (t, (h - t) // 2, (w - t) // 2) if chunk.visual[token] else (-1 - token, 0, 0)
+        ].append(token)
     pooled = chunk.pooled()
     assert pooled.num_tokens == len(members) == len(cells(chunk.layout, chunk.visual)[1])
     for place, tokens in enumerate(members.values()):
         assert torch.allclose(pooled.keys[:, :, place], chunk.keys[:, :, tokens].mean(2), atol=1e-6)
-        assert torch.allclose(pooled.values[:, :, place], chunk.values[:, :, tokens].mean(2), atol=1e-6)
+        assert torch.allclose(
+            pooled.values[:, :, place], chunk.values[:, :, tokens].mean(2), atol=1e-6
+        )
         assert bool(pooled.visual[place]) == bool(chunk.visual[tokens[0]])
 
 
@@ -133,10 +155,22 @@ def test_text_is_untouched_by_pooling() -> None:
 def test_half_precision_is_averaged_in_full_precision() -> None:
     chunk = make_chunk([(4, 4)])
     large = KVChunk(
-        (1000 + chunk.keys).half(), chunk.values.half(), chunk.layout, chunk.visual, chunk.start_seconds, 4.0, 0
+        (1000 + chunk.keys).half(),
+        chunk.values.half(),
+        chunk.layout,
+        chunk.visual,
+        chunk.start_seconds,
+        4.0,
+        0,
     )
     wanted = KVChunk(
-        large.keys.float(), large.values.float(), chunk.layout, chunk.visual, chunk.start_seconds, 4.0, 0
+        large.keys.float(),
+        large.values.float(),
+        chunk.layout,
+        chunk.visual,
+        chunk.start_seconds,
+        4.0,
+        0,
     ).pooled()
     assert large.pooled().keys.dtype == torch.float16
     assert torch.equal(large.pooled().keys, wanted.keys.half())

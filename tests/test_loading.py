@@ -33,7 +33,12 @@ def sentence(error: pytest.ExceptionInfo[ModelError]) -> str:
 
 def test_a_folder_is_loaded_with_what_its_configuration_says(checkpoint: Path) -> None:
     model = load(checkpoint, device="cpu")
-    assert (model.num_layers, model.num_heads, model.num_kv_heads, model.frames_per_group) == (3, 4, 2, 2)
+    assert (model.num_layers, model.num_heads, model.num_kv_heads, model.frames_per_group) == (
+        3,
+        4,
+        2,
+        2,
+    )
     assert model.device == torch.device("cpu") and model.dtype == torch.float32
     assert load(str(checkpoint), dtype="bfloat16").dtype == torch.bfloat16
 
@@ -69,15 +74,21 @@ def test_a_missing_embedded_model_is_said(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "missing" in sentence(error)
 
 
-@pytest.mark.parametrize("name", ["no_such_model", "../nowhere/at/all", "a/b/c", "/etc/hostname", ""])
-def test_a_name_that_is_no_model_is_said(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["no_such_model", "../nowhere/at/all", "a/b/c", "/etc/hostname", ""]
+)
+def test_a_name_that_is_no_model_is_said(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError) as error:
         load(name)
     sentence(error)
 
 
-def test_a_hub_id_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_that_cannot_be_had_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError) as error:
@@ -141,7 +152,9 @@ def test_a_missing_tokenizer_is_said(copy: Path) -> None:
     sentence(error)
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("warp", "auto"), ("cpu", "int8"), ("cuda:99", "auto")])
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("warp", "auto"), ("cpu", "int8"), ("cuda:99", "auto")]
+)
 def test_a_device_or_dtype_that_is_none_is_said(checkpoint: Path, device: str, dtype: str) -> None:
     with pytest.raises(ModelError) as error:
         load(checkpoint, device=device, dtype=dtype)

@@ -1,4 +1,6 @@
-"""Attention mass, the fallback without retrieval heads: where the attention falls, within bounds."""
+"""Attention mass, the fallback without retrieval heads: where the attention falls, within
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,24 @@ LAYERS, KV_HEADS, GROUP, DIM = 2, 2, 3, 4
 
 
 def make_chunk(index: int, num_tokens: int = 6) -> KVChunk:
-    kv = torch.randn(2, LAYERS, KV_HEADS, num_tokens, DIM, generator=torch.Generator().manual_seed(index))
+    kv = torch.randn(
+        2, LAYERS, KV_HEADS, num_tokens, DIM, generator=torch.Generator().manual_seed(index)
+    )
     visual = torch.arange(num_tokens) > 1
     return KVChunk(kv[0], kv[1], text_layout(num_tokens), visual, float(index), float(index), index)
 
 
 def test_the_shares_are_those_of_one_softmax_over_all_visual_tokens() -> None:
     chunks = [make_chunk(index, 5 + index) for index in range(4)]
-    queries = torch.randn(LAYERS, KV_HEADS * GROUP, 3, DIM, generator=torch.Generator().manual_seed(9))
-    keys = torch.cat([chunk.keys[:, :, chunk.visual] for chunk in chunks], dim=2).repeat_interleave(GROUP, dim=1)
-    weights = torch.einsum("lhqd,lhnd->lhqn", queries, keys).div(DIM**0.5).softmax(-1).mean((0, 1, 2))
+    queries = torch.randn(
+        LAYERS, KV_HEADS * GROUP, 3, DIM, generator=torch.Generator().manual_seed(9)
+    )
+    keys = torch.cat([chunk.keys[:, :, chunk.visual] for chunk in chunks], dim=2).repeat_interleave(
+        GROUP, dim=1
+    )
+    weights = (
+        torch.einsum("lhqd,lhnd->lhqn", queries, keys).div(DIM**0.5).softmax(-1).mean((0, 1, 2))
+    )
     borders = [0, *accumulate(int(chunk.visual.sum()) for chunk in chunks)]
     wanted = [float(weights[start:stop].sum()) for start, stop in pairwise(borders)]
     assert attention_mass(queries, chunks) == pytest.approx(wanted, abs=1e-6)

@@ -10,9 +10,9 @@ import decord
 import numpy as np
 import pytest
 
-from streaming.file_source import FileSource, SourceError
-from streaming.frames import Frame
-from streaming.moments import BackendName, Moments
+from frames import Frame
+from streaming.sources.file import FileSource, SourceError
+from streaming.sources.moments import BackendName, Moments
 from tests.golden import ALL_CLIPS, TICK, Golden, GoldenSet, Recipe, make, read_paint, steady
 
 NOT_FOR_DECORD = {
@@ -33,7 +33,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:
 
 def moments_of(clip: Golden) -> list[float]:
     """Every picture in random order, and moments between, before and after them."""
-    times = [*clip.pts_seconds, *(second + 0.011 for second in clip.pts_seconds[::5]), -1.0, clip.pts_seconds[-1] + 9.0]
+    times = [
+        *clip.pts_seconds,
+        *(second + 0.011 for second in clip.pts_seconds[::5]),
+        -1.0,
+        clip.pts_seconds[-1] + 9.0,
+    ]
     random.Random(0).shuffle(times)
     return times
 
@@ -45,7 +50,9 @@ def difference(one: Frame, other: Frame) -> float:
 
 @pytest.mark.parametrize("backend", [None, "seek", "in order"])
 @pytest.mark.parametrize("name", ALL_CLIPS)
-def test_every_moment_shows_the_right_picture(clips: GoldenSet, name: str, backend: BackendName | None) -> None:
+def test_every_moment_shows_the_right_picture(
+    clips: GoldenSet, name: str, backend: BackendName | None
+) -> None:
     clip = clips[name]
     wanted = moments_of(clip)
     with Moments(clip.path, backend) as moments:

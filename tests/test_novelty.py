@@ -1,4 +1,6 @@
-"""What is new in a picture is found patch by patch; what cameras, codecs and lamps do to it is not new."""
+"""What is new in a picture is found patch by patch; what cameras, codecs and lamps do to it is not
+new.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,17 @@ def share(found: Tensor) -> float:
 
 def through_codec(pictures: list[Picture], path: Path) -> list[Picture]:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "38", "preset": "ultrafast", "g": "4"})
+        stream = container.add_stream(
+            "libx264", rate=25, options={"crf": "38", "preset": "ultrafast", "g": "4"}
+        )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)]
+        return [
+            frame.to_ndarray(format="rgb24").astype(np.uint8) for frame in container.decode(video=0)
+        ]
 
 
 def test_noise_flicker_and_drifting_light_are_not_new_but_an_object_under_them_is() -> None:
@@ -103,7 +109,10 @@ def test_a_bright_thing_in_a_plain_picture_does_not_make_the_rest_new() -> None:
 def test_most_of_a_page_may_change_without_making_its_white_rest_new() -> None:
     page = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     scrolled = page.copy()
-    page[: 5 * PATCH], scrolled[: 5 * PATCH] = view(place(5))[: 5 * PATCH], view(place(6))[: 5 * PATCH]
+    page[: 5 * PATCH], scrolled[: 5 * PATCH] = (
+        view(place(5))[: 5 * PATCH],
+        view(place(6))[: 5 * PATCH],
+    )
     found = compared(scrolled, page)
     assert float(found[:5].mean()) > 0.8
     assert share(found[5:]) == 0
@@ -135,7 +144,9 @@ def test_patches_as_a_tower_gets_them_say_what_the_picture_says(side: int) -> No
     rows, columns = GRID[0], GRID[1]
     size = (side * columns, side * rows)
     scenes = [view(place(15)), with_object(view(place(15))), view(place(16))]
-    pixels = torch.from_numpy(np.stack([np.asarray(Image.fromarray(scene).resize(size)) for scene in scenes]))
+    pixels = torch.from_numpy(
+        np.stack([np.asarray(Image.fromarray(scene).resize(size)) for scene in scenes])
+    )
     cut = pixels.reshape(-1, rows, side, columns, side, 3).permute(0, 1, 3, 5, 2, 4).flatten(1, 2)
     shuffled = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(0))
     patches = stats_of_samples(average_patches(cut[:, shuffled]), GRID)
@@ -147,7 +158,12 @@ def test_patches_as_a_tower_gets_them_say_what_the_picture_says(side: int) -> No
 
 
 def test_a_batch_says_what_its_pictures_say_one_by_one_whatever_their_size() -> None:
-    scenes = [view(place(11)), view(place(12)), view(place(11))[:100, :200], view(place(11), right=9)]
+    scenes = [
+        view(place(11)),
+        view(place(12)),
+        view(place(11))[:100, :200],
+        view(place(11), right=9),
+    ]
     pictures = downsample(scenes, GRID)
     assert pictures.shape == (4, 3, GRID[0] * SAMPLES, GRID[1] * SAMPLES)
     for picture, scene in zip(pictures, scenes, strict=True):
@@ -176,7 +192,9 @@ def test_a_run_is_compared_neighbour_with_neighbour() -> None:
     assert torch.equal(motion_residual(pictures), torch.cat(pairs))
 
 
-@pytest.mark.parametrize(("low", "high", "least", "most"), [(0.1, 0.8, 0.15, 0.8), (0.0, 0.02, 0.1, 0.1)])
+@pytest.mark.parametrize(
+    ("low", "high", "least", "most"), [(0.1, 0.8, 0.15, 0.8), (0.0, 0.02, 0.1, 0.1)]
+)
 def test_otsu_finds_the_border_between_two_heaps_within_bounds(
     low: float, high: float, least: float, most: float
 ) -> None:

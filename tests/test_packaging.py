@@ -33,7 +33,9 @@ def tree_names() -> list[str]:
     if listed.returncode:
         pytest.skip("not a git checkout: what belongs into the wheel is unknown")
     names = sorted(set(filter(None, listed.stdout.split("\0"))))
-    return [name for name in names if not name.startswith("tests/") and (REPOSITORY / name).is_file()]
+    return [
+        name for name in names if not name.startswith("tests/") and (REPOSITORY / name).is_file()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,21 @@ def wheel(tree_names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name in tree_names:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes((REPOSITORY / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(tree)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(tree),
+    ]
     built = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
-    if built.returncode and re.search("connection|network|No matching distribution", built.stderr, re.I):
+    if built.returncode and re.search(
+        "connection|network|No matching distribution", built.stderr, re.I
+    ):
         pytest.skip(f"no build tools to be had: {built.stderr.strip().splitlines()[-1]}")
     assert built.returncode == 0, built.stderr
     (wheel,) = folder.glob("*.whl")
@@ -73,10 +87,18 @@ def test_every_folder_with_code_is_in_the_packages_list(project: dict[str, Any])
 
 def test_everything_asked_for_is_pinned_exactly(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"].values()
-    asked = requirement_names(project["project"]["dependencies"] + [line for extra in extras for line in extra])
-    lines = [line for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    asked = requirement_names(
+        project["project"]["dependencies"] + [line for extra in extras for line in extra]
+    )
+    lines = [
+        line
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", line) for line in lines)
-    assert asked <= requirement_names(lines), f"not pinned: {sorted(asked - requirement_names(lines))}"
+    assert asked <= requirement_names(lines), (
+        f"not pinned: {sorted(asked - requirement_names(lines))}"
+    )
 
 
 def test_the_wheel_puts_nothing_but_longlook_into_site_packages(wheel_names: list[str]) -> None:
@@ -88,7 +110,11 @@ def test_the_wheel_carries_the_application_and_what_it_needs_at_run_time(
     tree_names: list[str], wheel_names: list[str]
 ) -> None:
     code = [name for name in tree_names if name.endswith((".py", ".css", ".js"))]
-    data = [name for name in tree_names if name.startswith(("models/", "samples/")) and not name.endswith(".py")]
+    data = [
+        name
+        for name in tree_names
+        if name.startswith(("models/", "samples/")) and not name.endswith(".py")
+    ]
     missing = [name for name in code + data if f"longlook/{name}" not in wheel_names]
     assert not missing, f"left out of the wheel: {missing}"
 
@@ -97,7 +123,10 @@ def test_the_wheel_runs_from_anywhere_without_the_checkout(wheel: Path, tmp_path
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     (tmp_path / "elsewhere").mkdir()
-    code = "import sys, longlook.__main__ as m; print(m.__file__); sys.argv = ['longlook', '--help']; m.main()"
+    code = (
+        "import sys, longlook.__main__ as m; print(m.__file__); sys.argv = ['longlook', "
+        "'--help']; m.main()"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "elsewhere",

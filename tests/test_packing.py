@@ -1,4 +1,6 @@
-"""Keys and values in 8 bits: never farther off than half a step of their own vector, and every byte is counted."""
+"""Keys and values in 8 bits: never farther off than half a step of their own vector, and every byte
+is counted.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def make_kv(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys with a few large channels far from zero, as real ones have them, and values with a few large tokens."""
+    """Keys with a few large channels far from zero, as real ones have them, and values with a few
+    large tokens.
+    """
     kv = torch.randn(2, LAYERS, HEADS, TOKENS, DIM, generator=torch.Generator().manual_seed(7))
     kv[0, ..., 3] = 40 + 9 * kv[0, ..., 3]
     kv[0, ..., 9] = -200 + 0.01 * kv[0, ..., 9]
@@ -31,26 +35,37 @@ def back(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bound(x: Tensor, over: int) -> Tensor:
-    """Half a step of each vector as its range says, plus the rounding of float32 and of the type that comes back."""
+    """Half a step of each vector as its range says, plus the rounding of float32 and of the type
+    that comes back.
+    """
     exact = x.double()
     half_steps = (exact.amax(over, keepdim=True) - exact.amin(over, keepdim=True)) / 254 / 2
-    roundings = exact.abs() * torch.finfo(x.dtype).eps + 4 * exact.abs().amax(over, keepdim=True) * 2**-23
+    roundings = (
+        exact.abs() * torch.finfo(x.dtype).eps + 4 * exact.abs().amax(over, keepdim=True) * 2**-23
+    )
     return half_steps * (1 + 1e-5) + roundings + half_steps * torch.finfo(x.dtype).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nothing_is_farther_off_than_half_a_step_of_its_channel_or_token(dtype: torch.dtype) -> None:
+def test_nothing_is_farther_off_than_half_a_step_of_its_channel_or_token(
+    dtype: torch.dtype,
+) -> None:
     kv = make_kv(dtype)
     for x, rough, over in zip(kv, back(*kv), (OVER_TOKENS, OVER_CHANNELS), strict=True):
         assert (rough.dtype, rough.shape) == (dtype, x.shape)
         error = (rough.double() - x.double()).abs()
         assert bool((error <= bound(x, over)).all())
-        assert float((error / bound(x, over)).max()) > 0.5, "a bound that is never approached bounds nothing"
+        assert float((error / bound(x, over)).max()) > 0.5, (
+            "a bound that is never approached bounds nothing"
+        )
 
 
 def test_scales_the_other_way_round_would_break_the_bound() -> None:
     keys, values = make_kv(torch.float32)
-    for x, over, wrong in ((keys, OVER_TOKENS, OVER_CHANNELS), (values, OVER_CHANNELS, OVER_TOKENS)):
+    for x, over, wrong in (
+        (keys, OVER_TOKENS, OVER_CHANNELS),
+        (values, OVER_CHANNELS, OVER_TOKENS),
+    ):
         middle, step, steps = rounded(x, wrong)
         error = (middle + step * steps - x).abs().double()
         assert bool((error > 2 * bound(x, over)).any())
@@ -89,12 +104,18 @@ def test_as_computed_every_bit_stays() -> None:
 
 
 def test_the_host_holds_8_bits_and_the_window_what_was_computed() -> None:
-    memory = KVMemory(MemoryConfig(window_chunks=2, kv_bits=8, host_bytes=1 << 20), torch.device("cpu"))
+    memory = KVMemory(
+        MemoryConfig(window_chunks=2, kv_bits=8, host_bytes=1 << 20), torch.device("cpu")
+    )
     chunks = [make_chunk(index) for index in range(6)]
     for chunk in chunks:
         memory.append(NewChunk(chunk))
         memory.check_integrity()
-    assert memory.host_bytes == 4 * KVFormat.of(chunks[0].keys, 8).num_bytes(20) < 4 * chunks[0].memory_bytes / 2
+    assert (
+        memory.host_bytes
+        == 4 * KVFormat.of(chunks[0].keys, 8).num_bytes(20)
+        < 4 * chunks[0].memory_bytes / 2
+    )
     found = memory.get(range(6))
     assert [differs(a, b) for a, b in zip(found, chunks, strict=True)] == [True] * 4 + [False] * 2
     for a, b in zip(found, chunks, strict=True):

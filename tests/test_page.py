@@ -52,7 +52,8 @@ def address(engine: FakeEngine, clip: Path) -> Iterator[str]:
 def clients(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
     folder = tmp_path_factory.mktemp("downloads")
     clients = [
-        gradio_client.Client(address, verbose=False, download_files=folder, analytics_enabled=False) for _ in range(2)
+        gradio_client.Client(address, verbose=False, download_files=folder, analytics_enabled=False)
+        for _ in range(2)
     ]
     yield clients
     for client in clients:
@@ -76,16 +77,24 @@ def upload(tab: Any, path: Path) -> None:
     tab.predict(gradio_client.handle_file(path), api_name="/open")
 
 
-def test_an_uploaded_video_is_watched_to_its_end_with_counters_and_keyframes(tab: Any, clip: Path) -> None:
+def test_an_uploaded_video_is_watched_to_its_end_with_counters_and_keyframes(
+    tab: Any, clip: Path
+) -> None:
     upload(tab, clip)
     progress = tab.predict(api_name="/follow")
-    assert (progress["state"], progress["title"], progress["problem"]) == ("watched", "colours.mp4", "")
+    assert (progress["state"], progress["title"], progress["problem"]) == (
+        "watched",
+        "colours.mp4",
+        "",
+    )
     assert progress["seen_seconds"] == 11.5
     assert progress["stats"]["frames_read"] == 24
     assert progress["keyframe_seconds"] == [2.0 * k for k in range(6)]
 
 
-def test_an_answer_grows_and_ends_with_its_evidence(tab: Any, clip: Path, engine: FakeEngine) -> None:
+def test_an_answer_grows_and_ends_with_its_evidence(
+    tab: Any, clip: Path, engine: FakeEngine
+) -> None:
     engine.word_seconds = 0.02
     try:
         upload(tab, clip)
@@ -96,7 +105,10 @@ def test_an_answer_grows_and_ends_with_its_evidence(tab: Any, clip: Path, engine
     turn = job.result(timeout=60)
     assert turn["answer"] == "You asked: When is it red? I have seen 24 frames."
     assert turn["state"] == "done"
-    assert [(item["start_seconds"], item["why"]) for item in turn["evidence"]] == [(2.0, "recalled"), (0.0, "recent")]
+    assert [(item["start_seconds"], item["why"]) for item in turn["evidence"]] == [
+        (2.0, "recalled"),
+        (0.0, "recent"),
+    ]
     growing = [shown["answer"] for shown in job.outputs()]
     assert len(growing) >= 3
     assert all(turn["answer"].startswith(text.rstrip()) for text in growing)
@@ -119,12 +131,16 @@ def test_questions_are_answered_while_the_video_is_still_being_watched(
     assert watching.result(timeout=60)["state"] == "watched"
 
 
-def test_a_question_asked_before_anything_was_seen_is_kept_and_answered(tab: Any, clip: Path) -> None:
+def test_a_question_asked_before_anything_was_seen_is_kept_and_answered(
+    tab: Any, clip: Path
+) -> None:
     upload(tab, clip)
     assert "You asked: What?" in tab.predict("What?", api_name="/ask")["answer"]
 
 
-def test_two_tabs_see_nothing_of_each_other(tab: Any, other_tab: Any, clip: Path, tmp_path: Path) -> None:
+def test_two_tabs_see_nothing_of_each_other(
+    tab: Any, other_tab: Any, clip: Path, tmp_path: Path
+) -> None:
     short = write_clip(tmp_path / "short.mp4", 4)
     upload(tab, clip)
     upload(other_tab, short)
@@ -146,7 +162,9 @@ def test_an_empty_question_is_refused(tab: Any, clip: Path) -> None:
         tab.predict("   ", api_name="/ask")
 
 
-def test_a_file_that_is_no_video_gets_one_sentence_without_the_servers_folders(tab: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_gets_one_sentence_without_the_servers_folders(
+    tab: Any, tmp_path: Path
+) -> None:
     fake = tmp_path / "holiday.mp4"
     fake.write_bytes(b"this is no video" * 100)
     upload(tab, fake)
@@ -166,7 +184,9 @@ def test_a_video_after_a_bad_file_is_watched_as_usual(tab: Any, clip: Path, tmp_
     assert tab.predict(api_name="/follow")["state"] == "watched"
 
 
-def test_a_new_video_closes_the_session_of_the_one_before(tab: Any, clip: Path, engine: FakeEngine) -> None:
+def test_a_new_video_closes_the_session_of_the_one_before(
+    tab: Any, clip: Path, engine: FakeEngine
+) -> None:
     upload(tab, clip)
     before = engine.sessions[-1]
     upload(tab, clip)
@@ -174,12 +194,16 @@ def test_a_new_video_closes_the_session_of_the_one_before(tab: Any, clip: Path, 
     assert not engine.sessions[-1].closed
 
 
-@pytest.mark.parametrize("wanted", ["/etc/passwd", str(Path(__file__).resolve()), str(Path("config.py").resolve())])
+@pytest.mark.parametrize(
+    "wanted", ["/etc/passwd", str(Path(__file__).resolve()), str(Path("config.py").resolve())]
+)
 def test_files_of_the_server_cannot_be_fetched(address: str, wanted: str) -> None:
     assert httpx.get(f"{address}gradio_api/file={wanted}").status_code == 403
 
 
-def test_a_path_on_the_server_is_not_taken_for_an_upload(address: str, clip: Path, engine: FakeEngine) -> None:
+def test_a_path_on_the_server_is_not_taken_for_an_upload(
+    address: str, clip: Path, engine: FakeEngine
+) -> None:
     opened = len(engine.sessions)
     body = {"data": [{"path": str(Path(__file__).resolve()), "meta": {"_type": "gradio.FileData"}}]}
     reply = httpx.post(f"{address}gradio_api/run/open", json={**body, "session_hash": "forged"})
@@ -192,7 +216,10 @@ def test_the_page_opens_no_other_file_than_an_upload(address: str, path: str) ->
     with pytest.raises(gradio.Error, match="not an uploaded file"):
         uploaded_file(path)
     upload_folder = engine_folder()
-    assert uploaded_file(str(upload_folder / "a" / "clip.mp4")) == (upload_folder / "a" / "clip.mp4").resolve()
+    assert (
+        uploaded_file(str(upload_folder / "a" / "clip.mp4"))
+        == (upload_folder / "a" / "clip.mp4").resolve()
+    )
 
 
 def test_a_request_without_a_page_is_refused(address: str) -> None:
@@ -212,7 +239,9 @@ def test_only_what_the_page_needs_is_open_to_programs(tab: Any) -> None:
 def test_uploads_and_sessions_are_gone_when_the_page_is(clip: Path, tmp_path: Path) -> None:
     engine = FakeEngine()
     with running_page(engine, model=DEMO, port=None) as address:
-        tab = gradio_client.Client(address, verbose=False, download_files=tmp_path, analytics_enabled=False)
+        tab = gradio_client.Client(
+            address, verbose=False, download_files=tmp_path, analytics_enabled=False
+        )
         upload(tab, clip)
         folder = engine_folder()
         assert any(folder.rglob("colours.mp4"))
@@ -230,7 +259,9 @@ def test_a_terminated_page_deletes_its_uploads(tmp_path: Path) -> None:
         "serve(FakeEngine(), model=ModelInfo('demo', True), port=None, on_ready=ready)\n"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    page = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    page = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert page.stdout is not None
     address = page.stdout.readline().strip()
     files = {"files": ("mine.mp4", b"some bytes", "video/mp4")}
@@ -243,7 +274,10 @@ def test_a_terminated_page_deletes_its_uploads(tmp_path: Path) -> None:
 
 def test_a_port_that_is_taken_is_told_in_a_sentence(address: str) -> None:
     port = urlsplit(address).port
-    with pytest.raises(ValueError, match=f"port {port}"), running_page(FakeEngine(), model=DEMO, port=port):
+    with (
+        pytest.raises(ValueError, match=f"port {port}"),
+        running_page(FakeEngine(), model=DEMO, port=port),
+    ):
         pass
 
 
@@ -253,7 +287,9 @@ def engine_folder() -> Path:
     return Path(get_upload_folder())
 
 
-def test_the_number_of_open_sessions_is_bounded_and_the_idlest_makes_room(clip: Path, tmp_path: Path) -> None:
+def test_the_number_of_open_sessions_is_bounded_and_the_idlest_makes_room(
+    clip: Path, tmp_path: Path
+) -> None:
     engine = FakeEngine()
     tabs = TabRegistry(engine, ReadConfig(), tmp_path / "pictures", limit=2)
     for tab in ("a", "b"):

@@ -1,4 +1,6 @@
-"""The page over the real engine and sessions, with a tiny seeded model that knows nothing but runs every part."""
+"""The page over the real engine and sessions, with a tiny seeded model that knows nothing but runs
+every part.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,12 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("page")
     settings = Config(memory=MemoryConfig(chunk_frames=4), answer=AnswerConfig(max_new_tokens=12))
     engine = Engine(load(save_tiny(folder / "model")), None, settings)
-    with running_page(engine, model=ModelInfo("tiny", is_demo=False), config=settings.read, port=None) as address:
-        client = gradio_client.Client(address, verbose=False, download_files=folder, analytics_enabled=False)
+    with running_page(
+        engine, model=ModelInfo("tiny", is_demo=False), config=settings.read, port=None
+    ) as address:
+        client = gradio_client.Client(
+            address, verbose=False, download_files=folder, analytics_enabled=False
+        )
         yield client
         client.close()
 
@@ -42,7 +48,9 @@ def test_a_real_session_watches_and_answers_behind_the_page(tab: Any, clip: Path
     progress = tab.predict(api_name="/follow")
     stats = progress["stats"]
     assert (stats["frames_read"], stats["chunks"]) == (24, 6)
-    assert stats["device_bytes"] > 0 and stats["host_bytes"] > 0, "device and host memory are both in use"
+    assert stats["device_bytes"] > 0 and stats["host_bytes"] > 0, (
+        "device and host memory are both in use"
+    )
     assert len(progress["keyframe_seconds"]) == 6
     turn = tab.predict("What is shown at 00:05?", api_name="/ask")
     named = [item for item in turn["evidence"] if item["why"] == "named time"]

@@ -1,4 +1,6 @@
-"""Our pixel arithmetic is the stock processor's: sizes, resizing, normalising, cutting; and text comes out whole."""
+"""Our pixel arithmetic is the stock processor's: sizes, resizing, normalising, cutting; and text
+comes out whole.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as stock_image
 
-from models.pixels import PixelSpec, clip_patches, fit_size, group_patches, patchify, read_spec, resize
+from models.pixels import (
+    PixelSpec,
+    clip_patches,
+    fit_size,
+    group_patches,
+    patchify,
+    read_spec,
+    resize,
+)
 from models.sampling import TextStream
 from tests.tiny import tiny_tokenizer
 
@@ -25,7 +35,9 @@ VISION = SimpleNamespace(patch_size=8, spatial_merge_size=2, temporal_patch_size
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def outcome(size: Callable[..., tuple[int, int]], *given: object) -> tuple[int, int] | None:
@@ -39,9 +51,15 @@ def outcome(size: Callable[..., tuple[int, int]], *given: object) -> tuple[int, 
 def test_frame_sizes_are_those_of_the_stock_video_processor() -> None:
     draw, seen = random.Random(0), set()
     for _ in range(2000):
-        height, width, frames = draw.randint(5, 2500), draw.randint(5, 2500), draw.choice([2, 7, 64, 256, 768])
+        height, width, frames = (
+            draw.randint(5, 2500),
+            draw.randint(5, 2500),
+            draw.choice([2, 7, 64, 256, 768]),
+        )
         spec = PixelSpec(16, 2, 2, budget_frames=frames)
-        wanted = outcome(stock_video.smart_resize, frames, height, width, 2, 32, spec.min_pixels, spec.max_pixels)
+        wanted = outcome(
+            stock_video.smart_resize, frames, height, width, 2, 32, spec.min_pixels, spec.max_pixels
+        )
         assert outcome(fit_size, height, width, spec) == wanted, (height, width, frames)
         seen.add((wanted is None, frames * height * width > spec.max_pixels))
     assert {(False, False), (False, True)} <= seen and any(refused for refused, _ in seen)
@@ -57,7 +75,9 @@ def test_frame_sizes_from_image_limits_are_those_of_the_stock_image_processor() 
     spec = read_spec(VISION, None, {"size": {"shortest_edge": 4096, "longest_edge": 65536}})
     for _ in range(500):
         height, width = draw.randint(16, 900), draw.randint(16, 900)
-        assert fit_size(height, width, spec) == stock_image.smart_resize(height, width, 16, 4096, 65536)
+        assert fit_size(height, width, spec) == stock_image.smart_resize(
+            height, width, 16, 4096, 65536
+        )
 
 
 def test_a_picture_two_hundred_times_as_long_as_wide_is_refused() -> None:
@@ -78,7 +98,11 @@ def test_settings_are_read_from_either_file_and_default_to_the_family() -> None:
 
 def test_video_limits_too_small_for_a_clip_hold_for_each_frame() -> None:
     square = {"size": {"shortest_edge": 64 * 64, "longest_edge": 64 * 64}}
-    for spec in (read_spec(VISION, square), read_spec(VISION, square, square), read_spec(VISION, None, square)):
+    for spec in (
+        read_spec(VISION, square),
+        read_spec(VISION, square, square),
+        read_spec(VISION, None, square),
+    ):
         assert fit_size(240, 240, spec) == (64, 64) and fit_size(64, 64, spec) == (64, 64)
         assert fit_size(1080, 1920, spec) == (48, 80)
 
@@ -86,7 +110,9 @@ def test_video_limits_too_small_for_a_clip_hold_for_each_frame() -> None:
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (96, 32)])
 def test_patches_stand_in_the_stock_order(height: int, width: int) -> None:
     frames = torch.rand(6, 3, height, width, generator=torch.Generator().manual_seed(0))
-    wanted, _, rows, columns = stock_video.Qwen3VLVideoProcessor.patchify(None, frames[None], 16, 2, 2)
+    wanted, _, rows, columns = stock_video.Qwen3VLVideoProcessor.patchify(
+        None, frames[None], 16, 2, 2
+    )
     ours = patchify(frames.reshape(3, 2, *frames.shape[1:]), SPEC).flatten(0, 1)
     assert torch.equal(ours, wanted[0]) and ours.shape == (3 * rows * columns, 3 * 2 * 16 * 16)
     assert not torch.equal(patchify(frames[:2].flip(0)[None], SPEC)[0], wanted[0, : rows * columns])
@@ -114,7 +140,9 @@ def test_resizing_is_pillows_bicubic_within_one_level(size: tuple[int, int]) -> 
 
 def test_resizing_in_floats_as_on_a_gpu_is_the_same_but_for_rounding() -> None:
     pictures = noise(2, 3, 70, 100)
-    scaled = torch.nn.functional.interpolate(pictures.float(), size=[32, 48], mode="bicubic", antialias=True)
+    scaled = torch.nn.functional.interpolate(
+        pictures.float(), size=[32, 48], mode="bicubic", antialias=True
+    )
     difference = (scaled.clamp(0, 255).round() - resize(pictures, (32, 48)).float()).abs()
     assert difference.max() <= 4 and (difference <= 1).float().mean() > 0.99
 
@@ -122,7 +150,9 @@ def test_resizing_in_floats_as_on_a_gpu_is_the_same_but_for_rounding() -> None:
 def test_a_still_picture_gives_the_patches_of_the_stock_image_processor() -> None:
     picture = noise(75, 130, 3)
     size = {"shortest_edge": 64 * 64, "longest_edge": 96 * 96}
-    stock = stock_image.Qwen2VLImageProcessorPil(patch_size=8, size=size, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+    stock = stock_image.Qwen2VLImageProcessorPil(
+        patch_size=8, size=size, image_mean=[0.4] * 3, image_std=[0.3] * 3
+    )
     wanted = stock(picture.numpy(), return_tensors="pt")
     spec = read_spec(VISION, None, {"size": size, "image_mean": [0.4] * 3, "image_std": [0.3] * 3})
     patches, grid = group_patches([picture, picture], spec)
@@ -141,7 +171,9 @@ def test_a_clip_gives_the_patches_of_the_stock_video_processor() -> None:
     spec = PixelSpec(8, 2, 2, min_pixels=4096, max_pixels=8 * 60 * 100, budget_frames=8)
     groups = [group_patches([clip[i], clip[i + 1]], spec) for i in range(0, 8, 2)]
     assert wanted["video_grid_thw"][0].tolist() == [4, *groups[0][1]]
-    assert torch.allclose(torch.cat([patches for patches, _ in groups]), wanted["pixel_values_videos"], atol=1e-6)
+    assert torch.allclose(
+        torch.cat([patches for patches, _ in groups]), wanted["pixel_values_videos"], atol=1e-6
+    )
 
 
 def test_text_comes_in_whole_characters_and_adds_up() -> None:
@@ -165,7 +197,9 @@ def test_stray_bytes_neither_show_nor_swallow_what_follows() -> None:
     stray = tokenizer("🌙")["input_ids"][1]
     for count in (1, 3, 30):
         stream = TextStream(tokenizer)
-        pieces = [stream.push(token) for token in [stray] * count + tokenizer("sun 🌞")["input_ids"]]
+        pieces = [
+            stream.push(token) for token in [stray] * count + tokenizer("sun 🌞")["input_ids"]
+        ]
         assert "".join([*pieces, stream.finish()]) == "sun 🌞"
 
 

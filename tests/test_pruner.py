@@ -1,4 +1,6 @@
-"""The pruner's strategies: what each keeps, that a still picture costs nothing, and that drift adds up."""
+"""The pruner's strategies: what each keeps, that a still picture costs nothing, and that drift adds
+up.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from config import PruneConfig
+from frames import Frame
 from keyframes.pruner import TokenPruner, make_pruner, num_kept_tokens
-from streaming.file_source import FileSource
-from streaming.frames import Frame
+from streaming.sources.file import FileSource
 from tests.golden import HEIGHT, WIDTH, Recipe, make, paint, steady
 
 GRID = (4, 6)
@@ -42,7 +44,9 @@ def with_cells(image: NDArray[np.uint8], places: Sequence[int], level: int) -> N
     changed = image.copy()
     for place in places:
         row, column = divmod(place, GRID[1])
-        changed[row * CELL + 2 : (row + 1) * CELL - 2, column * CELL + 2 : (column + 1) * CELL - 2] = level
+        changed[
+            row * CELL + 2 : (row + 1) * CELL - 2, column * CELL + 2 : (column + 1) * CELL - 2
+        ] = level
     return changed
 
 
@@ -58,7 +62,14 @@ def test_the_first_group_is_news_and_what_does_not_change_is_not() -> None:
     novelty, image = pruner("novelty"), plain()
     changed = with_cells(image, [3, 14], 200)
     shown = [image, image, changed, changed, image, image]
-    assert [is_news(novelty, one, one, at=k) for k, one in enumerate(shown)] == [True, False, True, False, True, False]
+    assert [is_news(novelty, one, one, at=k) for k, one in enumerate(shown)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_what_is_news_is_pruned_as_stc_does_and_the_rest_leaves_no_trace_in_its_anchors() -> None:
@@ -69,18 +80,27 @@ def test_what_is_news_is_pruned_as_stc_does_and_the_rest_leaves_no_trace_in_its_
         assert not is_news(novelty, plain()) or number == 0
 
 
-def test_behind_a_change_within_a_group_the_next_is_news_so_that_the_last_one_shows_one_thing() -> None:
+def test_behind_a_change_within_a_group_the_next_is_news_so_that_the_last_one_shows_one_thing() -> (
+    None
+):
     novelty, image = pruner("novelty"), plain()
     changed = with_cells(image, [7], 200)
     groups = [(image, image), (image, changed), (changed, changed), (changed, changed)]
-    assert [is_news(novelty, *group, at=k) for k, group in enumerate(groups)] == [True, True, True, False]
+    assert [is_news(novelty, *group, at=k) for k, group in enumerate(groups)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_slow_drift_adds_up_against_what_went_on_and_would_not_against_the_group_before() -> None:
     novelty, image = pruner("novelty"), plain()
     is_news(novelty, image)
     drifting = [with_cells(image, [5], 100 + 3 * step) for step in range(30)]
-    times = [step for step, picture in enumerate(drifting) if is_news(novelty, picture, at=step / 2)]
+    times = [
+        step for step, picture in enumerate(drifting) if is_news(novelty, picture, at=step / 2)
+    ]
     assert 2 <= len(times) <= 20
     for one, other in pairwise(drifting[1:]):
         beside = pruner("novelty")
@@ -90,7 +110,11 @@ def test_slow_drift_adds_up_against_what_went_on_and_would_not_against_the_group
 
 def test_noise_and_a_change_of_light_are_no_news() -> None:
     rng = np.random.default_rng(0)
-    image = np.clip(rng.normal(120, 30, (GRID[0] * 2, GRID[1] * 2, 3)), 0, 255).repeat(8, 0).repeat(8, 1)
+    image = (
+        np.clip(rng.normal(120, 30, (GRID[0] * 2, GRID[1] * 2, 3)), 0, 255)
+        .repeat(8, 0)
+        .repeat(8, 1)
+    )
     novelty = pruner("novelty")
     is_news(novelty, image.astype(np.uint8))
     noisy = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
@@ -101,7 +125,9 @@ def test_noise_and_a_change_of_light_are_no_news() -> None:
 
 def test_a_still_picture_is_news_once_in_every_refresh_time() -> None:
     novelty, image = pruner("novelty", refresh_seconds=10.0), plain()
-    assert [is_news(novelty, image, at=second) for second in range(30)] == [second % 10 == 0 for second in range(30)]
+    assert [is_news(novelty, image, at=second) for second in range(30)] == [
+        second % 10 == 0 for second in range(30)
+    ]
 
 
 def test_what_comes_next_is_compared_with_the_last_frame_of_a_group() -> None:
@@ -113,7 +139,9 @@ def test_what_comes_next_is_compared_with_the_last_frame_of_a_group() -> None:
         is_news(novelty, *group)
         return is_news(novelty, then, then, at=1)
 
-    much = next(level for level in range(100, 200) if is_news_after(cell(100), cell(100), then=cell(level)))
+    much = next(
+        level for level in range(100, 200) if is_news_after(cell(100), cell(100), then=cell(level))
+    )
     assert not is_news_after(cell(100), cell(much - 1), then=cell(much))
 
 
@@ -128,7 +156,11 @@ def test_groups_in_one_call_are_news_as_they_are_one_by_one(size: int) -> None:
     def found(step: int) -> list[bool]:
         novelty = pruner("novelty", refresh_seconds=2.0)
         cuts = range(0, len(groups), step)
-        return [new for k in cuts for new in novelty.select_groups(groups[k : k + step], times[k : k + step])]
+        return [
+            new
+            for k in cuts
+            for new in novelty.select_groups(groups[k : k + step], times[k : k + step])
+        ]
 
     wanted = found(1)
     assert 0.1 < np.mean(wanted) < 0.9
@@ -143,8 +175,12 @@ def test_pictures_of_another_size_are_news_where_their_patches_lie_otherwise() -
 
 
 @pytest.mark.parametrize(("crf", "most"), [(18, 1), (30, 2)])
-def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(tmp_path: Path, crf: int, most: int) -> None:
-    """Through a real codec, with the noise of a sensor; a clip that changes all the time costs nearly everything."""
+def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(
+    tmp_path: Path, crf: int, most: int
+) -> None:
+    """Through a real codec, with the noise of a sensor; a clip that changes all the time costs
+    nearly everything.
+    """
     rng = np.random.default_rng(1)
 
     def still(index: int) -> NDArray[np.uint8]:
@@ -165,7 +201,11 @@ def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(tmp_path: Path,
 
 def number_of_news(pruner: TokenPruner, frames: Sequence[Frame]) -> int:
     pairs = list(zip(frames[::2], frames[1::2], strict=False))
-    return sum(pruner.select_groups([[a.image, b.image] for a, b in pairs], [a.pts_seconds for a, _ in pairs]))
+    return sum(
+        pruner.select_groups(
+            [[a.image, b.image] for a, b in pairs], [a.pts_seconds for a, _ in pairs]
+        )
+    )
 
 
 @pytest.mark.parametrize("strategy", ALL)
@@ -213,7 +253,9 @@ def test_merging_joins_what_is_alike_and_every_token_counts_once() -> None:
     assert kept.owners is not None and len(kept.places) == 4
     for owner in range(4):
         assert len(set(which[kept.owners == owner].tolist())) == 1
-        assert int(kept.owners[kept.places[owner]]) == owner, "a mean stands at the place of one of its own"
+        assert int(kept.owners[kept.places[owner]]) == owner, (
+            "a mean stands at the place of one of its own"
+        )
 
 
 def test_coverage_takes_one_of_each_kind_before_a_second_of_any() -> None:

@@ -1,4 +1,6 @@
-"""The reader decodes ahead within bounds, hands errors over, gives a stuck source up, and leaves no thread behind."""
+"""The reader decodes ahead within bounds, hands errors over, gives a stuck source up, and leaves no
+thread behind.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from frames import Frame
 from streaming import reader as reader_module
-from streaming.file_source import FileSource, SourceError
-from streaming.frames import Frame
 from streaming.reader import Reader, Watchdog
+from streaming.sources.file import FileSource, SourceError
 from tests.golden import Recipe, make, read_paint, steady
 
 PATIENCE_SECONDS = 60  # with a thread on a busy machine; a limit, not an expectation
@@ -26,7 +28,9 @@ def frame(index: int) -> Frame:
 class FakeSource:
     """Gives `count` frames; raises behind them or blocks behind them if told to."""
 
-    def __init__(self, count: int | None, error: Exception | None = None, blocks: bool = False) -> None:
+    def __init__(
+        self, count: int | None, error: Exception | None = None, blocks: bool = False
+    ) -> None:
         self.given = 0
         self.progress = 0
         self.closed = threading.Event()
@@ -158,7 +162,10 @@ def test_a_stuck_source_is_given_up_after_its_frames() -> None:
 
 def test_progress_without_frames_is_no_stall() -> None:
     watchdog = Watchdog(stall_seconds=20.0, now_seconds=0.0)
-    assert not any(watchdog.is_stalled(progress, now) for progress, now in [(0, 0.0), (0, 19.0), (1, 25.0), (2, 44.0)])
+    assert not any(
+        watchdog.is_stalled(progress, now)
+        for progress, now in [(0, 0.0), (0, 19.0), (1, 25.0), (2, 44.0)]
+    )
     assert not watchdog.is_stalled(2, 63.9)
     assert watchdog.is_stalled(2, 64.0)
 

@@ -1,4 +1,6 @@
-"""The README cannot drift: its commands exist and parse, its tree is the tree, its example says what is said."""
+"""The README cannot drift: its commands exist and parse, its tree is the tree, its example says
+what is said.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from app import app
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-EXAMPLE = re.compile(r"<!-- example output: begin.*?-->\n(.*?)<!-- example output: end -->", re.DOTALL)
+EXAMPLE = re.compile(
+    r"<!-- example output: begin.*?-->\n(.*?)<!-- example output: end -->", re.DOTALL
+)
 
 # What the samples show: see the timelines in samples/*.json. "now" is 0:30.
 ANSWERS = {
@@ -46,8 +50,12 @@ LINES_OF_EXAMPLE = [
 
 
 def commands(start: str) -> list[list[str]]:
-    """What stands behind `start` on the lines of code that begin with it, as a shell splits them."""
-    lines = [line for block in BLOCKS for line in block.splitlines() if line.startswith(start + " ")]
+    """What stands behind `start` on the lines of code that begin with it, as a shell splits
+    them.
+    """
+    lines = [
+        line for block in BLOCKS for line in block.splitlines() if line.startswith(start + " ")
+    ]
     return [shlex.split(line, comments=True)[len(start.split()) :] for line in lines]
 
 
@@ -56,14 +64,18 @@ def in_repository(word: str) -> str:
 
 
 def tracked_files() -> list[str]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True
+    )
     if listed.returncode:
         pytest.skip("not a git checkout: which files belong to it is unknown")
     return [name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
 
 
 def tree() -> dict[str, str]:
-    """The paths of the README's tree, folders with a slash at their end, and what is said of each."""
+    """The paths of the README's tree, folders with a slash at their end, and what is said of
+    each.
+    """
     (block,) = [block for block in BLOCKS if block.startswith("app.py ")]
     found, folder = {}, ""
     for line in block.splitlines():
@@ -88,7 +100,9 @@ def test_every_call_of_the_command_line_parses() -> None:
     group: Any = typer.main.get_command(app)
     calls = commands(".venv/bin/longlook")
     assert {call[0] for call in calls} == set(group.commands), "every command is shown"
-    assert {call[0] for call in help_examples()} == set(group.commands), "every command has examples"
+    assert {call[0] for call in help_examples()} == set(group.commands), (
+        "every command has examples"
+    )
     for name, *arguments in calls + help_examples():
         if arguments != ["--help"] and name != "sessions":
             group.commands[name].make_context(name, list(arguments))
@@ -109,14 +123,21 @@ def test_every_make_target_exists() -> None:
 
 def test_every_file_named_exists() -> None:
     linked = re.findall(r"\]\(([^)#:]+)\)", README)
-    played = [word for call in commands(".venv/bin/longlook") for word in call if word.startswith("samples/")]
+    played = [
+        word
+        for call in commands(".venv/bin/longlook")
+        for word in call
+        if word.startswith("samples/")
+    ]
     assert linked and played
     assert not [name for name in linked + played if not (REPOSITORY / name).is_file()]
 
 
 def test_the_tree_shows_every_source_file_and_no_other_with_a_purpose() -> None:
     shown = tree()
-    sources = {name for name in tracked_files() if name.endswith(".py") and not name.startswith("tests/")}
+    sources = {
+        name for name in tracked_files() if name.endswith(".py") and not name.startswith("tests/")
+    }
     wanted = {name for name in sources if not name.endswith("__init__.py")}
     files = {name for name in shown if not name.endswith("/")}
     assert files == wanted, f"missing: {sorted(wanted - files)}; gone: {sorted(files - wanted)}"
@@ -172,7 +193,9 @@ def questions_of(call: list[str]) -> list[str]:
 
 
 def runs_here(call: list[str]) -> bool:
-    """Whether a call needs nothing but the embedded model and the samples, and ends by itself in time."""
+    """Whether a call needs nothing but the embedded model and the samples, and ends by itself in
+    time.
+    """
     return call[0] != "calibrate" and not any("Qwen" in word or "holiday" in word for word in call)
 
 
@@ -188,7 +211,9 @@ def answers_in(lines: list[str]) -> list[str]:
 
 
 def check_answers(surroundings: Surroundings, calls: list[list[str]]) -> None:
-    """Run the calls in order; all questions of `ask` must be answered as the samples' timelines say."""
+    """Run the calls in order; all questions of `ask` must be answered as the samples' timelines
+    say.
+    """
     for call in filter(runs_here, calls):
         lines = surroundings.run(call)
         if call[0] == "ask" and call[1:] != ["--help"]:

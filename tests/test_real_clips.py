@@ -1,4 +1,6 @@
-"""Real recordings, with all their faults, are read as their manifest says. They lie beside the repository."""
+"""Real recordings, with all their faults, are read as their manifest says. They lie beside the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ import decord
 import numpy as np
 import pytest
 
-from streaming.file_source import FileSource
-from streaming.frames import Frame
-from streaming.moments import Moments
-from streaming.pictures import VideoFile
+from frames import Frame
 from streaming.reader import Reader
+from streaming.sources.file import FileSource
+from streaming.sources.moments import Moments
+from streaming.sources.pictures import VideoFile
 
 # name: upright width, height, pictures, seconds (of the manifest)
 MANIFEST = {
@@ -61,7 +63,9 @@ def test_each_clip_decodes_to_what_its_manifest_states(shared_videos: Path, name
     assert seconds - 1.1 < times[-1] < seconds
 
 
-@pytest.mark.parametrize("name", ["mdn_frog.webm", "flir_thermal_vfr.mp4", "popcorn_theora.ogv", *list(MANIFEST)[4:10]])
+@pytest.mark.parametrize(
+    "name", ["mdn_frog.webm", "flir_thermal_vfr.mp4", "popcorn_theora.ogv", *list(MANIFEST)[4:10]]
+)
 def test_moments_of_real_clips_are_those_read_in_order(shared_videos: Path, name: str) -> None:
     frames, warnings = read(shared_videos / name, fps=1.0)
     assert warnings == []
@@ -135,6 +139,10 @@ def test_cuts_fall_on_their_very_picture(shared_videos: Path) -> None:
 
 
 def test_a_stretch_of_a_long_film_is_wound_to(shared_videos: Path) -> None:
-    source = FileSource(shared_videos / "bbb_full_596s_vp9.webm", 1.0, start_seconds=300.0, stop_seconds=303.0)
-    assert [frame.pts_seconds for frame in source.frames()] == pytest.approx([300.0, 301.0, 302.0], abs=0.002)
+    source = FileSource(
+        shared_videos / "bbb_full_596s_vp9.webm", 1.0, start_seconds=300.0, stop_seconds=303.0
+    )
+    assert [frame.pts_seconds for frame in source.frames()] == pytest.approx(
+        [300.0, 301.0, 302.0], abs=0.002
+    )
     assert source.progress < 3000, "of 44,000 packets"

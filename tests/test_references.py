@@ -18,17 +18,27 @@ CONFIG = ReuseConfig(refresh_share=0.25)
 def picture(seed: int) -> Tensor:
     """A small picture of a scene, [3, h, w]."""
     size = (3, ROWS * SAMPLES, COLUMNS * SAMPLES)
-    return torch.randint(0, 256, size, generator=torch.Generator().manual_seed(seed)).to(torch.int16)
+    return torch.randint(0, 256, size, generator=torch.Generator().manual_seed(seed)).to(
+        torch.int16
+    )
 
 
 def with_thing(scene: Tensor, patches: int, column: int) -> Tensor:
     """The scene with something in front: so many columns of patches, from `column` on."""
     shown = scene.clone()
-    shown[:, :, column * SAMPLES : (column + patches) * SAMPLES] = picture(99)[:, :, : patches * SAMPLES]
+    shown[:, :, column * SAMPLES : (column + patches) * SAMPLES] = picture(99)[
+        :, :, : patches * SAMPLES
+    ]
     return shown
 
 
-ORDER = torch.arange(ROWS * COLUMNS).reshape(ROWS // 2, 2, COLUMNS // 2, 2).transpose(1, 2).flatten().tolist()
+ORDER = (
+    torch.arange(ROWS * COLUMNS)
+    .reshape(ROWS // 2, 2, COLUMNS // 2, 2)
+    .transpose(1, 2)
+    .flatten()
+    .tolist()
+)
 
 
 def by_token(pictures: Tensor) -> Patches:
@@ -63,15 +73,21 @@ def test_something_large_that_passes_by_leaves_the_reference_in_place() -> None:
 def test_what_is_small_is_novelty_and_no_reason_for_a_reference() -> None:
     scene = picture(1)
     references = References(2, 2, CONFIG)
-    novelty, keyframes = references.follow(by_token(torch.stack([scene, scene, scene, with_thing(scene, 1, 3)])))
+    novelty, keyframes = references.follow(
+        by_token(torch.stack([scene, scene, scene, with_thing(scene, 1, 3)]))
+    )
     assert keyframes == [True, False, False, False]
     changed = novelty > CONFIG.still_below
     assert not changed[:3].any()
-    assert [place % COLUMNS for place in itemgetter(*changed[3].nonzero().flatten().tolist())(ORDER)] == [3] * ROWS
+    assert [
+        place % COLUMNS for place in itemgetter(*changed[3].nonzero().flatten().tolist())(ORDER)
+    ] == [3] * ROWS
 
 
 def test_a_stream_in_parts_has_the_references_of_the_whole() -> None:
-    pictures = [picture(1)] * 4 + [picture(2)] * 4 + [with_thing(picture(2), 4, k % 4) for k in range(4)]
+    pictures = (
+        [picture(1)] * 4 + [picture(2)] * 4 + [with_thing(picture(2), 4, k % 4) for k in range(4)]
+    )
     assert marks(*pictures) == marks(*pictures, parts=2) == marks(*pictures, parts=6) == [0, 4]
 
 

@@ -34,7 +34,12 @@ from ui.render import (
 )
 
 STATS = Stats(
-    frames_read=1234, chunks=78, tokens=56789, watch_seconds=3.25, device_bytes=1_500_000, host_bytes=2_000_000_000
+    frames_read=1234,
+    chunks=78,
+    tokens=56789,
+    watch_seconds=3.25,
+    device_bytes=1_500_000,
+    host_bytes=2_000_000_000,
 )
 
 
@@ -59,18 +64,33 @@ def evidence(start: float, stop: float, score: float = 0.5, why: str = "recalled
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (59.99, "0:59"), (61, "1:01"), (3599.9, "59:59"), (3600, "1:00:00"), (86399, "23:59:59"),
-     (-1, "0:00")],
-)  # fmt: skip
+    [
+        (0, "0:00"),
+        (59.99, "0:59"),
+        (61, "1:01"),
+        (3599.9, "59:59"),
+        (3600, "1:00:00"),
+        (86399, "23:59:59"),
+        (-1, "0:00"),
+    ],
+)
 def test_times_read_as_minutes_and_from_an_hour_on_as_hours(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_999, "1.0 MB"), (8_400_000, "8.4 MB"), (123_400_000, "123 MB"),
-     (80_000_000_000, "80.0 GB"), (5_000_000_000_000_000, "5000 TB")],
-)  # fmt: skip
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_999, "1.0 MB"),
+        (8_400_000, "8.4 MB"),
+        (123_400_000, "123 MB"),
+        (80_000_000_000, "80.0 GB"),
+        (5_000_000_000_000_000, "5000 TB"),
+    ],
+)
 def test_bytes_are_shown_in_the_unit_people_would_choose(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
 
@@ -98,7 +118,9 @@ def test_progress_shows_how_far_and_how_long() -> None:
     assert "width:70.0%" in progress_html(progress, DEMO)
     watched = replace(progress, pts_seconds=59.5, state="watched")
     assert headline(watched) == "Finished clip.mp4 (1:00) in 3 s"
-    assert headline(replace(progress, state="stopped")) == "Stopped watching clip.mp4 at 0:42 of 1:00"
+    assert (
+        headline(replace(progress, state="stopped")) == "Stopped watching clip.mp4 at 0:42 of 1:00"
+    )
 
 
 def test_an_unknown_duration_is_not_made_up() -> None:
@@ -137,7 +159,10 @@ def test_the_demo_model_warns_about_uploads_and_a_real_one_does_not() -> None:
 
 
 def test_a_problem_names_the_file_and_not_the_servers_folders() -> None:
-    assert problem_sentence("/tmp/x/abc/a.mp4 is not a video.", "/tmp/x/abc/a.mp4", "a.mp4") == "a.mp4 is not a video."
+    assert (
+        problem_sentence("/tmp/x/abc/a.mp4 is not a video.", "/tmp/x/abc/a.mp4", "a.mp4")
+        == "a.mp4 is not a video."
+    )
 
 
 def test_an_answer_shows_its_best_evidence_with_pictures_and_names_the_rest() -> None:
@@ -153,7 +178,9 @@ def test_an_answer_shows_its_best_evidence_with_pictures_and_names_the_rest() ->
 
 def test_an_answer_given_while_watching_says_how_far_that_was() -> None:
     progress = Progress("clip", duration_seconds=600)
-    assert "when 0:12 of 10:00 had been watched" in chat_html([Turn(0, "?", "done", "no", seen_seconds=12)], progress)
+    assert "when 0:12 of 10:00 had been watched" in chat_html(
+        [Turn(0, "?", "done", "no", seen_seconds=12)], progress
+    )
     assert "watched" not in chat_html([Turn(0, "?", "done", "no")], progress)
 
 
@@ -176,9 +203,15 @@ def test_times_in_an_answer_are_written_for_people_and_move_the_player() -> None
 
 @pytest.mark.parametrize(
     ("text", "written"),
-    [("down", "Down."), ("A dog!", "A dog!"), ("at 45 seconds", "At 45 seconds."), ("7", "7."),
-     ("", ""), ("ok.", "Ok.")],
-)  # fmt: skip
+    [
+        ("down", "Down."),
+        ("A dog!", "A dog!"),
+        ("at 45 seconds", "At 45 seconds."),
+        ("7", "7."),
+        ("", ""),
+        ("ok.", "Ok."),
+    ],
+)
 def test_a_short_answer_is_a_sentence(text: str, written: str) -> None:
     assert sentence(text) == written
 

@@ -1,4 +1,6 @@
-"""A model that reuses its tower's work along a stream gives what the stock tower gives, where it should."""
+"""A model that reuses its tower's work along a stream gives what the stock tower gives, where it
+should.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from collections.abc import Sequence
 import pytest
 
 from config import ReuseConfig
-from models.base import VisualGroup
+from frames import Frame
 from models.partial_vit import Tower
 from models.qwen3_vl import Qwen3VL
-from streaming.frames import Frame
+from models.video_llm import VisualGroup
 from tests.tiny import noise_frames
 
 TOLERANCE = 1e-5
@@ -25,12 +27,17 @@ def shown(images: Sequence[Frame]) -> list[Frame]:
 def apart(one: Sequence[VisualGroup], other: Sequence[VisualGroup]) -> float:
     """The largest difference of features; grids and times must be the same."""
     assert [(g.grid, g.pts_seconds) for g in one] == [(g.grid, g.pts_seconds) for g in other]
-    pairs = [(a, b) for g, h in zip(one, other, strict=True)
-             for a, b in zip((g.embeddings, *g.deepstack), (h.embeddings, *h.deepstack), strict=True)]  # fmt: skip
+    pairs = [
+        (a, b)
+        for g, h in zip(one, other, strict=True)
+        for a, b in zip((g.embeddings, *g.deepstack), (h.embeddings, *h.deepstack), strict=True)
+    ]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def reused(tiny: Qwen3VL, frames: Sequence[Frame], config: ReuseConfig, step: int = 4) -> list[VisualGroup]:
+def reused(
+    tiny: Qwen3VL, frames: Sequence[Frame], config: ReuseConfig, step: int = 4
+) -> list[VisualGroup]:
     reuse = tiny.reuse(config)
     parts = [frames[k : k + step] for k in range(0, len(frames), step)]
     return [group for part in parts for group in tiny.encode(part, reuse)]
@@ -41,7 +48,9 @@ def test_nothing_is_reused_unless_it_is_asked_for(tiny: Qwen3VL) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["novelty", "keys"])
-def test_all_refreshed_is_the_stock_tower(tiny: Qwen3VL, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_refreshed_is_the_stock_tower(
+    tiny: Qwen3VL, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = noise_frames(10, *SIZE)
     everything = ReuseConfig(strategy, refresh_share=1.0, still_below=0.0)
     assert apart(reused(tiny, frames, everything), tiny.encode(frames)) < TOLERANCE
@@ -54,7 +63,9 @@ def test_all_refreshed_is_the_stock_tower(tiny: Qwen3VL, strategy: str, monkeypa
 def test_a_picture_that_stands_still_costs_no_tower_and_changes_nothing(tiny: Qwen3VL) -> None:
     still = shown(noise_frames(1, *SIZE) * 12)
     patches_computed: list[int] = []
-    hook = tiny._visual.blocks[0].mlp.register_forward_pre_hook(lambda _, x: patches_computed.append(x[0].numel()))
+    hook = tiny._visual.blocks[0].mlp.register_forward_pre_hook(
+        lambda _, x: patches_computed.append(x[0].numel())
+    )
     try:
         ours = reused(tiny, still, ReuseConfig("novelty"))
         with_reuse = sum(patches_computed)
@@ -82,4 +93,5 @@ def test_frames_of_another_size_begin_anew(tiny: Qwen3VL) -> None:
     frames = shown([*noise_frames(4, *SIZE), *noise_frames(4, 96, 64)])
     everything = ReuseConfig("novelty", refresh_share=1.0, still_below=0.0)
     assert apart(reused(tiny, frames, everything), tiny.encode(frames)) < TOLERANCE
-    assert apart(reused(tiny, frames, everything, step=8), tiny.encode(frames)) < TOLERANCE  # sizes in one call
+    # sizes in one call
+    assert apart(reused(tiny, frames, everything, step=8), tiny.encode(frames)) < TOLERANCE

@@ -1,4 +1,6 @@
-"""The bundled samples, watched and questioned as a person would: the embedded model answers, from the right place."""
+"""The bundled samples, watched and questioned as a person would: the embedded model answers, from
+the right place.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,16 @@ from typing import Any
 
 import pytest
 
+from frames import Frame
 from streaming.engine import Engine, load_engine
 from streaming.events import Answer
-from streaming.file_source import FileSource
-from streaming.frames import Frame
 from streaming.session import Session
+from streaming.sources.file import FileSource
 from training.streams import make_stream
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-RIGHT = 0.93  # of the questions of all families, answered letter for letter from evidence that covers the event
+# of the questions of all families, answered letter for letter from evidence that covers the event
+RIGHT = 0.93
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,15 @@ def answer(session: Session, question: str) -> Answer:
 def covers(found: Answer, spans: list[list[float]]) -> bool:
     """Whether a true stretch, where there is one, lies in the evidence at least in part."""
     pairs = [(item, span) for item in found.evidence for span in spans]
-    return not spans or any(item.start_seconds < stop and item.stop_seconds > start for item, (start, stop) in pairs)
+    return not spans or any(
+        item.start_seconds < stop and item.stop_seconds > start for item, (start, stop) in pairs
+    )
 
 
 @pytest.mark.parametrize("name", ["one_minute", "ten_minutes"])
-def test_questions_about_a_sample_are_answered_right_from_the_right_place(engine: Engine, name: str) -> None:
+def test_questions_about_a_sample_are_answered_right_from_the_right_place(
+    engine: Engine, name: str
+) -> None:
     asked: list[dict[str, Any]] = json.loads((SAMPLES / f"{name}.json").read_text())["questions"]
     session = watched(engine, name)
     wrong = []
@@ -60,8 +67,15 @@ def test_without_recall_the_past_of_a_long_sample_is_lost() -> None:
     engine = load_engine("demo", device="cpu", settings={"memory": {"recall_chunks": 0}})
     session = watched(engine, "ten_minutes")
     asked = json.loads((SAMPLES / "ten_minutes.json").read_text())["questions"]
-    asked = [question for question in asked if question["family"] in ("when", "what_at", "direction", "describe")]
-    assert sum(answer(session, question["question"]).text == question["answer"] for question in asked) < len(asked) / 3
+    asked = [
+        question
+        for question in asked
+        if question["family"] in ("when", "what_at", "direction", "describe")
+    ]
+    assert (
+        sum(answer(session, question["question"]).text == question["answer"] for question in asked)
+        < len(asked) / 3
+    )
 
 
 def looped(frames: list[Frame], times: int) -> Iterator[Frame]:
@@ -69,7 +83,9 @@ def looped(frames: list[Frame], times: int) -> Iterator[Frame]:
     length = frames[-1].pts_seconds + 0.5
     for turn in range(times):
         for frame in frames:
-            yield Frame(frame.image, frame.pts_seconds + turn * length, frame.index + turn * len(frames))
+            yield Frame(
+                frame.image, frame.pts_seconds + turn * length, frame.index + turn * len(frames)
+            )
 
 
 @pytest.mark.timeout(600)

@@ -48,7 +48,9 @@ def test_a_question_waits_for_one_prefill_pass_at_most() -> None:
         assert steps.index(Step.QUERY) <= 1
 
 
-@pytest.mark.parametrize(("decode_seconds", "prefill_seconds"), [(0.01, 0.1), (0.03, 0.03), (0.1, 0.01), (0.005, 0.4)])
+@pytest.mark.parametrize(
+    ("decode_seconds", "prefill_seconds"), [(0.01, 0.1), (0.03, 0.03), (0.1, 0.01), (0.005, 0.4)]
+)
 def test_an_answer_always_under_way_leaves_watching_half_of_the_device(
     decode_seconds: float, prefill_seconds: float
 ) -> None:
@@ -86,7 +88,9 @@ def test_a_stream_that_paused_is_owed_a_moment_and_no_more() -> None:
 def test_prefills_share_a_pass_up_to_its_tokens() -> None:
     waiting = [Waiting(False, tokens, 0) for tokens in (60, 50, 30, 20)]
     assert choose_prefills(waiting, 100) == [0, 2]
-    assert choose_prefills([Waiting(False, 500, 0), Waiting(False, 1, 0)], 100) == [0], "too large goes alone"
+    assert choose_prefills([Waiting(False, 500, 0), Waiting(False, 1, 0)], 100) == [0], (
+        "too large goes alone"
+    )
     assert choose_prefills([], 100) == []
 
 

@@ -1,4 +1,6 @@
-"""A session remembers, answers and survives: equal to the stock model, bounded on the device, whole after errors."""
+"""A session remembers, answers and survives: equal to the stock model, bounded on the device, whole
+after errors.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,16 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from config import AnswerConfig, Config
+from errors import Notice
+from frames import Frame
 from memory.chunk import KVChunk
 from memory.recall_policy import PlannedChunk, RecallPlan
 from models.answer_batch import AnswerBatch, BatchedAnswer
-from models.base import Turn, VideoLLM
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import Turn, VideoLLM
 from streaming.engine import Engine
-from streaming.events import Answer, AnswerPiece, Evidence, Notice, Thumbnail, Watched
-from streaming.frames import Frame
+from streaming.events import Answer, AnswerPiece, Evidence, Thumbnail, Watched
 from streaming.session import Session, evidence_of, in_parts
 from tests.gated import WORDS, Gate, GatedModel
 from tests.test_fidelity import QUESTION, stock_inputs
@@ -27,14 +30,18 @@ from tests.tiny import noise_frames
 from tests.waiting import wait_until
 
 NEW_TOKENS = 12
-HEAD = RetrievalHead(layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0)
+HEAD = RetrievalHead(
+    layer=1, head=3, last_tokens=0, mean=0.0, std=1.0, weight=1.0, hit1=1.0, hit4=1.0
+)
 Given = tuple[str, Sequence[KVChunk], Sequence[Turn], AnswerConfig]
 
 
 @pytest.fixture
 def profile(tiny: Qwen3VL) -> Profile:
     """Not a head that retrieves: any head gives every chunk some score."""
-    return Profile(tiny.model_id, "float32", tiny.num_heads // tiny.num_kv_heads, (HEAD,), 1, 1.0, 1.0)
+    return Profile(
+        tiny.model_id, "float32", tiny.num_heads // tiny.num_kv_heads, (HEAD,), 1, 1.0, 1.0
+    )
 
 
 def settings(**memory: int) -> Config:
@@ -91,7 +98,10 @@ def joined(*threads: threading.Thread) -> None:
 
 @pytest.mark.parametrize("chunk_frames", [2, 4, 6])
 def test_with_everything_in_the_window_a_session_says_the_stock_models_tokens(
-    tiny: Qwen3VL, stock: Qwen3VLForConditionalGeneration, chunk_frames: int, monkeypatch: pytest.MonkeyPatch
+    tiny: Qwen3VL,
+    stock: Qwen3VLForConditionalGeneration,
+    chunk_frames: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     frames = noise_frames(7)
     seen = given_to_the_model(tiny, monkeypatch)
@@ -100,7 +110,9 @@ def test_with_everything_in_the_window_a_session_says_the_stock_models_tokens(
     answer = asked(session)
     inputs = stock_inputs(tiny, frames)
     stock.model.rope_deltas = None
-    generated = stock.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    generated = stock.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     wanted = [int(token) for token in generated if int(token) not in tiny._stops]
     assert tokens_of(tiny, seen[0]) == wanted and len(wanted) >= 5
     assert answer.text == tiny._prompt.tokenizer.decode(wanted).replace("\ufffd", "")
@@ -112,7 +124,9 @@ def test_dense_recall_of_everything_is_the_plain_context_and_dropping_chunks_is_
     seen = given_to_the_model(tiny, monkeypatch)
     kept = {"all in the window": (9, 0), "all but one recalled": (1, 9), "nothing recalled": (1, 0)}
     for window, recall in kept.values():
-        session = opened(tiny, settings(window_chunks=window, recall_chunks=recall, prefill_chunks=1))
+        session = opened(
+            tiny, settings(window_chunks=window, recall_chunks=recall, prefill_chunks=1)
+        )
         watched(session, noise_frames(24))
         asked(session)
     plain, recalled, dropped = (tiny.first_logits(*given[:3]) for given in seen)
@@ -127,7 +141,9 @@ def test_the_window_is_in_every_context_behind_the_prefix_and_in_time_order(
     tiny: Qwen3VL, profile: Profile, with_profile: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = given_to_the_model(tiny, monkeypatch)
-    session = opened(tiny, settings(window_chunks=2, recall_chunks=3), profile if with_profile else None)
+    session = opened(
+        tiny, settings(window_chunks=2, recall_chunks=3), profile if with_profile else None
+    )
     for part in in_parts(noise_frames(60), 12):
         watched(session, part)
         for question in (QUESTION, "What was at 1 second?", "And in the last hour?"):
@@ -142,7 +158,11 @@ def test_a_named_time_is_looked_up_and_told_first(tiny: Qwen3VL, profile: Profil
     session = opened(tiny, settings(recall_chunks=2), profile)
     watched(session, noise_frames(80))
     evidence = asked(session, "What is shown at 0:13?").evidence
-    assert (evidence[0].start_seconds, evidence[0].stop_seconds, evidence[0].why) == (12.0, 14.0, "named time")
+    assert (evidence[0].start_seconds, evidence[0].stop_seconds, evidence[0].why) == (
+        12.0,
+        14.0,
+        "named time",
+    )
     others = [item for item in evidence if item.why == "recalled"]
     assert others == sorted(others, key=lambda item: -item.score)
 
@@ -150,7 +170,9 @@ def test_a_named_time_is_looked_up_and_told_first(tiny: Qwen3VL, profile: Profil
 # The device is bounded, whatever the length.
 
 
-def test_a_long_stream_takes_the_device_bytes_of_a_short_one(tiny: Qwen3VL, profile: Profile) -> None:
+def test_a_long_stream_takes_the_device_bytes_of_a_short_one(
+    tiny: Qwen3VL, profile: Profile
+) -> None:
     told = {}
     for chunks in (40, 240):
         session = opened(tiny, settings(), profile)
@@ -158,17 +180,24 @@ def test_a_long_stream_takes_the_device_bytes_of_a_short_one(tiny: Qwen3VL, prof
         session._memory.check_integrity()
     short, long = told[40][-1].stats, told[240][-1].stats
     assert short.device_bytes == long.device_bytes > 0
-    assert {event.stats.device_bytes for event in told[240][2:]} == {long.device_bytes}, "flat once the window is full"
+    assert {event.stats.device_bytes for event in told[240][2:]} == {long.device_bytes}, (
+        "flat once the window is full"
+    )
     assert long.host_bytes > 5 * short.host_bytes, "what left the window is somewhere"
     assert (long.frames_read, long.chunks) == (960, 240)
 
 
-def test_an_answer_over_a_long_past_leaves_nothing_on_the_device(tiny: Qwen3VL, profile: Profile) -> None:
+def test_an_answer_over_a_long_past_leaves_nothing_on_the_device(
+    tiny: Qwen3VL, profile: Profile
+) -> None:
     session = opened(tiny, settings(), profile)
     watched(session, noise_frames(160, 16, 16))
     before = session.stats.device_bytes
     assert asked(session).stats.device_bytes == before
-    watched(session, [replace(frame, pts_seconds=frame.pts_seconds + 100) for frame in noise_frames(4, 16, 16)])
+    watched(
+        session,
+        [replace(frame, pts_seconds=frame.pts_seconds + 100) for frame in noise_frames(4, 16, 16)],
+    )
     assert session.stats.device_bytes == before
 
 
@@ -182,9 +211,13 @@ def test_a_full_host_memory_forgets_the_oldest_is_told_once_and_watching_goes_on
     assert 10 < session.stats.forgotten_chunks < 18
     session._memory.check_integrity()
     assert asked(session, "What was at 0:01?").text == "".join(WORDS)
-    assert model.asked[-1][1] == [-1, 18, 19], "what was named is gone, and nothing else stands for it"
+    assert model.asked[-1][1] == [-1, 18, 19], (
+        "what was named is gone, and nothing else stands for it"
+    )
     assert asked(session).text == "".join(WORDS)
-    assert session.stats.forgotten_chunks in model.asked[-1][1], "the oldest that is there is recalled"
+    assert session.stats.forgotten_chunks in model.asked[-1][1], (
+        "the oldest that is there is recalled"
+    )
 
 
 # The dialogue.
@@ -201,9 +234,14 @@ def test_the_dialogue_is_kept_and_shown_to_the_model_as_far_as_asked_for(
         watched(session, noise_frames(8))
         told = [asked(session, f"{QUESTION} {k}") for k in range(6)]
         assert [turn.question for turn in session.dialogue] == [f"{QUESTION} {k}" for k in range(6)]
-        assert list(seen[-1][2]) == [Turn(answer.question, answer.text) for answer in told[:-1]][5 - turns :]
+        assert (
+            list(seen[-1][2])
+            == [Turn(answer.question, answer.text) for answer in told[:-1]][5 - turns :]
+        )
         answers[turns] = tiny.first_logits(*seen[-1][:3])
-    assert float((answers[0] - answers[4]).abs().max()) > 1e-3, "the earlier turns are part of the prompt"
+    assert float((answers[0] - answers[4]).abs().max()) > 1e-3, (
+        "the earlier turns are part of the prompt"
+    )
 
 
 def test_an_answer_that_nobody_finishes_releases_the_device_and_leaves_no_turn() -> None:
@@ -212,7 +250,10 @@ def test_an_answer_that_nobody_finishes_releases_the_device_and_leaves_no_turn()
     watched(session, noise_frames(8, 2, 2))
     abandoned = session.ask("abandoned")
     assert next(abandoned) == AnswerPiece(WORDS[0])
-    watched(session, [replace(frame, pts_seconds=frame.pts_seconds + 9) for frame in noise_frames(4, 2, 2)])
+    watched(
+        session,
+        [replace(frame, pts_seconds=frame.pts_seconds + 9) for frame in noise_frames(4, 2, 2)],
+    )
     assert asked(session, "finished").text == "".join(WORDS)
     del abandoned  # closes the generator
     assert [turn.question for turn in session.dialogue] == ["finished"]
@@ -313,7 +354,9 @@ def test_a_question_waits_for_the_chunk_under_way_and_goes_before_the_next() -> 
     joined(asking, watching)
     assert model.log[:4] == ["chunk 0", "chunk 1", "chunk 2", "q: one"]
     assert model.asked[0][1] == [-1, 0, 1, 2], "the chunk under way is part of what is asked about"
-    assert [line for line in model.log if line.startswith("chunk")] == [f"chunk {number}" for number in range(5)]
+    assert [line for line in model.log if line.startswith("chunk")] == [
+        f"chunk {number}" for number in range(5)
+    ]
     assert answers[0].text == "".join(WORDS) and session.stats.chunks == 5
 
 
@@ -350,7 +393,9 @@ def test_an_answer_under_way_when_its_session_is_closed_is_still_finished() -> N
     assert isinstance(last, Answer) and last.text == "".join(WORDS)
 
 
-def test_questions_from_many_threads_during_watching_lose_no_count(tiny: Qwen3VL, profile: Profile) -> None:
+def test_questions_from_many_threads_during_watching_lose_no_count(
+    tiny: Qwen3VL, profile: Profile
+) -> None:
     session = opened(tiny, settings(), profile)
     frames = noise_frames(80, 16, 16)
     watched(session, frames[:8])
@@ -376,7 +421,11 @@ def planned(*chunks: tuple[int, float, str]) -> list[tuple[float, float, float, 
 
 def test_evidence_is_named_times_then_the_best_and_the_window_is_one_stretch() -> None:
     found = planned(
-        (0, 0.5, "recalled"), (3, -1.0, "named time"), (4, 4.0, "recalled"), (6, 1.0, "recent"), (7, 0.0, "recent")
+        (0, 0.5, "recalled"),
+        (3, -1.0, "named time"),
+        (4, 4.0, "recalled"),
+        (6, 1.0, "recent"),
+        (7, 0.0, "recent"),
     )
     assert found == [
         (6.0, 8.0, -1.0, "named time"),
@@ -410,7 +459,9 @@ def test_without_scores_what_was_recalled_comes_before_the_window() -> None:
 
 def test_a_picture_of_each_chunk_is_told_small(tiny: Qwen3VL) -> None:
     session = opened(tiny, settings())
-    pictures = [event for event in session.watch(noise_frames(6, 300, 500)) if isinstance(event, Thumbnail)]
+    pictures = [
+        event for event in session.watch(noise_frames(6, 300, 500)) if isinstance(event, Thumbnail)
+    ]
     assert [picture.pts_seconds for picture in pictures] == [1.0, 2.5]
     assert all(picture.image.shape == (115, 192, 3) for picture in pictures)
 

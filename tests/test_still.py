@@ -1,4 +1,6 @@
-"""A session that prunes by novelty: what shows nothing new costs nothing, and is answered for by what still stood."""
+"""A session that prunes by novelty: what shows nothing new costs nothing, and is answered for by
+what still stood.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ import pytest
 import torch
 
 from config import PruneConfig
+from frames import Frame
 from memory.chunk import KVChunk
 from memory.disk_tier import SessionStore
 from memory.folders import summary
-from models.base import PrefillRequest, VisualGroup
+from models.video_llm import PrefillRequest, VisualGroup
 from streaming.engine import Engine
 from streaming.events import Answer, Watched
-from streaming.frames import Frame
 from streaming.session import Session
 from tests.watching import tiny_engine
 
@@ -44,7 +46,9 @@ def seen(session: Session, frames: Sequence[Frame]) -> Watched:
 
 
 def tokens_of(session: Session) -> list[int]:
-    return [int(chunk.visual.sum()) for chunk in session.memory.get(range(session.memory.num_chunks))]
+    return [
+        int(chunk.visual.sum()) for chunk in session.memory.get(range(session.memory.num_chunks))
+    ]
 
 
 def later(frames: Sequence[Frame], seconds: float) -> list[Frame]:
@@ -62,7 +66,9 @@ def test_a_still_minute_costs_one_group_and_stats_tell_it(checkpoint: Path) -> N
     session.memory.check_integrity()
 
 
-def test_what_shows_nothing_new_is_not_encoded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_shows_nothing_new_is_not_encoded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, given = pruning(checkpoint), []
     stock = engine.model.encode
 
@@ -116,13 +122,18 @@ def test_a_named_time_at_which_nothing_was_new_is_asked_for_as_the_group_that_st
 def test_evidence_lasts_as_long_as_what_it_shows_stood(checkpoint: Path) -> None:
     session = pruning(checkpoint, recall_chunks=2).open()
     seen(session, scene(40, appears=20))
-    for question, span in (("What is shown at 0:07?", (0.0, 10.0)), ("What is shown now?", (10.0, 20.0))):
+    for question, span in (
+        ("What is shown at 0:07?", (0.0, 10.0)),
+        ("What is shown now?", (10.0, 20.0)),
+    ):
         answer = next(event for event in session.ask(question) if isinstance(event, Answer))
         best = answer.evidence[0]
         assert (best.start_seconds, best.stop_seconds, best.why) == (*span, "named time")
 
 
-def test_a_kept_session_goes_on_pruning_from_a_whole_group(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_kept_session_goes_on_pruning_from_a_whole_group(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     session = pruning(checkpoint).open(tmp_path / "s")
     seen(session, scene(16))
     session.close()
@@ -144,7 +155,9 @@ def test_a_still_end_is_not_watched_again(checkpoint: Path, tmp_path: Path) -> N
     again.close()
 
 
-def test_frames_that_showed_nothing_new_are_counted_for_ever(checkpoint: Path, tmp_path: Path) -> None:
+def test_frames_that_showed_nothing_new_are_counted_for_ever(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     """Those before a chunk with it, those behind the newest one when the session is left."""
     engine = pruning(checkpoint)
     session = engine.open(tmp_path / "s")
@@ -156,7 +169,10 @@ def test_frames_that_showed_nothing_new_are_counted_for_ever(checkpoint: Path, t
     assert frames_since == 12 and seconds_since > 0
     store.close()
     for frames in (40, 80):
-        assert (summary(tmp_path / "s").frames, summary(tmp_path / "s").seen_seconds) == (frames, frames / 2 - 0.5)
+        assert (summary(tmp_path / "s").frames, summary(tmp_path / "s").seen_seconds) == (
+            frames,
+            frames / 2 - 0.5,
+        )
         again = engine.open(tmp_path / "s")
         assert again.stats.frames_read == frames
         seen(again, later(scene(40, appears=8), frames / 2))

@@ -1,4 +1,6 @@
-"""The durable folder: what was committed comes back bit by bit, and whatever is wrong with it is said in a sentence."""
+"""The durable folder: what was committed comes back bit by bit, and whatever is wrong with it is
+said in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,12 @@ class opened:  # noqa: N801 - reads as a verb
     """A store that is closed at the end of the block."""
 
     def __init__(
-        self, folder: Path, kind: Kind = KIND, budget_bytes: int = LARGE, read_only: bool = False, bits: int = 16
+        self,
+        folder: Path,
+        kind: Kind = KIND,
+        budget_bytes: int = LARGE,
+        read_only: bool = False,
+        bits: int = 16,
     ) -> None:
         self.store = SessionStore(folder, kind, {"a": 1}, budget_bytes, 2, read_only, bits)
 
@@ -85,11 +92,15 @@ def flip(path: Path, offset: int) -> None:
 
 
 def memory_over(store: SessionStore, host_bytes: int = LARGE) -> KVMemory:
-    return KVMemory(MemoryConfig(window_chunks=2, host_bytes=host_bytes), torch.device("cpu"), store)
+    return KVMemory(
+        MemoryConfig(window_chunks=2, host_bytes=host_bytes), torch.device("cpu"), store
+    )
 
 
 def wrong_chunks(memory: KVMemory) -> list[int]:
-    """Those that are not what they should be: exact in the window, else as kept; sparse where that is all there is."""
+    """Those that are not what they should be: exact in the window, else as kept; sparse where that
+    is all there is.
+    """
     back = memory.get([index for index in range(memory.num_chunks) if not memory.is_evicted(index)])
     return [chunk.index for chunk in back if differs(chunk, right(memory, chunk.index))]
 
@@ -114,7 +125,9 @@ def right(memory: KVMemory, index: int) -> KVChunk:
     return kept(chunk.pooled() if memory.is_sparse_only(index) else chunk, memory._bits)
 
 
-def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(folder: Path, bits: int) -> None:
+def test_everything_comes_back_bit_by_bit_when_a_folder_is_opened_again(
+    folder: Path, bits: int
+) -> None:
     with opened(folder) as store:
         store.check_integrity()
         assert (store.settings, store.format.bits) == ({"a": 1}, bits)
@@ -159,13 +172,19 @@ def test_half_precision_keeps_its_bits(tmp_path: Path, dtype: str) -> None:
         assert torch.equal(next(store.index_keys(HEADS)), keys_for(chunk))
 
 
-def test_an_opened_session_goes_on_as_if_it_had_never_stopped(folder: Path, tmp_path: Path, bits: int) -> None:
+def test_an_opened_session_goes_on_as_if_it_had_never_stopped(
+    folder: Path, tmp_path: Path, bits: int
+) -> None:
     with opened(folder) as store:
         fill(store, 9)
     with opened(tmp_path / "whole", bits=bits) as whole:
         fill(whole, 9)
-        assert len(kv_files(folder)) == (2 if bits == 16 else 5), "chunks 6, 7 and 8 are there as computed as well"
-    assert [path.read_bytes() for path in kv_files(folder)] == [p.read_bytes() for p in kv_files(tmp_path / "whole")]
+        assert len(kv_files(folder)) == (2 if bits == 16 else 5), (
+            "chunks 6, 7 and 8 are there as computed as well"
+        )
+    assert [path.read_bytes() for path in kv_files(folder)] == [
+        p.read_bytes() for p in kv_files(tmp_path / "whole")
+    ]
 
 
 def test_the_dialogue_is_kept_in_order(folder: Path) -> None:
@@ -177,14 +196,18 @@ def test_the_dialogue_is_kept_in_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("host_chunks", [0, 1, 3, 100])
-def test_what_leaves_the_host_is_read_from_disk(tmp_path: Path, host_chunks: int, bits: int) -> None:
+def test_what_leaves_the_host_is_read_from_disk(
+    tmp_path: Path, host_chunks: int, bits: int
+) -> None:
     with opened(tmp_path / "s", bits=bits) as store:
         memory = memory_over(store, host_bytes=host_chunks * store.format.num_bytes(20))
         for index in range(14):
             memory.append(new_chunk(index))
             memory.check_integrity()
             assert not wrong_chunks(memory)
-        assert (len(memory.host_indices) < 12) == (host_chunks < 100), "the host budget must matter here"
+        assert (len(memory.host_indices) < 12) == (host_chunks < 100), (
+            "the host budget must matter here"
+        )
         assert memory.get([0, 11, 5])[2].index == 5
 
 
@@ -222,7 +245,9 @@ def test_a_flipped_byte_costs_its_chunk_the_details_and_is_said(folder: Path) ->
     flip_chunk(folder, 1, "dense")
     with opened(folder) as store:
         memory = memory_over(store)
-        with pytest.raises(ChunkLostError, match=r"8 s to 16 s is damaged .* comes back sparse .* checksum"):
+        with pytest.raises(
+            ChunkLostError, match=r"8 s to 16 s is damaged .* comes back sparse .* checksum"
+        ):
             memory.get([0, 1, 2])
         assert (sparse_only(memory), gone(memory), len(memory.losses)) == ({1}, set(), 1)
         assert memory.get([1])[0].num_tokens < make_chunk(1, tokens_of(1)).num_tokens
@@ -246,9 +271,16 @@ def test_a_chunk_that_is_damaged_at_both_levels_is_left_out(folder: Path) -> Non
 def test_every_flipped_byte_is_noticed(folder: Path, bits: int) -> None:
     generator = np.random.default_rng(0)
     with opened(folder, read_only=True) as store:
-        there = [(c.index, kept, c.places[kept]) for kept in KEPT for c in store.chunks if c.index >= store.first(kept)]
+        there = [
+            (c.index, kept, c.places[kept])
+            for kept in KEPT
+            for c in store.chunks
+            if c.index >= store.first(kept)
+        ]
         places = [(index, kept, place) for index, kept, place in there if place.num_bytes]
-        assert len(places) == (12 if bits == 16 else 15), "in 8 bits the newest three are there as computed as well"
+        assert len(places) == (12 if bits == 16 else 15), (
+            "in 8 bits the newest three are there as computed as well"
+        )
         for index, kept, place in places:
             path = folder / f"kv-{kept}-{place.segment:08d}.bin"
             for offset in place.offset + generator.integers(0, place.num_bytes, 4):
@@ -260,7 +292,9 @@ def test_every_flipped_byte_is_noticed(folder: Path, bits: int) -> None:
         store.check_integrity()
 
 
-def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(folder: Path, bits: int) -> None:
+def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(
+    folder: Path, bits: int
+) -> None:
     flip_chunk(folder, 5, "dense")
     if bits == 8:
         flip_chunk(folder, 5, "exact")
@@ -274,7 +308,9 @@ def test_a_damaged_chunk_of_the_window_shortens_the_window_and_watching_goes_on(
         assert sparse_only(memory) == {5}
 
 
-def test_a_window_whose_exact_copy_is_damaged_is_taken_in_8_bits_and_that_is_said(tmp_path: Path) -> None:
+def test_a_window_whose_exact_copy_is_damaged_is_taken_in_8_bits_and_that_is_said(
+    tmp_path: Path,
+) -> None:
     with opened(tmp_path / "s", bits=8) as store:
         fill(store, 6)
     flip_chunk(tmp_path / "s", 5, "exact")
@@ -290,13 +326,21 @@ def test_a_window_whose_exact_copy_is_damaged_is_taken_in_8_bits_and_that_is_sai
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("UPDATE chunks SET start_seconds = start_seconds + 1 WHERE number = 2", "record of chunk 2 has changed"),
-        ("UPDATE chunks SET positions = zeroblob(length(positions)) WHERE number = 3", "record of chunk 3 has changed"),
+        (
+            "UPDATE chunks SET start_seconds = start_seconds + 1 WHERE number = 2",
+            "record of chunk 2 has changed",
+        ),
+        (
+            "UPDATE chunks SET positions = zeroblob(length(positions)) WHERE number = 3",
+            "record of chunk 3 has changed",
+        ),
         ("DELETE FROM chunks WHERE number = 1", "records of chunks are missing"),
         ("UPDATE facts SET value = '99' WHERE name = 'format'", "the fact 'format' has changed"),
     ],
 )
-def test_records_that_are_not_as_written_are_refused(folder: Path, command: str, sentence: str) -> None:
+def test_records_that_are_not_as_written_are_refused(
+    folder: Path, command: str, sentence: str
+) -> None:
     db = sqlite3.connect(folder / "session.sqlite")
     with db:
         db.execute(command)
@@ -330,7 +374,9 @@ def test_a_database_that_is_none_is_refused(folder: Path) -> None:
         (replace(KIND, layers=4), "was made with layers 3, not 4"),
     ],
 )
-def test_another_model_or_dtype_is_refused_and_changes_nothing(folder: Path, other: Kind, sentence: str) -> None:
+def test_another_model_or_dtype_is_refused_and_changes_nothing(
+    folder: Path, other: Kind, sentence: str
+) -> None:
     with pytest.raises(SessionError, match=sentence):
         opened(folder, other)
     with opened(folder) as store:
@@ -347,7 +393,9 @@ def test_only_one_writes_and_others_may_read(folder: Path) -> None:
             fill(store, 8)
             assert (reader.num_chunks, store.num_chunks) == (6, 8)
             assert not wrong_chunks(memory)
-            assert not memory_over(reader).losses, "the window may have moved on, which is no damage"
+            assert not memory_over(reader).losses, (
+                "the window may have moved on, which is no damage"
+            )
             with pytest.raises(SessionError, match="questions only"):
                 fill(reader, 7)
     with opened(folder) as store:
@@ -370,7 +418,9 @@ def file_limit() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_disk_that_takes_no_more_is_said_and_what_was_kept_stays(folder: Path, file_limit: None) -> None:
+def test_a_disk_that_takes_no_more_is_said_and_what_was_kept_stays(
+    folder: Path, file_limit: None
+) -> None:
     with opened(folder) as store:
         before = kv_files(folder)[0].stat().st_size
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -396,7 +446,9 @@ def test_a_full_disk_at_any_step_leaves_the_folder_as_it_was(
         if failing == "fsync":
             monkeypatch.setattr(os, "fsync", full)
         else:
-            store._db.execute(f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}")
+            store._db.execute(
+                f"PRAGMA max_page_count = {store._db.execute('PRAGMA page_count').fetchone()[0]}"
+            )
             fill_pages(store)
         with pytest.raises(SessionError, match=r"no space left on device|database or disk is full"):
             fill(store, 40)
@@ -431,11 +483,15 @@ def test_beyond_the_budget_the_oldest_dense_level_goes_then_the_oldest_sparse_an
             memory.append(new_chunk(index))
             memory.check_integrity()
             assert on_disk(tmp_path) <= store.disk_bytes <= budget
-            assert sparse_only(memory) == set(range(store.num_forgotten, store.num_forgotten + store.num_sparse))
+            assert sparse_only(memory) == set(
+                range(store.num_forgotten, store.num_forgotten + store.num_sparse)
+            )
             assert gone(memory) == set(range(store.num_forgotten))
             if store.first("sparse") > sparse_before:
                 seen.add("sparse")
-                assert len(kv_files(store.folder, "dense")) <= 2, "something dense could still have gone"
+                assert len(kv_files(store.folder, "dense")) <= 2, (
+                    "something dense could still have gone"
+                )
             elif store.first("dense") > dense_before:
                 seen.add("dense")
             if index % 10 == 0:
@@ -474,12 +530,16 @@ def test_a_reader_sees_what_was_forgotten_while_it_looked(tmp_path: Path) -> Non
         with opened(tmp_path / "s", read_only=True) as reader:
             memory = memory_over(reader)
             fill(store, 30)
-            with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
+            with pytest.raises(
+                ChunkLostError, match="had to make room on the disk in the meantime"
+            ):
                 memory.get([2])
             assert (memory.is_sparse_only(2), gone(memory)) == (True, set())
             assert not wrong_chunks(memory)
             fill(store, 90)
-            with pytest.raises(ChunkLostError, match="had to make room on the disk in the meantime"):
+            with pytest.raises(
+                ChunkLostError, match="had to make room on the disk in the meantime"
+            ):
                 memory.get([2])
             assert memory.is_evicted(2)
 
@@ -487,8 +547,13 @@ def test_a_reader_sees_what_was_forgotten_while_it_looked(tmp_path: Path) -> Non
 def test_replaced_index_keys_come_back(folder: Path) -> None:
     with opened(folder) as store:
         chunks = [make_chunk(index, tokens_of(index)) for index in range(6)]
-        store.replace_index("heads of layer 1", (chunk.keys[1, :1, chunk.visual] for chunk in chunks))
+        store.replace_index(
+            "heads of layer 1", (chunk.keys[1, :1, chunk.visual] for chunk in chunks)
+        )
         store.check_integrity()
     with opened(folder) as store:
         assert store.heads == "heads of layer 1"
-        assert all(torch.equal(a, c.keys[1, :1, c.visual]) for a, c in zip(store.index_keys(1), chunks, strict=True))
+        assert all(
+            torch.equal(a, c.keys[1, :1, c.visual])
+            for a, c in zip(store.index_keys(1), chunks, strict=True)
+        )

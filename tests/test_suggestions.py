@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from streaming.engine import Engine, load_engine
-from streaming.file_source import FileSource
 from streaming.reader import Reader
+from streaming.sources.file import FileSource
 from ui.suggestions import FOR_ANY_VIDEO, SUGGESTIONS_PATH, bundled_suggestions, suggestions_for
 
 SAMPLES = SUGGESTIONS_PATH.parent

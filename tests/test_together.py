@@ -1,4 +1,6 @@
-"""Chunks prefilled in one pass are those prefilled one by one: the same keys and values, seeing the same past."""
+"""Chunks prefilled in one pass are those prefilled one by one: the same keys and values, seeing the
+same past.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import pytest
 import torch
 
 from memory.chunk import KVChunk
-from models.base import PrefillRequest, VisualGroup
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import PrefillRequest, VisualGroup
 from tests.tiny import noise_frames
 
 SIZE = (64, 96)  # pixels; a grid of 2 x 3 tokens after the checkpoint's limit
@@ -20,7 +22,10 @@ TOLERANCE, NOTICED = 1e-5, 1e-3  # of the largest value
 @pytest.fixture(scope="module")
 def runs(tiny: Qwen3VL) -> list[list[VisualGroup]]:
     """Seven runs of one to three groups, some of them pruned."""
-    groups = [group if number % 3 else only(group, [number % 5, 5]) for number, group in enumerate(tiny.encode(FRAMES))]
+    groups = [
+        group if number % 3 else only(group, [number % 5, 5])
+        for number, group in enumerate(tiny.encode(FRAMES))
+    ]
     lengths, made = [1, 2, 1, 3, 1, 2, 1], list[list[VisualGroup]]()
     for length in lengths:
         made.append(groups[:length])
@@ -45,27 +50,44 @@ def one_by_one(tiny: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int)
     return chunks
 
 
-def in_batches(tiny: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int, sizes: Sequence[int]) -> list[KVChunk]:
+def in_batches(
+    tiny: Qwen3VL, runs: Sequence[Sequence[VisualGroup]], reach: int, sizes: Sequence[int]
+) -> list[KVChunk]:
     chunks: list[KVChunk] = []
     for size in sizes:
         part, near = runs[len(chunks) : len(chunks) + size], chunks[-reach:] if reach else []
-        chunks += tiny.prefill_batch([PrefillRequest(part, [tiny.prefix()], near, reach, len(chunks))])[0]
+        chunks += tiny.prefill_batch(
+            [PrefillRequest(part, [tiny.prefix()], near, reach, len(chunks))]
+        )[0]
     return chunks
 
 
 def apart(one: Sequence[KVChunk], other: Sequence[KVChunk]) -> float:
-    """The largest difference of keys and values, of the largest value; everything else must be the same."""
+    """The largest difference of keys and values, of the largest value; everything else must be the
+    same.
+    """
     for a, b in zip(one, other, strict=True):
         assert (a.index, a.start_seconds, a.stop_seconds, a.group_starts) == (
-            b.index, b.start_seconds, b.stop_seconds, b.group_starts)  # fmt: skip
-        assert torch.equal(a.layout.positions, b.layout.positions) and torch.equal(a.visual, b.visual)
-    return max(float((x - y).abs().max() / y.abs().max()) for a, b in zip(one, other, strict=True)
-               for x, y in ((a.keys, b.keys), (a.values, b.values)))  # fmt: skip
+            b.index,
+            b.start_seconds,
+            b.stop_seconds,
+            b.group_starts,
+        )
+        assert torch.equal(a.layout.positions, b.layout.positions) and torch.equal(
+            a.visual, b.visual
+        )
+    return max(
+        float((x - y).abs().max() / y.abs().max())
+        for a, b in zip(one, other, strict=True)
+        for x, y in ((a.keys, b.keys), (a.values, b.values))
+    )
 
 
 @pytest.mark.parametrize("reach", [0, 1, 2, 9])
 @pytest.mark.parametrize("sizes", [[7], [1, 4, 2], [3, 1, 1, 2]])
-def test_together_is_one_by_one(tiny: Qwen3VL, runs: list[list[VisualGroup]], reach: int, sizes: list[int]) -> None:
+def test_together_is_one_by_one(
+    tiny: Qwen3VL, runs: list[list[VisualGroup]], reach: int, sizes: list[int]
+) -> None:
     assert apart(in_batches(tiny, runs, reach, sizes), one_by_one(tiny, runs, reach)) < TOLERANCE
 
 

@@ -1,4 +1,6 @@
-"""A tower computed in part equals the stock one where everything is recomputed, and stays near it where little is."""
+"""A tower computed in part equals the stock one where everything is recomputed, and stays near it
+where little is.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,14 @@ def chosen(tiny: Tiny, *tokens: Sequence[int]) -> Tensor:
     return marks
 
 
-def whole(tiny: Tiny, patches: Tensor, keep: Sequence[int] = ()) -> tuple[Features, list[Reference]]:
+def whole(
+    tiny: Tiny, patches: Tensor, keep: Sequence[int] = ()
+) -> tuple[Features, list[Reference]]:
     """Everything computed, with references of the groups in `keep`."""
     everything = chosen(tiny, *[range(tiny.num_tokens)] * len(patches))
-    return tiny.tower.forward_partial(patches, tiny.grid, everything, range(len(patches)), None, keep, outputs=True)
+    return tiny.tower.forward_partial(
+        patches, tiny.grid, everything, range(len(patches)), None, keep, outputs=True
+    )
 
 
 def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
@@ -43,7 +49,9 @@ def reference_of(tiny: Tiny, patches: Tensor) -> Reference:
 
 def refreshed(tiny: Tiny, patches: Tensor, reference: Reference, marks: Tensor) -> Features:
     """Groups that all build on one from before."""
-    return tiny.tower.forward_partial(patches, tiny.grid, marks, [PREVIOUS] * len(patches), reference)[0]
+    return tiny.tower.forward_partial(
+        patches, tiny.grid, marks, [PREVIOUS] * len(patches), reference
+    )[0]
 
 
 def forward_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, *counts: int) -> Features:
@@ -68,11 +76,17 @@ def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(t
     stock, _ = tiny.stock(patches)
     everything = chosen(tiny, *[range(tiny.num_tokens)] * 2)
     assert distance(refreshed(tiny, patches, reference, everything), stock) < TOLERANCE
-    assert distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches] * 2), stock) < TOLERANCE
+    assert (
+        distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches] * 2), stock)
+        < TOLERANCE
+    )
     but_one = everything.clone()
     but_one[1, 2] = False
     assert distance(refreshed(tiny, patches, reference, but_one), stock) > 0.01
-    assert distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches - 2] * 2), stock) > 0.01
+    assert (
+        distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches - 2] * 2), stock)
+        > 0.01
+    )
 
 
 def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(tiny: Tiny) -> None:
@@ -93,7 +107,9 @@ def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(
     reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(6, seed=2)
     marks = chosen(tiny, [3], [0, 1, 2, 4, 5], [2, 5], [], [0], [1, 2, 3])
     together = refreshed(tiny, patches, reference, marks)
-    assert torch.equal(together.embeddings[3], reference.features.embeddings[0]), "nothing of it was computed"
+    assert torch.equal(together.embeddings[3], reference.features.embeddings[0]), (
+        "nothing of it was computed"
+    )
     for row in (0, 1, 2, 4, 5):
         alone = refreshed(tiny, patches[row : row + 1], reference, marks[row : row + 1])
         assert distance(alone, together.alone(row)) < TOLERANCE
@@ -112,13 +128,19 @@ def test_by_keys_too_a_group_is_in_a_batch_as_it_is_alone(tiny: Tiny) -> None:
 
 
 def test_groups_go_with_what_they_build_on_as_they_go_behind_it(tiny: Tiny) -> None:
-    """Two groups computed whole, others that build on either or on one from before, all in one walk."""
+    """Two groups computed whole, others that build on either or on one from before, all in one
+    walk.
+    """
     before, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(6, seed=2)
     everything = range(tiny.num_tokens)
     marks = chosen(tiny, [1], everything, [0, 2], everything, [3], [4, 5])
     bases = [PREVIOUS, 1, 1, 3, 1, 3]
     together, (last,) = tiny.tower.forward_partial(patches, tiny.grid, marks, bases, before, [3])
-    references = {PREVIOUS: before, 1: reference_of(tiny, patches[1:2]), 3: reference_of(tiny, patches[3:4])}
+    references = {
+        PREVIOUS: before,
+        1: reference_of(tiny, patches[1:2]),
+        3: reference_of(tiny, patches[3:4]),
+    }
     for row, base in enumerate(bases):
         alone = refreshed(tiny, patches[row : row + 1], references[base], marks[row : row + 1])
         assert distance(alone, together.alone(row)) < TOLERANCE
@@ -140,7 +162,9 @@ def test_only_the_recomputed_tokens_differ_from_the_reference(tiny: Tiny) -> Non
 
 
 def partly_changed(tiny: Tiny, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """A group and the one behind it [1, T, values] each, where `tokens` show something else and the rest little."""
+    """A group and the one behind it [1, T, values] each, where `tokens` show something else and the
+    rest little.
+    """
     before = tiny.patches(1)
     after = before + 0.02 * tiny.patches(1, seed=1)
     patches = chosen(tiny, tokens).repeat_interleave(tiny.tower.merge_size**2, 1)
@@ -152,7 +176,7 @@ def nearness(a: Tensor, b: Tensor) -> float:
     return float(cosine_similarity(a, b, dim=-1).mean())
 
 
-def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_recomputing_the_rest_is_not(
+def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_recomputing_the_rest_is_not(  # noqa: E501
     tiny: Tiny,
 ) -> None:
     changed, others = [1, 2], [0, 3]
@@ -165,7 +189,9 @@ def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_rec
         marks = chosen(tiny, tokens)
         patches = marks.repeat_interleave(tiny.tower.merge_size**2, 1)
         found = []
-        layers = tiny.tower.partial_layers(after, tiny.grid, marks, feature_rows(marks, [PREVIOUS]), reference)
+        layers = tiny.tower.partial_layers(
+            after, tiny.grid, marks, feature_rows(marks, [PREVIOUS]), reference
+        )
         for hidden, part, right in zip(old, layers, stock, strict=True):
             mixed = hidden.clone()
             mixed[patches] = part
@@ -205,7 +231,9 @@ def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
 def test_siglip_has_places_for_its_own_grid_only() -> None:
     tiny = tiny_siglip()
     with pytest.raises(ValueError, match="5 x 5 patches, not 4 x 5"):
-        tiny.tower.forward_partial(tiny.patches(1)[:, :20], (4, 5), torch.ones(1, 20, dtype=torch.bool), [0])
+        tiny.tower.forward_partial(
+            tiny.patches(1)[:, :20], (4, 5), torch.ones(1, 20, dtype=torch.bool), [0]
+        )
 
 
 # Rows
@@ -213,15 +241,26 @@ def test_siglip_has_places_for_its_own_grid_only() -> None:
 
 def test_tokens_that_are_not_computed_stand_where_their_base_does() -> None:
     marks = torch.tensor([[0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 0, 1]]).bool()
-    assert feature_rows(marks, [PREVIOUS, 1, 1, PREVIOUS]).tolist() == [[5, 0, 7], [1, 2, 3], [1, 2, 3], [5, 6, 4]]
+    assert feature_rows(marks, [PREVIOUS, 1, 1, PREVIOUS]).tolist() == [
+        [5, 0, 7],
+        [1, 2, 3],
+        [1, 2, 3],
+        [5, 6, 4],
+    ]
 
 
 def test_groups_that_attend_together_are_alike_in_size() -> None:
     counts = [1, 7, 0, 2, 3, 8]
     fresh = torch.arange(9) < torch.tensor(counts)[:, None]
-    for few, sizes in ((1, [[1], [2, 3], [7], [8]]), (3, [[1, 2, 3], [7], [8]]), (9, [[1, 2, 3, 7, 8]])):
+    for few, sizes in (
+        (1, [[1], [2, 3], [7], [8]]),
+        (3, [[1, 2, 3], [7], [8]]),
+        (9, [[1, 2, 3, 7, 8]]),
+    ):
         found = RaggedAttention.of(fresh, torch.arange(6)[:, None].expand(-1, 9), few)
-        assert [sorted(len(set(rows)) for rows in batch.rows.tolist()) for batch in found.batches] == sizes
+        assert [
+            sorted(len(set(rows)) for rows in batch.rows.tolist()) for batch in found.batches
+        ] == sizes
         stands = [counts[int(row)] for batch in found.batches for row in batch.seen[:, 0]]
         assert stands == [len(set(rows)) for batch in found.batches for rows in batch.rows.tolist()]
 
@@ -233,7 +272,9 @@ def test_every_row_gets_its_own_result(few: int) -> None:
     groups = torch.arange(6)[:, None].expand(-1, 9)
     rows = torch.arange(21.0)[:, None]
     pairs = torch.arange(6.0)[:, None, None].expand(-1, 2, 1)
-    seen = RaggedAttention.of(fresh, groups, few).attend(lambda q, keys, _: 10 * q + keys[:, :1], rows, pairs)
+    seen = RaggedAttention.of(fresh, groups, few).attend(
+        lambda q, keys, _: 10 * q + keys[:, :1], rows, pairs
+    )
     owners = fresh.nonzero()[:, 0]
     assert seen[:, 0].tolist() == (10 * rows[:, 0] + owners).tolist()
     assert all(a < b for a, b in pairwise(seen[:, 0].tolist()))

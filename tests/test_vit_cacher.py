@@ -48,7 +48,10 @@ class FakeTower:
     ) -> tuple[Features, list[Reference]]:
         self.calls.append(f"walk {chosen.sum(1).tolist()}")
         self.chosen.append(chosen)
-        old = [before.features.embeddings[0] if base == PREVIOUS and before else patches[base] for base in bases]
+        old = [
+            before.features.embeddings[0] if base == PREVIOUS and before else patches[base]
+            for base in bases
+        ]
         made = torch.where(chosen[..., None], patches, torch.stack(old))
         return Features(made), [Reference(Features(made[k : k + 1]), torch.empty(0)) for k in keep]
 
@@ -116,7 +119,7 @@ def test_the_changed_tokens_are_recomputed_and_no_others() -> None:
     assert (features[1, :3] == 2).all() and (features[1, 3:] == 1).all()
 
 
-def test_a_frame_with_more_new_than_is_recomputed_is_computed_whole_and_later_ones_still_build_on_the_keyframe() -> (
+def test_a_frame_with_more_new_than_is_recomputed_is_computed_whole_and_later_ones_still_build_on_the_keyframe() -> (  # noqa: E501
     None
 ):
     tower = FakeTower()
@@ -160,7 +163,9 @@ def test_the_novelty_of_a_keyframe_itself_is_not_read() -> None:
 def test_change_inside_the_reference_group_is_new_to_what_follows() -> None:
     tower = FakeTower(frames_per_group=2)
     _, work = run(VitCacher(tower, CONFIG), [0, 2, 0, 0], [0], patches_of(2))
-    assert work == (WHOLE, REFRESHED), "the group repeats its first frame, but its reference does not"
+    assert work == (WHOLE, REFRESHED), (
+        "the group repeats its first frame, but its reference does not"
+    )
     assert tower.chosen[0][1].nonzero().flatten().tolist() == [0, 1]
     _, work = run(VitCacher(tower, CONFIG), [0, 0, 0, 0], [0], patches_of(2))
     assert work == (WHOLE, STILL)
@@ -182,8 +187,14 @@ def test_nothing_builds_on_a_group_with_a_cut_inside(calls: int) -> None:
         features, work = run(cacher, counts, at, patches_of(4))
     else:
         runs = [([0, 0, 0, 16], [0, 3]), ([0, 0], []), ([0, 0], [])]
-        parts = [run(cacher, few, keys, torch.full((len(few) // 2, 16, 2), k)) for k, (few, keys) in enumerate(runs, 2)]
-        features, work = torch.cat([part for part, _ in parts]), sum((done for _, done in parts), ())
+        parts = [
+            run(cacher, few, keys, torch.full((len(few) // 2, 16, 2), k))
+            for k, (few, keys) in enumerate(runs, 2)
+        ]
+        features, work = (
+            torch.cat([part for part, _ in parts]),
+            sum((done for _, done in parts), ()),
+        )
     assert work == (WHOLE, WHOLE, WHOLE, STILL)
     assert (features[3] == 3).all()
 
@@ -211,11 +222,17 @@ def test_the_other_strategy_follows_the_same_plan() -> None:
     assert (features[2] == 1).all() and (features[7] == 6).all()
     tower.calls.clear()
     features, work = run(cacher, [0, 2], [])
-    assert work == (STILL, REFRESHED) and tower.calls == ["by keys [2] from 6"] and (features[0] == 6).all()
+    assert (
+        work == (STILL, REFRESHED)
+        and tower.calls == ["by keys [2] from 6"]
+        and (features[0] == 6).all()
+    )
 
 
 @pytest.mark.parametrize(
-    ("frames", "groups", "marks"), [(2, 3, 2), (2, 2, 3), (3, 3, 2)], ids=["groups", "marks", "frames"]
+    ("frames", "groups", "marks"),
+    [(2, 3, 2), (2, 2, 3), (3, 3, 2)],
+    ids=["groups", "marks", "frames"],
 )
 def test_what_does_not_fit_together_is_refused(frames: int, groups: int, marks: int) -> None:
     cacher = VitCacher(FakeTower(), CONFIG)
@@ -223,7 +240,9 @@ def test_what_does_not_fit_together_is_refused(frames: int, groups: int, marks: 
         cacher.encode(patches_of(groups), (ROWS, COLUMNS), changes(*[0] * frames), [False] * marks)
 
 
-@pytest.mark.parametrize("knobs", [{"strategy": "magic"}, {"refresh_share": 0.0}, {"still_below": 1.5}])
+@pytest.mark.parametrize(
+    "knobs", [{"strategy": "magic"}, {"refresh_share": 0.0}, {"still_below": 1.5}]
+)
 def test_settings_that_make_no_sense_are_refused(knobs: dict[str, str | float]) -> None:
     with pytest.raises(ValueError, match=next(iter(knobs))):
         ReuseConfig(**knobs)  # type: ignore[arg-type]
@@ -231,7 +250,9 @@ def test_settings_that_make_no_sense_are_refused(knobs: dict[str, str | float]) 
 
 @pytest.mark.parametrize("make", [tiny_qwen, tiny_siglip], ids=["qwen3-vl", "siglip"])
 @pytest.mark.parametrize("strategy", ["novelty", "keys"])
-def test_with_everything_recomputed_a_stream_equals_the_stock_tower(make: Callable[[], Tiny], strategy: str) -> None:
+def test_with_everything_recomputed_a_stream_equals_the_stock_tower(
+    make: Callable[[], Tiny], strategy: str
+) -> None:
     tiny = make()
     patches = tiny.patches(5)
     novelty = torch.ones(5 * tiny.tower.frames_per_group, tiny.num_patches)

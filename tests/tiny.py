@@ -1,4 +1,6 @@
-"""A tiny seeded Qwen3-VL checkpoint, made on the spot: all parts of the real architecture, and no knowledge at all."""
+"""A tiny seeded Qwen3-VL checkpoint, made on the spot: all parts of the real architecture, and no
+knowledge at all.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from streaming.frames import Frame
+from frames import Frame
 
 SPECIAL = (
     "<|endoftext|>",
@@ -33,26 +35,37 @@ FRAME_PIXELS = 32 * 48  # the checkpoint's upper limit for one frame
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else "
+    "%}{{ part['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens, so any text goes in and comes out, and a character can be spread over several tokens."""
+    """Bytes as tokens, so any text goes in and comes out, and a character can be spread over
+    several tokens.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, experts: int = 0, **text: Any) -> Qwen3VLConfig | Qwen3VLMoeConfig:
-    """Three LLM layers of 64, grouped queries, DeepStack into two of them, interleaved M-RoPE; `text` overrides.
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, experts: int = 0, **text: Any
+) -> Qwen3VLConfig | Qwen3VLMoeConfig:
+    """Three LLM layers of 64, grouped queries, DeepStack into two of them, interleaved M-RoPE;
+    `text` overrides.
 
     experts: of the mixture-of-experts variant of the family; 0 is the dense one.
     """
@@ -97,7 +110,13 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, experts: int = 0, **text: An
 
 def rotary(sections: list[int], kind: str = "default", **more: float) -> dict[str, Any]:
     """Parameters of a rotary embedding; `sections` (t, h, w) add up to half the head's size."""
-    return {"rope_type": kind, "rope_theta": 10_000.0, "mrope_section": sections, "mrope_interleaved": True, **more}
+    return {
+        "rope_type": kind,
+        "rope_theta": 10_000.0,
+        "mrope_section": sections,
+        "mrope_interleaved": True,
+        **more,
+    }
 
 
 def tiny_network(seed: int = 0, experts: int = 0, **text: Any) -> Any:
@@ -110,19 +129,24 @@ def tiny_network(seed: int = 0, experts: int = 0, **text: Any) -> Any:
 
 
 def save_tiny(folder: Path, seed: int = 0, experts: int = 0, **text: Any) -> Path:
-    """Write the checkpoint as the hub would hold it, ready for `models.loading.load`; gives the folder back."""
+    """Write the checkpoint as the hub would hold it, ready for `models.loading.load`; gives the
+    folder back.
+    """
     network = tiny_network(seed, experts, **text)
     network.generation_config.eos_token_id = network.config.text_config.eos_token_id
     network.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     size = {"shortest_edge": 16 * 16, "longest_edge": FRAME_PIXELS}
     (folder / "preprocessor_config.json").write_text(
-        json.dumps({"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}), encoding="utf-8"
+        json.dumps({"size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}),
+        encoding="utf-8",
     )
     return folder
 
 
-def noise_frames(count: int, height: int = 32, width: int = 48, fps: float = 2.0, seed: int = 0) -> list[Frame]:
+def noise_frames(
+    count: int, height: int = 32, width: int = 48, fps: float = 2.0, seed: int = 0
+) -> list[Frame]:
     """Frames of seeded noise, no two alike."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     return [Frame(image, index / fps, index) for index, image in enumerate(pixels)]

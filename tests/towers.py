@@ -1,4 +1,6 @@
-"""Tiny seeded vision towers of both families, their stock forwards, and patches with a known change."""
+"""Tiny seeded vision towers of both families, their stock forwards, and patches with a known
+change.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ SIGLIP_SIDE, SIGLIP_PIXELS = 8, 43  # the last 3 pixels fill no patch
 
 @dataclass(frozen=True, eq=False)
 class Tiny:
-    """stock: patches [g, T, values] to the features and the hidden states [g, T, C] behind each layer."""
+    """stock: patches [g, T, values] to the features and the hidden states [g, T, C] behind each
+    layer.
+    """
 
     tower: Tower
     grid: tuple[int, int]
@@ -36,7 +40,9 @@ class Tiny:
         return self.num_patches // self.tower.merge_size**2
 
     def patches(self, groups: int, seed: int = 0) -> Tensor:
-        return torch.randn(groups, self.num_patches, self.values, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(
+            groups, self.num_patches, self.values, generator=torch.Generator().manual_seed(seed)
+        )
 
 
 def tiny_qwen() -> Tiny:
@@ -75,9 +81,13 @@ def tiny_siglip() -> Tiny:
 
 
 def pictures(patches: Tensor) -> Tensor:
-    """Pixels [g, 3, H, W] whose patches, row by row, these are, with something at the margin that no patch covers."""
+    """Pixels [g, 3, H, W] whose patches, row by row, these are, with something at the margin that
+    no patch covers.
+    """
     rows, columns = SIGLIP_GRID
-    cells = patches.reshape(-1, rows, columns, 3, SIGLIP_SIDE, SIGLIP_SIDE).permute(0, 3, 1, 4, 2, 5)
+    cells = patches.reshape(-1, rows, columns, 3, SIGLIP_SIDE, SIGLIP_SIDE).permute(
+        0, 3, 1, 4, 2, 5
+    )
     whole = torch.full((len(patches), 3, SIGLIP_PIXELS, SIGLIP_PIXELS), 7.0)
     whole[:, :, : rows * SIGLIP_SIDE, : columns * SIGLIP_SIDE] = cells.reshape(
         len(patches), 3, rows * SIGLIP_SIDE, columns * SIGLIP_SIDE

@@ -1,9 +1,13 @@
-"""A process to be killed: for every line it is given it forks a child that watches seeded noise into a folder.
+"""A process to be killed: for every line it is given it forks a child that watches seeded noise
+into a folder.
 
-    python -m tests.watching CHECKPOINT        lines: {"folder", "budget_bytes", "kv_bits", "at_line", "after_seconds"}
+    python -m tests.watching CHECKPOINT
 
-The child kills itself before it runs the given line of the store's code, or is killed after some seconds; 0 is never.
-For each, a line comes back: {"told": newest chunk count it told of, "lines": of the store it ran, "killed": bool}.
+with lines {"folder", "budget_bytes", "kv_bits", "at_line", "after_seconds"}.
+
+The child kills itself before it runs the given line of the store's code, or is killed after some
+seconds; 0 is never. For each, a line comes back: {"told": newest chunk count it told of, "lines":
+of the store it ran, "killed": bool}.
 """
 
 from __future__ import annotations
@@ -28,16 +32,29 @@ from streaming.engine import Engine
 from streaming.events import Watched
 from tests.tiny import noise_frames
 
-STORE_FILES = ("disk_tier.py", "kv_files.py", "records.py", "plain_files.py", "eviction.py", "kv_memory.py")
+STORE_FILES = (
+    "disk_tier.py",
+    "kv_files.py",
+    "records.py",
+    "plain_files.py",
+    "eviction.py",
+    "kv_memory.py",
+)
 NUM_FRAMES = 38  # the last chunk is shorter
 
 
 def tiny_engine(checkpoint: Path, **memory: Any) -> Engine:
-    """Chunks of four frames; two heads taken for retrieval heads, so that there is something to index."""
+    """Chunks of four frames; two heads taken for retrieval heads, so that there is something to
+    index.
+    """
     model = load(checkpoint)
     heads = tuple(RetrievalHead(layer, 1, 0, 0.0, 1.0, 1.0, 1.0, 1.0) for layer in (0, 2))
-    profile = Profile(model.model_id, "float32", model.num_heads // model.num_kv_heads, heads, 1, 1.0, 1.0)
-    config = Config(memory=MemoryConfig(chunk_frames=4, **memory), answer=AnswerConfig(max_new_tokens=6))
+    profile = Profile(
+        model.model_id, "float32", model.num_heads // model.num_kv_heads, heads, 1, 1.0, 1.0
+    )
+    config = Config(
+        memory=MemoryConfig(chunk_frames=4, **memory), answer=AnswerConfig(max_new_tokens=6)
+    )
     return Engine(model, profile, config)
 
 
@@ -104,7 +121,9 @@ def main() -> None:
     engine.model.prefix()
     for line in sys.stdin:
         order = json.loads(line)
-        memory = replace(engine.config.memory, disk_bytes=order["budget_bytes"], kv_bits=order["kv_bits"])
+        memory = replace(
+            engine.config.memory, disk_bytes=order["budget_bytes"], kv_bits=order["kv_bits"]
+        )
         engine.config = replace(engine.config, memory=memory)
         told = run(engine, Path(order["folder"]), order["at_line"], order["after_seconds"])
         print(json.dumps(told), flush=True)

@@ -1,1 +1,3 @@
-"""What made the embedded model: scenes, questions, training and the measures of it. Nothing here runs with the app."""
+"""What made the embedded model: scenes, questions, training and the measures of it. Nothing here
+runs with the app.
+"""

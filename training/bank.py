@@ -1,7 +1,7 @@
 """A bank of painted scenes, made once by several processes and used by both stages of the training.
 
-Groups are kept as the patches that the tower reads (uint8, in the merge order of the stock processor), padded to those
-of the largest grid. Beside them stands what each token shows.
+Groups are kept as the patches that the tower reads (uint8, in the merge order of the stock
+processor), padded to those of the largest grid. Beside them stands what each token shows.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ FREE = 0.6  # share of scenes with things of any size
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """patches: uint8 [groups, 64, 384]. labels: int8 [groups, 16, 6], -1 beyond a group's tokens. grids: number of each
-    group's grid. scenes with their first group's number."""
+    """patches: uint8 [groups, 64, 384]. labels: int8 [groups, 16, 6], -1 beyond a group's tokens.
+    grids: number of each group's grid. scenes with their first group's number."""
 
     patches: NDArray[np.uint8]
     labels: NDArray[np.int8]
@@ -84,14 +84,16 @@ def build(folder: Path, chunks: int, seed: int, workers: int = 2, shards: int = 
 
 
 class Painting:
-    """Begins to paint at once and gives the shards with their numbers as they get ready. The processes are forked, so
-    make it before any GPU work."""
+    """Begins to paint at once and gives the shards with their numbers as they get ready. The
+    processes are forked, so make it before any GPU work."""
 
     def __init__(self, folder: Path, chunks: int, seed: int, workers: int, shards: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("fork"))
         self._jobs = {
-            self._pool.submit(_make_shard, folder / f"shard-{seed}-{k}.pkl", chunks // shards, seed * 1000 + k): k
+            self._pool.submit(
+                _make_shard, folder / f"shard-{seed}-{k}.pkl", chunks // shards, seed * 1000 + k
+            ): k
             for k in range(shards)
         }
 
@@ -148,7 +150,9 @@ def scene_frames(scene: Scene, look: Look) -> NDArray[np.uint8]:
 
 
 def damaged(pictures: NDArray[np.uint8], look: Look) -> NDArray[np.uint8]:
-    """Through the look's codec; where there is none on this machine, through JPEG, which loses in the same ways."""
+    """Through the look's codec; where there is none on this machine, through JPEG, which loses in
+    the same ways.
+    """
     if not look.video:
         return pictures
     if not HAS_CODECS:
@@ -157,9 +161,13 @@ def damaged(pictures: NDArray[np.uint8], look: Look) -> NDArray[np.uint8]:
 
 
 def patchify(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [groups, 2, H, W, 3] -> [groups, patches, 384], in the merge order of the stock processor."""
+    """uint8 [groups, 2, H, W, 3] -> [groups, patches, 384], in the merge order of the stock
+    processor.
+    """
     groups, times, height, width, channels = frames.shape
     rows, columns = height // PATCH // MERGE, width // PATCH // MERGE
-    cells = frames.transpose(0, 4, 1, 2, 3).reshape(groups, channels, times, rows, MERGE, PATCH, columns, MERGE, PATCH)
+    cells = frames.transpose(0, 4, 1, 2, 3).reshape(
+        groups, channels, times, rows, MERGE, PATCH, columns, MERGE, PATCH
+    )
     ordered = cells.transpose(0, 3, 6, 4, 7, 1, 2, 5, 8)
     return ordered.reshape(groups, rows * columns * MERGE * MERGE, channels * times * PATCH * PATCH)

@@ -2,11 +2,12 @@
 
     python -m training.evaluate [--model models/demo/weights] [--clips 240] [--write]
 
-Every clip is painted anew at some size, half of them are sent through a codec; it is encoded and prefilled chunk by
-chunk as a session does, some chunks are left out of the context as recall would, and one question of every family is
-answered greedily. An answer is right when it is the expected one, letter for letter. Three kinds: the world as its own
-painter paints it; as a painter paints it that training never saw, things of any size, frames of any shape; and the
-first again, asked in phrases that training never uses. `--write` keeps the figures in the model card and in
+Every clip is painted anew at some size, half of them are sent through a codec; it is encoded and
+prefilled chunk by chunk as a session does, some chunks are left out of the context as recall would,
+and one question of every family is answered greedily. An answer is right when it is the expected
+one, letter for letter. Three kinds: the world as its own painter paints it; as a painter paints it
+that training never saw, things of any size, frames of any shape; and the first again, asked in
+phrases that training never uses. `--write` keeps the figures in the model card and in
 bench/results.
 """
 
@@ -37,14 +38,14 @@ from rich.progress import track
 from rich.table import Table
 
 from config import Config
-from memory.address import in_seconds
+from frames import Frame
 from memory.chunk import KVChunk
-from models.base import VideoLLM
 from models.checkpoint import recommended_settings
 from models.demo.tokenizer import build_tokenizer
 from models.demo.world import Scene, render
 from models.loading import load
-from streaming.frames import Frame
+from models.video_llm import VideoLLM
+from streaming.time_query.spans import in_seconds
 from training.bank import FREE, GRIDS, damaged
 from training.bind import ClipMaker, Stage, StoredChunk
 from training.looks import LEFT_OUT, look_of
@@ -73,7 +74,8 @@ TARGETS = {
 
 IN_WORLD, PAINTER, PHRASES = "in world", "left-out painter", "left-out phrases"
 KINDS = (IN_WORLD, PAINTER, PHRASES)
-SCALES = (1.5, 2.0, 3.0, 5.0)  # pixels painted for each that the model sees, by the painter that was left out
+# pixels painted for each that the model sees, by the painter that was left out
+SCALES = (1.5, 2.0, 3.0, 5.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +107,15 @@ class Verdict:
 
 def make_clip(seed: int, number: int, kind: str = IN_WORLD) -> Clip:
     """The clip of this number; the lengths take turns."""
-    rng = np.random.default_rng([seed, HELD_OUT, number] + ([KINDS.index(PAINTER)] if kind == PAINTER else []))
+    rng = np.random.default_rng(
+        [seed, HELD_OUT, number] + ([KINDS.index(PAINTER)] if kind == PAINTER else [])
+    )
     stage = LENGTHS[number % len(LENGTHS)]
     free = [kind == PAINTER and rng.random() < FREE for _ in range(SCENES)]
-    scenes = [random_scene(rng, int(rng.integers(1, 4)), varied_event if any_size else None) for any_size in free]
+    scenes = [
+        random_scene(rng, int(rng.integers(1, 4)), varied_event if any_size else None)
+        for any_size in free
+    ]
     first = np.cumsum([0, *(len(group_times(scene)) for scene in scenes)]).tolist()
     maker = ClipMaker(scenes, first, build_tokenizer())
     while True:
@@ -119,7 +126,10 @@ def make_clip(seed: int, number: int, kind: str = IN_WORLD) -> Clip:
     if kind == PAINTER:
         frames = paint_otherwise(rng, chunks, scenes, first)
     else:
-        side, crf = int(rng.choice(SIDES)), int(rng.integers(18, 33)) if rng.random() < 0.5 else None
+        side, crf = (
+            int(rng.choice(SIDES)),
+            int(rng.integers(18, 33)) if rng.random() < 0.5 else None,
+        )
         frames = [paint(chunk, scenes, first, side, crf) for chunk in chunks]
     facts = Facts([m for chunk in chunks if not chunk.hidden for m in chunk.truth])
     asked = [ask(rng, facts, family, held_out=kind == PHRASES) for family in FAMILIES]
@@ -127,7 +137,10 @@ def make_clip(seed: int, number: int, kind: str = IN_WORLD) -> Clip:
 
 
 def paint_otherwise(
-    rng: np.random.Generator, chunks: Sequence[StoredChunk], scenes: Sequence[Scene], first: Sequence[int]
+    rng: np.random.Generator,
+    chunks: Sequence[StoredChunk],
+    scenes: Sequence[Scene],
+    first: Sequence[int],
 ) -> list[list[Frame]]:
     """The frames of every chunk by the painter that training never saw, all of one shape."""
     grid, scale = look_of(int(rng.integers(1 << 30))).grid, float(rng.choice(SCALES))
@@ -140,7 +153,12 @@ def paint_otherwise(
             number = bisect_right(first, group) - 1
             if number not in painted:
                 look = look_of(scenes[number].background_seed, (LEFT_OUT,))
-                look = replace(look, grid=grid, scale=scale, letterbox=look.letterbox if grid == GRIDS[0] else 1.0)
+                look = replace(
+                    look,
+                    grid=grid,
+                    scale=scale,
+                    letterbox=look.letterbox if grid == GRIDS[0] else 1.0,
+                )
                 painted[number] = damaged(scene_pictures(scenes[number], look), look)
             place = group - first[number]
             pair = group_times(scenes[number])[place]
@@ -151,8 +169,12 @@ def paint_otherwise(
     return made
 
 
-def paint(chunk: StoredChunk, scenes: Sequence[Scene], first: Sequence[int], side: int, crf: int | None) -> list[Frame]:
-    """The frames of a chunk as a decoder would give them. crf: quality of the codec, None for none."""
+def paint(
+    chunk: StoredChunk, scenes: Sequence[Scene], first: Sequence[int], side: int, crf: int | None
+) -> list[Frame]:
+    """The frames of a chunk as a decoder would give them. crf: quality of the codec, None for
+    none.
+    """
     images, times = [], []
     for group, moment in zip(chunk.groups, chunk.truth, strict=True):
         number = bisect_right(first, group) - 1
@@ -212,7 +234,9 @@ def judge_clips(
 
 
 def tally(verdicts: Sequence[Verdict], by: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """(right, asked) by "group" or "family"; by length, in the world, and all of these; and by other kinds."""
+    """(right, asked) by "group" or "family"; by length, in the world, and all of these; and by
+    other kinds.
+    """
     right: Counter[tuple[str, str]] = Counter()
     asked: Counter[tuple[str, str]] = Counter()
     for verdict in verdicts:
@@ -221,7 +245,10 @@ def tally(verdicts: Sequence[Verdict], by: str) -> dict[str, dict[str, tuple[int
             asked[key] += 1
             right[key] += verdict.right
     names = list(dict.fromkeys(name for name, _ in asked))
-    return {name: {column: (right[name, column], asked[name, column]) for column in COLUMNS} for name in names}
+    return {
+        name: {column: (right[name, column], asked[name, column]) for column in COLUMNS}
+        for name in names
+    }
 
 
 COLUMNS = (*(stage.name for stage in LENGTHS), "all", PAINTER, PHRASES)
@@ -254,7 +281,9 @@ def things_told(text: str) -> list[str]:
 
 
 def caption_facts(verdicts: Sequence[Verdict]) -> tuple[float, float]:
-    """Precision and recall of what captions tell: things in the right order (the longest common subsequence)."""
+    """Precision and recall of what captions tell: things in the right order (the longest common
+    subsequence).
+    """
     common = told = true = 0
     for verdict in verdicts:
         if verdict.family == "caption":
@@ -270,7 +299,10 @@ def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
     for item in one:
         diagonal = 0
         for k, candidate in enumerate(other, 1):
-            diagonal, best[k] = best[k], diagonal + 1 if item == candidate else max(best[k], best[k - 1])
+            diagonal, best[k] = (
+                best[k],
+                diagonal + 1 if item == candidate else max(best[k], best[k - 1]),
+            )
     return best[-1]
 
 
@@ -312,7 +344,9 @@ def facts_of_run(model_id: str, seed: int, clips: int, seconds: float) -> dict[s
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
     return done.stdout.strip() or "unknown"
 
 
@@ -320,7 +354,9 @@ def _processor() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
+    return (
+        f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
+    )
 
 
 def measured_section(verdicts: Sequence[Verdict], run: dict[str, object]) -> str:
@@ -329,7 +365,8 @@ def measured_section(verdicts: Sequence[Verdict], run: dict[str, object]) -> str
     table = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in table)
     told = (
-        f"{run['clips']} clips (seed {run['seed']}), {len(verdicts)} questions, model `{run['model']}`, "
+        f"{run['clips']} clips (seed {run['seed']}), {len(verdicts)} questions, model "
+        f"`{run['model']}`, "
         f"commit `{run['commit']}`, {run['date']}, on {run['hardware']}; {run['seconds']} s."
     )
     return f"{BEGIN}\n{text}\n\n{captions_line(verdicts)}\n\n{told}\n{END}"
@@ -344,11 +381,19 @@ def update_card(card: str, section: str) -> str:
     return before + section + after
 
 
-def write(verdicts: Sequence[Verdict], run: dict[str, object], card: Path = CARD, results: Path = RESULTS) -> None:
-    card.write_text(update_card(card.read_text(encoding="utf-8"), measured_section(verdicts, run)), encoding="utf-8")
+def write(
+    verdicts: Sequence[Verdict], run: dict[str, object], card: Path = CARD, results: Path = RESULTS
+) -> None:
+    card.write_text(
+        update_card(card.read_text(encoding="utf-8"), measured_section(verdicts, run)),
+        encoding="utf-8",
+    )
     results.parent.mkdir(parents=True, exist_ok=True)
     figures = {by: tally(verdicts, by) for by in ("group", "family")}
-    results.write_text(json.dumps({**run, "questions": len(verdicts), **figures}, indent=1) + "\n", encoding="utf-8")
+    results.write_text(
+        json.dumps({**run, "questions": len(verdicts), **figures}, indent=1) + "\n",
+        encoding="utf-8",
+    )
 
 
 def main(
@@ -363,7 +408,12 @@ def main(
 ) -> None:
     """Measure the demo model on held-out clips."""
     console, started = Console(), time.perf_counter()
-    told = track(judge_clips(model, seed, clips, workers), "held-out clips", clips * len(KINDS), console=console)
+    told = track(
+        judge_clips(model, seed, clips, workers),
+        "held-out clips",
+        clips * len(KINDS),
+        console=console,
+    )
     verdicts = [verdict for judged in told for verdict in judged]
     seconds = time.perf_counter() - started
     show(verdicts, mistakes, console)

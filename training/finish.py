@@ -1,6 +1,6 @@
 """Makes a checkpoint of states that a training has saved: the mean of their weights.
 
-    python -m training.finish runs/demo/mean.pt [more.pt ...] --out models/demo/weights
+python -m training.finish runs/demo/mean.pt [more.pt ...] --out models/demo/weights
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from training.train import new_model, save
 
 def mean_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Name by name, in single precision."""
-    return {name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]}
+    return {
+        name: torch.stack([state[name].float() for state in states]).mean(0) for name in states[0]
+    }
 
 
 def main(

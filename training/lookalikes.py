@@ -1,6 +1,8 @@
-"""Which scenes the model takes for showing a thing that they do not show: by the retrieval heads' own scores.
+"""Which scenes the model takes for showing a thing that they do not show: by the retrieval heads'
+own scores.
 
-In a long stream what is most alike comes back, however rare it is; so training has to see the worst of its whole bank.
+In a long stream what is most alike comes back, however rare it is; so training has to see the worst
+of its whole bank.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ WHOLE = Stage("whole", groups=(4, 4), chunks=(1, 9))
 
 @torch.no_grad()
 def mistaken(learner: Learner, maker: ClipMaker, words: Words) -> dict[str, list[int]]:
-    """By name of a thing, the numbers of the scenes whose MaxSim with its name is best, of those without it."""
+    """By name of a thing, the numbers of the scenes whose MaxSim with its name is best, of those
+    without it.
+    """
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     numbers = range(min(MOST_SCENES, len(maker.scenes)))
     with mixed_precision(learner.features[0].device):
@@ -55,7 +59,9 @@ def _queries(learner: Learner, words: Words, names: Sequence[str]) -> Tensor:
     return heard[torch.arange(len(names), device=device), places][:, list(RETRIEVAL_HEADS)]
 
 
-def _max_sim(learner: Learner, maker: ClipMaker, words: Words, queries: Tensor, numbers: Sequence[int]) -> Tensor:
+def _max_sim(
+    learner: Learner, maker: ClipMaker, words: Words, queries: Tensor, numbers: Sequence[int]
+) -> Tensor:
     """Summed over heads: [names, scenes]."""
     rng, rows, device = np.random.default_rng(0), Rows(words), queries.device
     for number in numbers:
@@ -69,6 +75,8 @@ def _max_sim(learner: Learner, maker: ClipMaker, words: Words, queries: Tensor, 
     run_layers(llm, hidden, arrays["positions"], clip_view(arrays["chunk"], arrays["reach"]), deep)
     keys = learner.aids.heard["keys"].float()  # [scenes, tokens, kv_heads, head_dim]
     served = keys[:, :, [head // learner.aids.group_size for head in RETRIEVAL_HEADS]]
-    scores = torch.einsum("nhd,sthd->nsht", queries, served).masked_fill(~visual[None, :, None, :, 0], -torch.inf)
+    scores = torch.einsum("nhd,sthd->nsht", queries, served).masked_fill(
+        ~visual[None, :, None, :, 0], -torch.inf
+    )
     total: Tensor = scores.amax(-1).sum(-1)
     return total

@@ -1,6 +1,8 @@
-"""How a scene looks, apart from what it shows: painter, proportions, palette, background, frame shape, light, damage.
+"""How a scene looks, apart from what it shows: painter, proportions, palette, background, frame
+shape, light, damage.
 
-A look is drawn from the scene's own seed, so that a scene is painted the same wherever that happens.
+A look is drawn from the scene's own seed, so that a scene is painted the same wherever that
+happens.
 """
 
 from __future__ import annotations
@@ -36,12 +38,28 @@ PALETTES: dict[str, tuple[Colour, Colour]] = {
     "cyan": ((0, 190, 200), (90, 245, 255)),
 }
 PHOTOS = (
-    *("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "brick.png", "grass.png", "gravel.png"),
-    *("ihc.png", "motorcycle_left.png", "motorcycle_right.png", "camera.png", "page.png", "text.png"),
+    *(
+        "astronaut.png",
+        "coffee.png",
+        "chelsea.png",
+        "rocket.jpg",
+        "brick.png",
+        "grass.png",
+        "gravel.png",
+    ),
+    *(
+        "ihc.png",
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "camera.png",
+        "page.png",
+        "text.png",
+    ),
     *("hubble_deep_field.jpg", "clock_motion.png"),
 )
-# (rows, columns) of 16-pixel tokens that frames are resized to, with the shape of the video (width / height) that comes
-# to it and how often it is painted. Sides are rounded down: 640 x 360 and 854 x 480 differ.
+# (rows, columns) of 16-pixel tokens that frames are resized to, with the shape of the video (width
+# / height) that comes to it and how often it is painted. Sides are rounded down: 640 x 360 and 854
+# x 480 differ.
 SQUARE = (4, 4)
 ASPECTS = {
     SQUARE: 1.0,
@@ -54,18 +72,20 @@ ASPECTS = {
     (5, 2): 480 / 854,
 }
 GRID_SHARES = (0.68, 0.1, 0.05, 0.03, 0.05, 0.03, 0.04, 0.02)
-TURNS = {"square": 0.22, "diamond": 0.2, "cross": 0.35, "heart": 0.5, "triangle": 0.6, "star": 0.6}  # radians, most
+# radians, most
+TURNS = {"square": 0.22, "diamond": 0.2, "cross": 0.35, "heart": 0.5, "triangle": 0.6, "star": 0.6}
 
 
 @dataclass(frozen=True)
 class Look:
     """Everything about the pictures of a scene that no question asks for.
 
-    grid: rows and columns of tokens of its frames. letterbox: share of the height that the picture takes, 1 for all.
-    outline: width as a share of the radius, 0 for none. proportions: of the shapes. pace: of moving things, 1 as fast
-    as the world's. pan: widths a second by which the background slides. drift: how light and white balance swing over
-    the scene. jpeg: quality, 0 for none; video: quality of H.264, 0 for none. scale: pixels painted for each that the
-    model sees.
+    grid: rows and columns of tokens of its frames. letterbox: share of the height that the picture
+    takes, 1 for all.
+    outline: width as a share of the radius, 0 for none. proportions: of the shapes. pace: of moving
+    things, 1 as fast as the world's. pan: widths a second by which the background slides. drift:
+    how light and white balance swing over the scene. jpeg: quality, 0 for none; video: quality of
+    H.264, 0 for none. scale: pixels painted for each that the model sees.
     """
 
     seed: int
@@ -97,11 +117,18 @@ def look_of(seed: int, painters: Sequence[str] = PAINTERS) -> Look:
     """The look that belongs to a scene's seed."""
     rng = np.random.default_rng([seed, 41])
     if CLASSIC in painters and rng.random() < AS_THE_WORLD:
-        return Look(seed, CLASSIC, outline=OUTLINE, video=int(rng.integers(18, 33)) if rng.random() < 0.5 else 0)
+        return Look(
+            seed,
+            CLASSIC,
+            outline=OUTLINE,
+            video=int(rng.integers(18, 33)) if rng.random() < 0.5 else 0,
+        )
     painter = str(rng.choice(list(painters)))
     grid = list(ASPECTS)[int(rng.choice(len(ASPECTS), p=GRID_SHARES))]
     damage = rng.random()
-    backdrop_kind = str(rng.choice(["world", "flat", "gradient", "photo", "clutter"], p=[0.3, 0.22, 0.2, 0.2, 0.08]))
+    backdrop_kind = str(
+        rng.choice(["world", "flat", "gradient", "photo", "clutter"], p=[0.3, 0.22, 0.2, 0.2, 0.08])
+    )
     pans = backdrop_kind in ("photo", "clutter") and rng.random() < 0.4
     return Look(
         seed=seed,
@@ -134,7 +161,9 @@ def _palette(rng: np.random.Generator) -> tuple[tuple[str, Colour], ...]:
     drawn = []
     for name, (low, high) in PALETTES.items():
         shares = rng.uniform(0, 1, 3) if name != "white" else np.full(3, rng.uniform())
-        drawn.append((name, tuple((np.array(low) + shares * (np.array(high) - np.array(low))).tolist())))
+        drawn.append(
+            (name, tuple((np.array(low) + shares * (np.array(high) - np.array(low))).tolist()))
+        )
     return tuple(drawn)
 
 
@@ -225,16 +254,25 @@ def photo_crop(rng: np.random.Generator, height: int, width: int) -> Array:
     photo = pictures[int(rng.integers(len(pictures)))]
     edge = float(rng.uniform(0.3, 0.95)) * min(photo.width / width, photo.height / height)
     wide, high = max(2, int(width * edge)), max(2, int(height * edge))
-    left, top = int(rng.integers(0, photo.width - wide + 1)), int(rng.integers(0, photo.height - high + 1))
-    crop = photo.crop((left, top, left + wide, top + high)).resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (
+        int(rng.integers(0, photo.width - wide + 1)),
+        int(rng.integers(0, photo.height - high + 1)),
+    )
+    crop = photo.crop((left, top, left + wide, top + high)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
     pixels = np.asarray(crop).astype(np.float32)
     grey = pixels.mean(axis=2, keepdims=True)
     vivid = rng.uniform(0.2, 1.0)
-    return np.asarray((vivid * pixels + (1 - vivid) * grey) * rng.uniform(0.4, 1.0) + rng.uniform(0, 20))
+    return np.asarray(
+        (vivid * pixels + (1 - vivid) * grey) * rng.uniform(0.4, 1.0) + rng.uniform(0, 20)
+    )
 
 
 def _cluttered(rng: np.random.Generator, picture: Array) -> Array:
-    """Lines, letters and shapeless spots on top: what is in a picture and is no shape of the world."""
+    """Lines, letters and shapeless spots on top: what is in a picture and is no shape of the
+    world.
+    """
     image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     size = np.array([image.width, image.height])
@@ -247,7 +285,9 @@ def _cluttered(rng: np.random.Generator, picture: Array) -> Array:
         elif kind < 0.7:
             angles = np.sort(rng.uniform(0, 2 * math.pi, int(rng.integers(6, 11))))
             reach = rng.uniform(0.03, 0.2, len(angles)) * min(size)
-            corners = np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None] + np.array(start)
+            corners = np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None] + np.array(
+                start
+            )
             draw.polygon([tuple(corner) for corner in corners.tolist()], ink)
         else:
             letters = "".join(rng.choice(list("ABDEFGHKMNPRSTUVWYZ"), int(rng.integers(1, 6))))

@@ -1,4 +1,6 @@
-"""Muon for the hidden matrices, AdamW for everything else, one rate schedule over both; and the precision of steps."""
+"""Muon for the hidden matrices, AdamW for everything else, one rate schedule over both; and the
+precision of steps.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,28 @@ LEAST_RATE = 0.02  # share of the rate that is left at the end
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """A step in bfloat16 on a GPU and where the CPU multiplies it natively; elsewhere it takes ten times as long."""
+    """A step in bfloat16 on a GPU and where the CPU multiplies it natively; elsewhere it takes ten
+    times as long.
+    """
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     able = torch.cpu.get_capabilities()
-    return torch.autocast("cpu", torch.bfloat16, enabled=any(able.get(name) for name in NATIVE_BF16))
+    return torch.autocast(
+        "cpu", torch.bfloat16, enabled=any(able.get(name) for name in NATIVE_BF16)
+    )
 
 
 class BatchedMuon(Optimizer):
-    """Muon (as torch's: Nesterov momentum, five Newton-Schulz steps) with matrices of one shape made orthogonal
+    """Muon (as torch's: Nesterov momentum, five Newton-Schulz steps) with matrices of one shape
+    made orthogonal
     together: a small model has many small matrices, and one by one they keep a GPU waiting."""
 
     def __init__(
-        self, params: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        params: list[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -49,7 +60,11 @@ class BatchedMuon(Optimizer):
             for shape, numbers in by_shape.items():
                 made = orthogonal(torch.stack([updates[k] for k in numbers]))
                 scale = -group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                torch._foreach_add_([params[k] for k in numbers], list(made.to(params[0].dtype).unbind()), alpha=scale)
+                torch._foreach_add_(
+                    [params[k] for k in numbers],
+                    list(made.to(params[0].dtype).unbind()),
+                    alpha=scale,
+                )
 
     def _moment(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
@@ -72,13 +87,17 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[Optimizer]:
-    """Splits the trainable parameters: matrices inside the blocks go to Muon, embeddings, norms and heads to AdamW."""
+    """Splits the trainable parameters: matrices inside the blocks go to Muon, embeddings, norms and
+    heads to AdamW.
+    """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        hidden = parameter.ndim == 2 and not any(word in name for word in ("embed", "heads", "lm_head"))
+        hidden = parameter.ndim == 2 and not any(
+            word in name for word in ("embed", "heads", "lm_head")
+        )
         (matrices if hidden else others).append(parameter)
     fused = others[0].device.type == "cuda"
     adam = AdamW(others, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
@@ -86,10 +105,13 @@ def make_optimisers(module: nn.Module, muon_lr: float, adam_lr: float) -> list[O
 
 
 class Schedule:
-    """Steps the optimisers under gradient clipping. The rate follows the share of the work that is done, so it ends
-    low exactly when the time is over: it rises over `warm_up`, stays, and falls linearly from `fall_from` on."""
+    """Steps the optimisers under gradient clipping. The rate follows the share of the work that is
+    done, so it ends low exactly when the time is over: it rises over `warm_up`, stays, and falls
+    linearly from `fall_from` on."""
 
-    def __init__(self, optimisers: list[Optimizer], warm_up: float = 0.03, fall_from: float = 0.35) -> None:
+    def __init__(
+        self, optimisers: list[Optimizer], warm_up: float = 0.03, fall_from: float = 0.35
+    ) -> None:
         self.optimisers, self.warm_up, self.fall_from = optimisers, warm_up, fall_from
         self.rates = [[group["lr"] for group in o.param_groups] for o in optimisers]
 

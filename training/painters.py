@@ -1,7 +1,9 @@
-"""Painters of the world that share no drawing code: what one of them does at an edge, no other does.
+"""Painters of the world that share no drawing code: what one of them does at an edge, no other
+does.
 
-Each puts a thing on a canvas of floats. `classic` is the world's own (Pillow, hard edges); `pillow` draws at four times
-the size and shrinks; `fields` computes distances to edges; `scikit` fills with scikit-image. `opencv` is never trained
+Each puts a thing on a canvas of floats. `classic` is the world's own (Pillow, hard edges); `pillow`
+draws at four times the size and shrinks; `fields` computes distances to edges; `scikit` fills with
+scikit-image. `opencv` is never trained
 on: it tells whether the model has learnt shapes or painters.
 """
 
@@ -24,9 +26,31 @@ Painter = Callable[[Canvas, Thing, float, Look], None]
 SUPER = 4  # pixels across that `pillow` and `scikit` draw for each pixel
 # Digits as strokes of a pen in a box of 2 by 3, y downwards: what has no font draws these.
 STROKES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
-    0: (((-0.3, -1), (0.3, -1), (0.6, -0.6), (0.6, 0.6), (0.3, 1), (-0.3, 1), (-0.6, 0.6), (-0.6, -0.6), (-0.3, -1)),),
+    0: (
+        (
+            (-0.3, -1),
+            (0.3, -1),
+            (0.6, -0.6),
+            (0.6, 0.6),
+            (0.3, 1),
+            (-0.3, 1),
+            (-0.6, 0.6),
+            (-0.6, -0.6),
+            (-0.3, -1),
+        ),
+    ),
     1: (((-0.35, -0.6), (0.05, -1), (0.05, 1)),),
-    2: (((-0.55, -0.6), (-0.3, -0.95), (0.3, -0.95), (0.55, -0.6), (0.45, -0.15), (-0.6, 1), (0.6, 1)),),
+    2: (
+        (
+            (-0.55, -0.6),
+            (-0.3, -0.95),
+            (0.3, -0.95),
+            (0.55, -0.6),
+            (0.45, -0.15),
+            (-0.6, 1),
+            (0.6, 1),
+        ),
+    ),
     3: (
         (
             (-0.5, -0.85),
@@ -41,7 +65,18 @@ STROKES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
         ),
     ),
     4: (((0.3, 1), (0.3, -1), (-0.65, 0.4), (0.65, 0.4)),),
-    5: (((0.5, -1), (-0.45, -1), (-0.5, -0.1), (0.1, -0.25), (0.55, 0.1), (0.55, 0.65), (0.1, 1), (-0.55, 0.85)),),
+    5: (
+        (
+            (0.5, -1),
+            (-0.45, -1),
+            (-0.5, -0.1),
+            (0.1, -0.25),
+            (0.55, 0.1),
+            (0.55, 0.65),
+            (0.1, 1),
+            (-0.55, 0.85),
+        ),
+    ),
     6: (
         (
             (0.45, -0.9),
@@ -79,7 +114,9 @@ STROKES: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 
 
 def corners(shape: str, look: Look) -> Points:
-    """The outline of a shape in the unit circle by the look's proportions, [n, 2], y downwards; of rings the outer."""
+    """The outline of a shape in the unit circle by the look's proportions, [n, 2], y downwards; of
+    rings the outer.
+    """
     p = look.proportions
     if shape == "square":
         return np.array([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])
@@ -115,11 +152,15 @@ def hole(look: Look) -> float:
     return 0.5 + 0.22 * look.proportions[5]
 
 
-def placed(thing: Thing, look: Look, spot: tuple[float, float, float], scale: float = 1.0) -> Points:
+def placed(
+    thing: Thing, look: Look, spot: tuple[float, float, float], scale: float = 1.0
+) -> Points:
     """A shape's corners in pixels, turned."""
     x, y, radius = spot
     turn = turn_of(thing, look)
-    spun = corners(thing.shape, look) @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    spun = corners(thing.shape, look) @ np.array(
+        [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
+    )
     return np.asarray(spun * radius * scale + np.array([x, y]))
 
 
@@ -129,7 +170,9 @@ def paint_classic(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> N
     image = Image.fromarray(canvas.pixels.clip(0, 255).astype(np.uint8))
     x, y, radius = canvas.spot(thing, seconds, look.pace)
     side = min(height, width)
-    moved = Thing(thing.shape, thing.colour, 2 * radius / side, x / side, y / side, "still", thing.digit)
+    moved = Thing(
+        thing.shape, thing.colour, 2 * radius / side, x / side, y / side, "still", thing.digit
+    )
     fill = tuple(round(v) for v in look.colour(thing.colour))
     draw_thing(ImageDraw.Draw(image), moved, 0.0, side, fill, (0, 0, 0))
     canvas.pixels[:] = np.asarray(image)
@@ -154,7 +197,9 @@ def paint_pillow(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> No
             if thing.shape == "ring":
                 _pillow_disc(draw, local[0], local[1], local[2] * (hole(look) + 1 - scale), 0)
         else:
-            draw.polygon([tuple(corner) for corner in placed(thing, look, local, scale).tolist()], 255)
+            draw.polygon(
+                [tuple(corner) for corner in placed(thing, look, local, scale).tolist()], 255
+            )
         small = mask.resize((right - left, bottom - top), Image.Resampling.BOX)
         _blend(canvas, box, np.asarray(small).astype(np.float32) / 255, ink)
 
@@ -164,12 +209,18 @@ def _pillow_disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, i
 
 
 def _pillow_digit(
-    draw: ImageDraw.ImageDraw, digit: int, spot: tuple[float, float, float], scale: float, look: Look
+    draw: ImageDraw.ImageDraw,
+    digit: int,
+    spot: tuple[float, float, float],
+    scale: float,
+    look: Look,
 ) -> None:
     x, y, radius = spot
     weight = radius * (0.03 + 0.1 * look.proportions[0])
     bold = max(0, round(weight + (scale - 0.86) * radius * 0.3))
-    draw.text((x, y), str(digit), 255, _font(round(2 * radius)), "mm", stroke_width=bold, stroke_fill=255)
+    draw.text(
+        (x, y), str(digit), 255, _font(round(2 * radius)), "mm", stroke_width=bold, stroke_fill=255
+    )
 
 
 @lru_cache(maxsize=64)
@@ -199,7 +250,9 @@ def _distance(thing: Thing, look: Look, u: Points, v: Points) -> Points:
     u, v = u * math.cos(turn) + v * math.sin(turn), v * math.cos(turn) - u * math.sin(turn)
     if thing.digit is not None:
         pen = 0.1 + 0.16 * look.proportions[0]
-        strokes = [_to_polyline(u, v, np.array(stroke) * (0.72, 0.85)) for stroke in STROKES[thing.digit]]
+        strokes = [
+            _to_polyline(u, v, np.array(stroke) * (0.72, 0.85)) for stroke in STROKES[thing.digit]
+        ]
         return np.asarray(np.min(strokes, axis=0) - pen)
     round_off = np.hypot(u, v)
     if thing.shape == "circle":
@@ -232,7 +285,9 @@ def _inside(u: Points, v: Points, outline: Points) -> NDArray[np.bool_]:
 
 
 def paint_scikit(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> None:
-    """scikit-image fills polygons and discs on a finer raster, whose means are how much of a pixel is covered."""
+    """scikit-image fills polygons and discs on a finer raster, whose means are how much of a pixel
+    is covered.
+    """
     from skimage.draw import disk, polygon
 
     x, y, radius = canvas.spot(thing, seconds, look.pace)
@@ -251,7 +306,9 @@ def paint_scikit(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> No
         elif thing.shape in ("circle", "ring"):
             fine[disk((local[1], local[0]), local[2] * scale, shape=shape)] = 1
             if thing.shape == "ring":
-                fine[disk((local[1], local[0]), local[2] * (hole(look) + 1 - scale), shape=shape)] = 0
+                fine[
+                    disk((local[1], local[0]), local[2] * (hole(look) + 1 - scale), shape=shape)
+                ] = 0
         else:
             spots = placed(thing, look, local, scale)
             fine[polygon(spots[:, 1], spots[:, 0], shape)] = 1
@@ -292,7 +349,9 @@ def _segments(digit: int, look: Look, scale: float) -> list[Points]:
             pair
             for stroke in STROKES[digit]
             for pair in zip(
-                (np.array(stroke) * 0.85)[:-1].tolist(), (np.array(stroke) * 0.85)[1:].tolist(), strict=True
+                (np.array(stroke) * 0.85)[:-1].tolist(),
+                (np.array(stroke) * 0.85)[1:].tolist(),
+                strict=True,
             )
         ]
     return [_thick(np.array(start), np.array(stop), pen) for start, stop in lines]
@@ -332,7 +391,11 @@ def paint_opencv(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> No
 
 
 def _opencv_digit(
-    image: NDArray[np.uint8], digit: int, spot: tuple[float, float, float], ink: tuple[float, ...], scale: float
+    image: NDArray[np.uint8],
+    digit: int,
+    spot: tuple[float, float, float],
+    ink: tuple[float, ...],
+    scale: float,
 ) -> None:
     import cv2
 
@@ -340,7 +403,16 @@ def _opencv_digit(
     size, face = radius / 12, cv2.FONT_HERSHEY_SIMPLEX
     thick = max(2, round(radius * (0.22 if scale < 1 else 0.26)))
     (wide, high), _ = cv2.getTextSize(str(digit), face, size, thick)
-    cv2.putText(image, str(digit), (round(x - wide / 2), round(y + high / 2)), face, size, ink, thick, cv2.LINE_AA)
+    cv2.putText(
+        image,
+        str(digit),
+        (round(x - wide / 2), round(y + high / 2)),
+        face,
+        size,
+        ink,
+        thick,
+        cv2.LINE_AA,
+    )
 
 
 def _opencv_shapes() -> dict[str, Points]:
@@ -378,7 +450,9 @@ def _layers(thing: Thing, look: Look) -> list[tuple[float, Colour]]:
 
 
 def _box(canvas: Canvas, x: float, y: float, radius: float) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of the pixels that a thing may touch; None where none is on the canvas."""
+    """Left, top, right and bottom of the pixels that a thing may touch; None where none is on the
+    canvas.
+    """
     height, width = canvas.pixels.shape[:2]
     reach = 1.15 * radius + 2
     left, top = max(0, int(x - reach)), max(0, int(y - reach))
@@ -386,7 +460,9 @@ def _box(canvas: Canvas, x: float, y: float, radius: float) -> tuple[int, int, i
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _blend(canvas: Canvas, box: tuple[int, int, int, int], cover: Array | Points, ink: Colour) -> None:
+def _blend(
+    canvas: Canvas, box: tuple[int, int, int, int], cover: Array | Points, ink: Colour
+) -> None:
     left, top, right, bottom = box
     under = canvas.pixels[top:bottom, left:right]
     under += cover[..., None].astype(np.float32) * (np.array(ink, dtype=np.float32) - under)

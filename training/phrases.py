@@ -1,8 +1,9 @@
 """How people ask: patterns that are composed anew for every question.
 
-`[a|b|]` stands for one of its parts, also inside of another; `{name}` and its like are filled in afterwards. Articles,
-tense, order and politeness vary by pattern; words that mean the same are drawn from lists, and the tokenizer reads many
-of them as one. `HELD_OUT` is what no pattern composes: the test of whether people are understood.
+`[a|b|]` stands for one of its parts, also inside of another; `{name}` and its like are filled in
+afterwards. Articles, tense, order and politeness vary by pattern; words that mean the same are
+drawn from lists, and the tokenizer reads many of them as one. `HELD_OUT` is what no pattern
+composes: the test of whether people are understood.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from functools import lru_cache
 import numpy as np
 
 OPEN = "[||||Please |Please, |Can you |Could you |Tell me, |Hmm, |So, |And ]"
-TELL = "[||Tell me |Please tell me |Can you tell me |Could you tell me |Do you know |Say |I want to know ]"
+TELL = (
+    "[||Tell me |Please tell me |Can you tell me |Could you tell me |Do you know |Say |I want "
+    "to know ]"
+)
 SEE = "[see|spot|notice]"
 SHOWN = "[shown|visible|on screen|displayed|seen|there]"
 APPEAR = "[appear|show up|come up|come into view]"
@@ -54,7 +58,10 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"{TELL}when [is|was] the {{name}} [first |]{SHOWN}{END}",
         f"At [what|which] [time|second] [does|did] the {{name}} {APPEAR}{END}",
         f"From which second on [does|did] the {{name}} {APPEAR}{END}",
-        f"[At what time|At which second|At what second] [is|was] the {{name}} [first |]{SHOWN}{END}",
+        (
+            f"[At what time|At which second|At what second] [is|was] the {{name}} [first "
+            f"|]{SHOWN}{END}"
+        ),
         f"[When|At what time] [did|do|can] [you|I|we] [first |]{SEE} the {{name}}{END}",
         f"[Show me|Find|Tell me] when the {{name}} {APPEARS}{END}",
         f"[Show me|Find] the [moment|time] [when|at which] the {{name}} {APPEARS}{END}",
@@ -83,8 +90,14 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         f"How many {THINGS} [can|do|did] [you|I|we] {SEE} {AT}{END}",
     ),
     "count_with": (
-        f"{TELL}how many {THINGS} [are|were] [there|shown|visible] when the {{name}} {APPEARS}{END}",
-        f"How many {THINGS} [are|were] {SHOWN} [together |along |]with the {{name}}, [itself|that one] included{END}",
+        (
+            f"{TELL}how many {THINGS} [are|were] [there|shown|visible] when the {{name}} "
+            f"{APPEARS}{END}"
+        ),
+        (
+            f"How many {THINGS} [are|were] {SHOWN} [together |along |]with the {{name}}, "
+            f"[itself|that one] included{END}"
+        ),
         f"{OPEN}[count|Count] the {THINGS} in the moment of the {{name}}{END}",
         f"How many {THINGS} [can|do|did] [you|I|we] {SEE} when the {{name}} {APPEARS}{END}",
         f"When the {{name}} {APPEARS}, how many {THINGS} [are|were] [there|shown|visible]{END}",
@@ -187,8 +200,14 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
     "caption": (
         f"{OPEN}[describe|summarize|summarise|caption|explain|sum up] [the|this] {VIDEO}{END}",
-        f"{TELL}what [happens|happened|is happening|is going on] [in|during] [the|this] {VIDEO}{END}",
-        f"{OPEN}[give|write] [me |us |]a [caption|summary|description] [[of|for] [the|this] {VIDEO}|]{END}",
+        (
+            f"{TELL}what [happens|happened|is happening|is going on] [in|during] [the|this] "
+            f"{VIDEO}{END}"
+        ),
+        (
+            f"{OPEN}[give|write] [me |us |]a [caption|summary|description] [[of|for] [the|this] "
+            f"{VIDEO}|]{END}"
+        ),
         f"What is [the|this] {VIDEO} about{END}",
         f"{OPEN}[describe|summarize|summarise|caption] it{END}",
         f"What [is|was] {SHOWN} in [the|this] {VIDEO}{END}",
@@ -207,13 +226,18 @@ NOUN = (
 )
 DOING = (
     "[wearing|eating|holding|saying|doing|driving|cooking|reading|singing|running|sleeping|thinking|watching|building|"
-    "feeling|playing|drinking|writing|painting|looking at|talking about|fighting|laughing at|made of|called]"
+    "feeling|playing|drinking|writing|painting|looking at|talking about|fighting|laughing "
+    "at|made of|called]"
 )
 VERB = (
-    "[leave|arrive|win|fall|speak|cry|dance|stop|break|open the door|buy the house|lose the game|answer|jump|wake up]"
+    "[leave|arrive|win|fall|speak|cry|dance|stop|break|open the door|buy the house|lose the "
+    "game|answer|jump|wake up]"
 )
-HOW = "[happy|old|tall|expensive|dangerous|angry|alive|hungry|famous|cold|real|broken|heavy|fast|french|wooden|asleep]"
-PLACE = "[Paris|Germany|the kitchen|the garden|school|the office|the forest|London|the station|space|the world]"
+HOW = "[happy|old|tall|expensive|dangerous|angry|alive|hungry|famous|cold|real|broken|heavy|fast|french|wooden|asleep]"  # noqa: E501
+PLACE = (
+    "[Paris|Germany|the kitchen|the garden|school|the office|the forest|London|the "
+    "station|space|the world]"
+)
 OTHER: tuple[str, ...] = (
     f"[What|Who|Which {NOUN}|Why] [is|was] the {NOUN} {DOING}{END}",
     f"[Who|What] [is|was|are] the {NOUN}[ in the {NOUN}| in {PLACE}| with the {NOUN}|]{END}",
@@ -236,11 +260,17 @@ OTHER: tuple[str, ...] = (
     f"[Tell me|Write|Give me] a [joke|poem|story about a {NOUN}|recipe|song]{END}",
     f"[Translate|Spell|Repeat|Delete|Improve] [this|it|that] [into German|again|please|]{END}",
     f"What is the [capital|president|population|history|language] of {PLACE}{END}",
-    f"[How are you|Who are you|What are you|Hello|Hi there|Good morning|Thank you|Are you human|Help]{END}",
+    (
+        f"[How are you|Who are you|What are you|Hello|Hi there|Good morning|Thank you|Are you "
+        f"human|Help]{END}"
+    ),
     f"What can you do{END}",
     f"[Do|Did] you [like|love|hate|know|understand] [it|me|the {NOUN}|this]{END}",
     f"Can you [help|hear|teach|hug] me[ with my homework|]{END}",
-    f"[What|How much] is [two plus two|the price|the meaning of life|ten times four|the {NOUN} worth]{END}",
+    (
+        f"[What|How much] is [two plus two|the price|the meaning of life|ten times four|the "
+        f"{NOUN} worth]{END}"
+    ),
     f"[Who|What] [won|wins|made|wrote|killed|directed|paid for|owns] [the {NOUN}|this|it]{END}",
     f"Describe the {NOUN}{END}",
     f"Describe [how|why] the {NOUN} [feels|{VERB}]{END}",
@@ -324,9 +354,20 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         "the very last object, what was it",
         "Which item was displayed last of all?",
     ),
-    "now": ("at this moment, what do you see", "what's on the screen presently", "and what is it showing now"),
-    "digit": ("which numeral was displayed", "could you read the number to me", "I saw a digit, which one was it?"),
-    "digit_at": ("which numeral was visible at {second} seconds", "at {second} seconds a number is shown, which one"),
+    "now": (
+        "at this moment, what do you see",
+        "what's on the screen presently",
+        "and what is it showing now",
+    ),
+    "digit": (
+        "which numeral was displayed",
+        "could you read the number to me",
+        "I saw a digit, which one was it?",
+    ),
+    "digit_at": (
+        "which numeral was visible at {second} seconds",
+        "at {second} seconds a number is shown, which one",
+    ),
     "presence": (
         "Has there been a {name}?",
         "I'm looking for a {name}, is there one?",
@@ -413,12 +454,18 @@ def _tidy(text: str) -> str:
 
 
 def as_regex(pattern: str) -> re.Pattern[str]:
-    """What a pattern may compose, spaces and case aside, for telling whether it may have composed a text."""
+    """What a pattern may compose, spaces and case aside, for telling whether it may have composed a
+    text.
+    """
 
     def of(parts: tuple[Part, ...]) -> str:
         made = ""
         for part in parts:
-            made += re.escape(_plain(part)) if isinstance(part, str) else "(?:" + "|".join(of(p) for p in part) + ")"
+            made += (
+                re.escape(_plain(part))
+                if isinstance(part, str)
+                else "(?:" + "|".join(of(p) for p in part) + ")"
+            )
         return made
 
     return re.compile(of(_parsed(pattern)))

@@ -1,5 +1,5 @@
-"""From a scene and its look to what the model sees: painted, lit, damaged, resized as the preprocessing does; and what
-each token of it shows.
+"""From a scene and its look to what the model sees: painted, lit, damaged, resized as the
+preprocessing does; and what each token of it shows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ HINT_PIXELS = 4  # up to which it shows nothing
 def paint_frame(scene: Scene, seconds: float, look: Look) -> Array:
     """The scene at a moment, before any damage: float32 [height, width, 3]."""
     picture = backdrop(look)
-    picture = np.roll(picture, round(look.pan * seconds * picture.shape[1]), axis=1) if look.pan else picture.copy()
+    picture = (
+        np.roll(picture, round(look.pan * seconds * picture.shape[1]), axis=1)
+        if look.pan
+        else picture.copy()
+    )
     canvas = make_canvas(look, picture)
     event = scene.event_at(seconds)
     if event is not None:
@@ -68,9 +72,16 @@ def scene_pictures(scene: Scene, look: Look) -> NDArray[np.uint8]:
 
 
 def _as_seen(
-    picture: Array, look: Look, share: float, shift: NDArray[np.float64], phase: float, rng: np.random.Generator
+    picture: Array,
+    look: Look,
+    share: float,
+    shift: NDArray[np.float64],
+    phase: float,
+    rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """Uneven light, drift, blur, sensor noise and JPEG, in the order in which a camera meets them."""
+    """Uneven light, drift, blur, sensor noise and JPEG, in the order in which a camera meets
+    them.
+    """
     width = picture.shape[1]
     if look.light:
         picture *= 1 + look.light * np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
@@ -100,13 +111,21 @@ def through_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 
 def through_codec(frames: NDArray[np.uint8], crf: int, codec: str = "libx264") -> NDArray[np.uint8]:
-    """The frames after a video codec at this quality: [n, H, W, 3] in, the same shape out. H and W are even."""
+    """The frames after a video codec at this quality: [n, H, W, 3] in, the same shape out. H and W
+    are even.
+    """
     import av
     from av.video.stream import VideoStream
 
     options = {
         "libx264": {"crf": str(crf), "preset": "ultrafast", "threads": "1"},
-        "libvpx-vp9": {"crf": str(crf + 10), "b": "0", "deadline": "realtime", "cpu-used": "8", "threads": "1"},
+        "libvpx-vp9": {
+            "crf": str(crf + 10),
+            "b": "0",
+            "deadline": "realtime",
+            "cpu-used": "8",
+            "threads": "1",
+        },
         "mjpeg": {"qmin": str(max(2, crf // 3)), "qmax": str(max(2, crf // 3)), "threads": "1"},
     }[codec]
     buffer = io.BytesIO()
@@ -119,11 +138,15 @@ def through_codec(frames: NDArray[np.uint8], crf: int, codec: str = "libx264") -
         out.mux(stream.encode(None))
     buffer.seek(0)
     with av.open(buffer, "r") as back:
-        return np.stack([np.asarray(frame.to_ndarray(format="rgb24")) for frame in back.decode(video=0)])
+        return np.stack(
+            [np.asarray(frame.to_ndarray(format="rgb24")) for frame in back.decode(video=0)]
+        )
 
 
 def resized(frames: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.uint8]:
-    """As the preprocessing resizes them to rows and columns of tokens: uint8 [groups, 2, H, W, 3]."""
+    """As the preprocessing resizes them to rows and columns of tokens: uint8 [groups, 2, H, W,
+    3].
+    """
     size = [grid[0] * CELL, grid[1] * CELL]
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
     small = torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True)
@@ -138,7 +161,9 @@ def scene_labels(scene: Scene, look: Look) -> NDArray[np.int8]:
 def _group_labels(scene: Scene, times: tuple[float, float], look: Look) -> NDArray[np.int8]:
     rows, columns = look.grid
     events = [scene.event_at(t) for t in times]
-    things = list({id(thing): thing for event in events if event for thing in event.things}.values())
+    things = list(
+        {id(thing): thing for event in events if event for thing in event.things}.values()
+    )
     covered = np.zeros((len(times), len(things) + 1, rows * columns), dtype=np.int64)
     centres = np.zeros(rows * columns, dtype=np.int8)
     canvas = make_canvas(look, np.zeros((rows * CELL, columns * CELL, 1), dtype=np.float32))
@@ -149,11 +174,18 @@ def _group_labels(scene: Scene, times: tuple[float, float], look: Look) -> NDArr
         if f == 0 or event is not events[0]:
             for thing in event.things:
                 x, y, _ = canvas.spot(thing, t - event.start_seconds, look.pace)
-                centres[min(rows - 1, int(y // CELL)) * columns + min(columns - 1, int(x // CELL))] = 1
-        cells = ids.reshape(rows, CELL, columns, CELL).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+                centres[
+                    min(rows - 1, int(y // CELL)) * columns + min(columns - 1, int(x // CELL))
+                ] = 1
+        cells = (
+            ids.reshape(rows, CELL, columns, CELL).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+        )
         covered[f] = np.stack([(cells == n).sum(axis=1) for n in range(len(things) + 1)])
     steady = events[0] is events[1]
-    labels = [_token_label(covered[:, 1:, c], things, bool(centres[c]), steady) for c in range(rows * columns)]
+    labels = [
+        _token_label(covered[:, 1:, c], things, bool(centres[c]), steady)
+        for c in range(rows * columns)
+    ]
     return np.stack(labels)
 
 
@@ -170,7 +202,9 @@ def _thing_numbers(
             inked = _inked(canvas, thing, seconds, look)
             image.paste(number, (0, 0, image.width, image.height), Image.fromarray(inked))
         else:
-            draw.polygon([tuple(corner) for corner in placed(thing, look, (x, y, radius)).tolist()], number)
+            draw.polygon(
+                [tuple(corner) for corner in placed(thing, look, (x, y, radius)).tolist()], number
+            )
             if thing.shape == "ring":
                 inner = radius * hole(look)
                 draw.ellipse((x - inner, y - inner, x + inner, y + inner), 0)
@@ -184,7 +218,9 @@ def _inked(canvas: Canvas, thing: Thing, seconds: float, look: Look) -> NDArray[
     return np.where(alone.pixels.max(-1) > INK, 255, 0).astype(np.uint8)
 
 
-def _token_label(covered: NDArray[np.int64], things: list[Thing], centre: bool, steady: bool) -> NDArray[np.int8]:
+def _token_label(
+    covered: NDArray[np.int64], things: list[Thing], centre: bool, steady: bool
+) -> NDArray[np.int8]:
     """One token's row; covered: pixels of each thing in each frame, [2, things]."""
     total = covered.sum(axis=0)
     best = int(total.argmax()) if total.size else 0
@@ -198,4 +234,7 @@ def _token_label(covered: NDArray[np.int64], things: list[Thing], centre: bool, 
     motion = MOTION_NAMES.index(thing.motion) + 1 if steady else -1
     digit = 0 if thing.digit is None else thing.digit + 1
     frames = int(covered[0, best] > 8) + 2 * int(covered[1, best] > 8)
-    return np.array([shape, COLOUR_NAMES.index(thing.colour) + 1, motion, digit, int(centre), frames], dtype=np.int8)
+    return np.array(
+        [shape, COLOUR_NAMES.index(thing.colour) + 1, motion, digit, int(centre), frames],
+        dtype=np.int8,
+    )

@@ -1,9 +1,10 @@
-"""One step of the binding stage as plain arrays: videos as they are prefilled, their questions, what each is answered
-from, and where heads should look. Made by worker processes, so that the device never waits.
+"""One step of the binding stage as plain arrays: videos as they are prefilled, their questions,
+what each is answered from, and where heads should look. Made by worker processes, so that the
+device never waits.
 
-As a session does it: the chunks of a video are prefilled once; a question, read alone, ranks them by its raw queries;
-it is answered after some of them at compact positions. Which chunks come is drawn here: those that hold the answer, the
-newest, and those that look most alike.
+As a session does it: the chunks of a video are prefilled once; a question, read alone, ranks them
+by its raw queries; it is answered after some of them at compact positions. Which chunks come is
+drawn here: those that hold the answer, the newest, and those that look most alike.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from training.bind import KEPT_TOKENS, ClipMaker, Stage, StoredChunk, draw_quest
 from training.questions import NEXT_SECONDS, Facts, Question, ask_presence
 from training.scenes import GROUPS_PER_CHUNK, Moment
 
-ROW_CHUNKS = 6  # chunks that are prefilled in one row; a row's first ones have seen none before them
+# chunks that are prefilled in one row; a row's first ones have seen none before them
+ROW_CHUNKS = 6
 NOISE = 0.5  # of the evidence: which chunks come should vary
 DOUBTED = 3  # questions on whether the thing is there that look-alikes are taken for
 MOST_HOLDERS = 3  # chunks of one event that come in any case
 WHOLE_VIDEO = ("first", "caption")  # families that need all of a video, not what is recalled of it
 OF_THE_END = ("last", "now")  # families that are answered from the newest chunk
-OF_THE_NAMED = ("when", "direction", "count_with", "after", "before")  # families whose answer the name has fetched
+# families whose answer the name has fetched
+OF_THE_NAMED = ("when", "direction", "count_with", "after", "before")
 SOME_TOKENS = 4  # visual tokens that must say their time, so many for each group
 NOT_ASKED = -100
 SUMMARY = (  # what a closing token is asked for: things, motions, how many
@@ -58,7 +61,9 @@ class Words:
         self.opening, self.pad, self.closing = (
             int(ids(token)) for token in ("<|vision_start|>", "<|video_pad|>", "<|vision_end|>")
         )
-        self.end, self.seconds, self.then = (int(ids(token)) for token in ("<|im_end|>", "seconds", "then"))
+        self.end, self.seconds, self.then = (
+            int(ids(token)) for token in ("<|im_end|>", "seconds", "then")
+        )
         self.prefix = self.tokens("<|im_start|>user\n")
         self.header = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
         pairs = [(c, s) for c in COLOURS for s in SHAPES] + [("digit", str(n)) for n in range(10)]
@@ -79,7 +84,9 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A question as tokens after the prefix: where it names things and a time; where the answer begins."""
+    """A question as tokens after the prefix: where it names things and a time; where the answer
+    begins.
+    """
 
     question: Question
     ids: list[int]
@@ -93,7 +100,11 @@ class Asked:
         ids = [*words.prefix, *text, *words.header]
         skip = len(words.prefix)
         names = [(skip + k, name) for k, name in words.names(text)]
-        time = ids.index(words.seconds) if question.second is not None and words.seconds in ids else None
+        time = (
+            ids.index(words.seconds)
+            if question.second is not None and words.seconds in ids
+            else None
+        )
         return cls(question, ids, [*words.tokens(question.answer), words.end], names, time)
 
 
@@ -139,8 +150,8 @@ class Video:
         return [self.showing(question.events)]
 
     def source(self, question: Question, told: int = 0) -> Marks:
-        """The groups that the next word of the answer is read from: of two events, the one that is the answer; of a
-        caption, the one to be told next."""
+        """The groups that the next word of the answer is read from: of two events, the one that is
+        the answer; of a caption, the one to be told next."""
         if question.second is not None:
             return self.at(question.second)
         events: Sequence[WorldEvent] = question.events
@@ -149,11 +160,17 @@ class Video:
         elif question.family in ("after", "before"):
             events = events[1:]
         elif question.family in ("first_of", "last_of"):
-            events = [e for e in events if any(f"the {thing.name}" == question.answer for thing in e.things)]
+            events = [
+                e
+                for e in events
+                if any(f"the {thing.name}" == question.answer for thing in e.things)
+            ]
         return self.showing(events)
 
 
-def draw_video(maker: ClipMaker, words: Words, stage: Stage, rng: np.random.Generator, length: int) -> Video:
+def draw_video(
+    maker: ClipMaker, words: Words, stage: Stage, rng: np.random.Generator, length: int
+) -> Video:
     """A clip or, in recalled stages, a long video, of so many chunks, with its questions."""
     pruned = int(rng.choice(KEPT_TOKENS)) if maker.prunes(rng, stage) else None
     if stage.recalled:
@@ -174,7 +191,9 @@ def draw_video(maker: ClipMaker, words: Words, stage: Stage, rng: np.random.Gene
 def draw_recalled(
     maker: ClipMaker, rng: np.random.Generator, stage: Stage, length: int, pruned: int | None
 ) -> tuple[list[StoredChunk], str | None]:
-    """Chunks of a long video; where it is pruned, what is left put together in chunks of one size, the newest of it."""
+    """Chunks of a long video; where it is pruned, what is left put together in chunks of one size,
+    the newest of it.
+    """
     if pruned is None:
         return maker.video(rng, stage, length)
     left: list[StoredChunk] = []
@@ -189,7 +208,8 @@ def draw_recalled(
     ]
     cuts = [parts[-needed:][k : k + GROUPS_PER_CHUNK] for k in range(0, needed, GROUPS_PER_CHUNK)]
     return [
-        StoredChunk(g, t, kept=kept, grids=grids) for g, t, kept, grids in (zip(*c, strict=True) for c in cuts)
+        StoredChunk(g, t, kept=kept, grids=grids)
+        for g, t, kept, grids in (zip(*c, strict=True) for c in cuts)
     ], name
 
 
@@ -199,10 +219,18 @@ def choose(video: Video, asked: Asked, rng: np.random.Generator) -> list[int]:
         return [k for k, chunk in enumerate(video.chunks) if not chunk.hidden]
     question, length = asked.question, len(video.chunks)
     timed = question.second is not None
-    marks = video.answering(question) if timed else [video.showing([event]) for event in question.events]
+    marks = (
+        video.answering(question)
+        if timed
+        else [video.showing([event]) for event in question.events]
+    )
     if question.family in OF_THE_END:
         marks = [np.arange(len(video.moments)) == len(video.moments) - 1]
-    needed = {k for groups in marks for k in np.unique(groups.nonzero()[0] // GROUPS_PER_CHUNK)[:MOST_HOLDERS].tolist()}
+    needed = {
+        k
+        for groups in marks
+        for k in np.unique(groups.nonzero()[0] // GROUPS_PER_CHUNK)[:MOST_HOLDERS].tolist()
+    }
     window, most = int(rng.choice([0, 1, 2], p=[0.1, 0.1, 0.8])), int(rng.integers(2, 9))
     newest = set(range(length - window, length))
     if timed:  # a time is an address: beside it comes what lies beside it
@@ -218,17 +246,24 @@ def alikeness(video: Video, names: Sequence[str]) -> NDArray[np.float64]:
     scores = np.zeros(len(video.chunks))
     words = [word for name in names for word in name.split()]
     for k, chunk in enumerate(video.chunks):
-        shown = {thing for moment in chunk.truth for event in moment.events for thing in event.things}
+        shown = {
+            thing for moment in chunk.truth for event in moment.events for thing in event.things
+        }
         for thing in shown:
             scores[k] = max(
-                scores[k], 2.0 * (thing.name in names), 0.8 * (thing.shape in words), 0.8 * (thing.colour in words)
+                scores[k],
+                2.0 * (thing.name in names),
+                0.8 * (thing.shape in words),
+                0.8 * (thing.colour in words),
             )
     return scores
 
 
 @lru_cache(maxsize=512)
 def _layout(stamp: int, grid: tuple[int, int]) -> tuple[Ints, int]:
-    """Positions of an unpruned group's tokens from its beginning, [3, n], and how many it takes up."""
+    """Positions of an unpruned group's tokens from its beginning, [3, n], and how many it takes
+    up.
+    """
     rows, columns = grid
     cells = np.arange(rows * columns)
     visual = np.stack([np.zeros_like(cells), cells // columns, cells % columns]) + stamp
@@ -239,7 +274,9 @@ def _layout(stamp: int, grid: tuple[int, int]) -> tuple[Ints, int]:
 
 @dataclass(eq=False)
 class Rows:
-    """All videos' chunks as rows of tokens under construction; every list has one entry per row, group or chunk."""
+    """All videos' chunks as rows of tokens under construction; every list has one entry per row,
+    group or chunk.
+    """
 
     words: Words
     ids: list[Ints] = field(default_factory=list)
@@ -248,7 +285,8 @@ class Rows:
     feature: list[Ints] = field(default_factory=list)
     group: list[Ints] = field(default_factory=list)
     reach: list[int] = field(default_factory=list)
-    chunk_spans: list[tuple[int, int, int]] = field(default_factory=list)  # row, first token, number of tokens
+    # row, first token, number of tokens
+    chunk_spans: list[tuple[int, int, int]] = field(default_factory=list)
     extents: list[int] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     before: list[tuple[int, int]] = field(default_factory=list)
@@ -268,7 +306,9 @@ class Rows:
                 cells = np.arange(layout.shape[1] - len(stamp) - 1)
                 if chunk.kept is not None:
                     cells = chunk.kept[k]
-                    picked = np.concatenate([np.arange(len(stamp)), len(stamp) + cells, [layout.shape[1] - 1]])
+                    picked = np.concatenate(
+                        [np.arange(len(stamp)), len(stamp) + cells, [layout.shape[1] - 1]]
+                    )
                     layout = layout[:, picked]
                 size = layout.shape[1]
                 tokens = np.full(size, self.words.pad)
@@ -300,13 +340,16 @@ class Rows:
         places = np.full((len(self.moments), TOKENS_PER_GROUP), -1)
         visual = np.flatnonzero(features.ravel() >= 0)
         owner = groups.ravel()[visual]
-        rank = np.arange(len(visual)) - np.searchsorted(owner, owner)  # rows are in the order of their groups
+        # rows are in the order of their groups
+        rank = np.arange(len(visual)) - np.searchsorted(owner, owner)
         places[owner, rank] = visual
         ids = _padded(self.ids, width, 0)
         spans = np.array(self.chunk_spans)
         return {
             "ids": ids,
-            "positions": np.stack([_padded([p[axis] for p in self.positions], width, 0) for axis in range(3)]),
+            "positions": np.stack(
+                [_padded([p[axis] for p in self.positions], width, 0) for axis in range(3)]
+            ),
             "chunk": _padded(self.chunk, width, -2),
             "reach": np.array(self.reach),
             "feature": features,
@@ -344,10 +387,12 @@ def summary(moment: Moment) -> NDArray[np.uint8]:
 
 
 def surroundings(chunks: Sequence[StoredChunk], reach: int) -> list[tuple[int, int]]:
-    """For every group in which something comes up: shape and colour of what was shown just before (0: nothing near);
-    -100 elsewhere, and where that has no one answer or lies out of the group's view."""
+    """For every group in which something comes up: shape and colour of what was shown just before
+    (0: nothing near); -100 elsewhere, and where that has no one answer or lies out of the group's
+    view."""
     around = []
-    shown: dict[int, tuple[WorldEvent, int, float]] = {}  # events so far, where and when they were last seen
+    # events so far, where and when they were last seen
+    shown: dict[int, tuple[WorldEvent, int, float]] = {}
     for number, chunk in enumerate(chunks):
         for moment in chunk.truth:
             around.append(_before(moment, number, reach, shown))
@@ -357,7 +402,9 @@ def surroundings(chunks: Sequence[StoredChunk], reach: int) -> list[tuple[int, i
     return around
 
 
-def _before(moment: Moment, chunk: int, reach: int, shown: dict[int, tuple[WorldEvent, int, float]]) -> tuple[int, int]:
+def _before(
+    moment: Moment, chunk: int, reach: int, shown: dict[int, tuple[WorldEvent, int, float]]
+) -> tuple[int, int]:
     unknown = NOT_ASKED, NOT_ASKED
     if not moment.clean or not moment.events or id(moment.events[0]) in shown:
         return unknown
@@ -372,7 +419,8 @@ def _before(moment: Moment, chunk: int, reach: int, shown: dict[int, tuple[World
     return shape, COLOUR_NUMBER[thing.colour] + 1
 
 
-Look = tuple[int, int, Marks]  # question, place of a token in its row, groups of its video to look at
+# question, place of a token in its row, groups of its video to look at
+Look = tuple[int, int, Marks]
 
 
 @dataclass(eq=False)
@@ -382,13 +430,27 @@ class Looks:
     words: Words
     by_kind: dict[str, list[Look]] = field(
         default_factory=lambda: {
-            kind: [] for kind in ("look", "look_time", "look_next", "find", "read", "fetch", "fetch_name", "fetch_next")
+            kind: []
+            for kind in (
+                "look",
+                "look_time",
+                "look_next",
+                "find",
+                "read",
+                "fetch",
+                "fetch_name",
+                "fetch_next",
+            )
         }
     )
-    own: dict[int, list[int]] = field(default_factory=dict)  # of each question: places that have fetched its answer
-    told: list[tuple[int, int, int, int, int]] = field(default_factory=list)  # question, place, group, first, next
+    # of each question: places that have fetched its answer
+    own: dict[int, list[int]] = field(default_factory=dict)
+    # question, place, group, first, next
+    told: list[tuple[int, int, int, int, int]] = field(default_factory=list)
 
-    def add(self, number: int, video: Video, asked: Asked, chosen: Sequence[int], first_group: int) -> None:
+    def add(
+        self, number: int, video: Video, asked: Asked, chosen: Sequence[int], first_group: int
+    ) -> None:
         """first_group: number of the video's first group among all."""
         question = asked.question
         shown = np.zeros(len(video.moments), dtype=bool)
@@ -401,7 +463,9 @@ class Looks:
             self._mark("look_time", number, asked.time, answers[0])
             self._mark("fetch", number, asked.time, answers[0] & shown)
             if answers[0].any():
-                self.told.append((number, asked.time, first_group + int(answers[0].argmax()), -1, -1))
+                self.told.append(
+                    (number, asked.time, first_group + int(answers[0].argmax()), -1, -1)
+                )
                 speaking.append(asked.time)
         elif question.second is None:
             for groups in answers:
@@ -415,7 +479,14 @@ class Looks:
             self._mark("read", number, len(asked.ids) - 1 + k, marks)
 
     def _add_name(
-        self, number: int, video: Video, question: Question, place: int, name: str, shown: Marks, first_group: int
+        self,
+        number: int,
+        video: Video,
+        question: Question,
+        place: int,
+        name: str,
+        shown: Marks,
+        first_group: int,
     ) -> None:
         named = video.named(name)
         self._mark("look", number, place, named)
@@ -462,11 +533,20 @@ class Looks:
 
 
 def make_plan(
-    maker: ClipMaker, words: Words, stage: Stage, rng: np.random.Generator, num_chunks: int, num_questions: int
+    maker: ClipMaker,
+    words: Words,
+    stage: Stage,
+    rng: np.random.Generator,
+    num_chunks: int,
+    num_questions: int,
 ) -> Plan:
-    """A step on videos of one length, with about so many chunks and at most so many questions in all."""
+    """A step on videos of one length, with about so many chunks and at most so many questions in
+    all.
+    """
     length = int(rng.integers(stage.chunks[0], stage.chunks[1] + 1))
-    videos = [draw_video(maker, words, stage, rng, length) for _ in range(max(1, num_chunks // length))]
+    videos = [
+        draw_video(maker, words, stage, rng, length) for _ in range(max(1, num_chunks // length))
+    ]
     rows, looks = Rows(words), Looks(words)
     asked: list[Asked] = []
     owners: list[int] = []
@@ -511,7 +591,9 @@ Packed = tuple[Tensor, list[tuple[str, torch.dtype, tuple[int, ...], int]]]
 
 
 def pack(plan: Plan) -> Packed:
-    """All arrays in one, so that a step travels in one piece: bytes, and name, type, shape and place of each array."""
+    """All arrays in one, so that a step travels in one piece: bytes, and name, type, shape and
+    place of each array.
+    """
     contents, parts, place = [], [], 0
     for name, array in plan.items():
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -536,11 +618,15 @@ def _some_tokens(places: NDArray[np.generic], rng: np.random.Generator) -> Ints:
     """Visual tokens that must say their time: [n, 2], the place of each and its group."""
     groups, slots = np.nonzero(np.asarray(places) >= 0)
     picked = rng.permutation(len(groups))[: SOME_TOKENS * len(places)]
-    return np.stack([np.asarray(places)[groups[picked], slots[picked]], groups[picked]], axis=1).astype(np.int64)
+    return np.stack(
+        [np.asarray(places)[groups[picked], slots[picked]], groups[picked]], axis=1
+    ).astype(np.int64)
 
 
 def _questions(words: Words, asked: Sequence[Asked], looks: Looks) -> Plan:
-    """The questions' tokens [Q, n], what each is to predict, and which of a row have fetched what its answer needs."""
+    """The questions' tokens [Q, n], what each is to predict, and which of a row have fetched what
+    its answer needs.
+    """
     width = -(-max(len(a.ids) + len(a.answer) - 1 for a in asked) // 8) * 8 + len(words.prefix)
     ids, targets, own = (np.full((len(asked), width), filler) for filler in (0, NOT_ASKED, 0))
     lengths = []
@@ -551,7 +637,9 @@ def _questions(words: Words, asked: Sequence[Asked], looks: Looks) -> Plan:
         own[q, looks.own.get(q, [])] = 1
         lengths.append(len(one.ids))
     flat = targets.ravel()
-    named = [(q, one.time, one.question.second) for q, one in enumerate(asked) if one.time is not None]
+    named = [
+        (q, one.time, one.question.second) for q, one in enumerate(asked) if one.time is not None
+    ]
     return {
         "asked_ids": ids,
         "asked_length": np.array(lengths),

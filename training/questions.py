@@ -1,6 +1,7 @@
 """Questions about what a list of moments shows, with the one right answer, in the words of people.
 
-Every family draws its facts from the truth of the world; a question is asked only where its answer is the only one.
+Every family draws its facts from the truth of the world; a question is asked only where its answer
+is the only one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ UNSEEN = {
 }  # share about what was not shown
 NEXT_SECONDS = 10.0  # "right after" reaches no further than this
 
-# How often each family is asked while training: binding to times, order and counting are slow, so they get more.
+# How often each family is asked while training: binding to times, order and counting are slow, so
+# they get more.
 FAMILIES: dict[str, float] = {
     "colour": 0.6,
     "shape": 0.5,
@@ -134,8 +136,12 @@ class Facts:
         self._times = [m.pts_seconds for m in moments]
 
     def unbroken(self, early: Moment, late: Moment) -> bool:
-        """Whether no moment between these two is missing, so that what lies between them is known."""
-        known = bisect_left(self._times, late.pts_seconds) - bisect_left(self._times, early.pts_seconds)
+        """Whether no moment between these two is missing, so that what lies between them is
+        known.
+        """
+        known = bisect_left(self._times, late.pts_seconds) - bisect_left(
+            self._times, early.pts_seconds
+        )
         return known == round((late.pts_seconds - early.pts_seconds) / GROUP_SECONDS)
 
 
@@ -158,7 +164,9 @@ def moving(thing: Thing) -> str:
 
 
 def story(events: Sequence[WorldEvent]) -> tuple[list[WorldEvent], bool]:
-    """The events that a caption tells, in order and none that looks like an earlier one; and whether there are more."""
+    """The events that a caption tells, in order and none that looks like an earlier one; and
+    whether there are more.
+    """
     told: dict[str, WorldEvent] = {}
     num_things = 0
     for event in events:
@@ -182,11 +190,16 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def ask(
-    rng: np.random.Generator, facts: Facts, family: str, held_out: bool = False, strange: float = 0.0
+    rng: np.random.Generator,
+    facts: Facts,
+    family: str,
+    held_out: bool = False,
+    strange: float = 0.0,
 ) -> Question | None:
     """A question of the family, or None where the moments give no unambiguous one.
 
-    held_out: in words that training never uses. strange: share of questions with a word that nobody knows.
+    held_out: in words that training never uses. strange: share of questions with a word that nobody
+    knows.
     """
     unseen = rng.random() < UNSEEN.get(family, 0.0)
     made = _of_unseen(rng, facts, family) if unseen else ASKERS[family](rng, facts)
@@ -195,7 +208,9 @@ def ask(
     words, answer, events = made
     second = words.get("second")
     text = phrased(rng, family, words, held_out, strange)
-    return Question(family, text, answer, tuple(events), second if isinstance(second, int) else None)
+    return Question(
+        family, text, answer, tuple(events), second if isinstance(second, int) else None
+    )
 
 
 def phrased(
@@ -262,7 +277,11 @@ def _colour(rng: np.random.Generator, facts: Facts) -> Made:
 
 
 def _shape(rng: np.random.Generator, facts: Facts) -> Made:
-    colours = [colour for colour, shapes in facts.by_colour.items() if len(shapes) == 1 and "digit" not in shapes]
+    colours = [
+        colour
+        for colour, shapes in facts.by_colour.items()
+        if len(shapes) == 1 and "digit" not in shapes
+    ]
     if not colours:
         return None
     colour = pick(rng, colours)
@@ -309,11 +328,17 @@ def _count_at(rng: np.random.Generator, facts: Facts) -> Made:
     moment = _clean_moment(rng, facts, lambda e: not is_digit(e), 0.1)
     if moment is None:
         return None
-    return {"second": moment.second}, str(len(moment.events[0].things) if moment.events else 0), moment.events
+    return (
+        {"second": moment.second},
+        str(len(moment.events[0].things) if moment.events else 0),
+        moment.events,
+    )
 
 
 def _count_with(rng: np.random.Generator, facts: Facts) -> Made:
-    names = [name for name, event in facts.once.items() if event in facts.steady and not is_digit(event)]
+    names = [
+        name for name, event in facts.once.items() if event in facts.steady and not is_digit(event)
+    ]
     if not names:
         return None
     crowded = [name for name in names if len(facts.once[name].things) > 1]
@@ -323,7 +348,9 @@ def _count_with(rng: np.random.Generator, facts: Facts) -> Made:
 
 
 def _direction(rng: np.random.Generator, facts: Facts) -> Made:
-    names = [name for name, event in facts.once.items() if event in facts.steady and not is_digit(event)]
+    names = [
+        name for name, event in facts.once.items() if event in facts.steady and not is_digit(event)
+    ]
     if not names:
         return None
     name = pick(rng, names)
@@ -362,7 +389,8 @@ def _either(latest: bool) -> Asker:
         if events[0] is events[1]:
             return None
         order = sorted(
-            ((facts.first[e].pts_seconds, n) for e, n in zip(events, (name, other), strict=True)), reverse=latest
+            ((facts.first[e].pts_seconds, n) for e, n in zip(events, (name, other), strict=True)),
+            reverse=latest,
         )
         if order[0][0] == order[1][0]:
             return None
@@ -434,10 +462,16 @@ def _now(rng: np.random.Generator, facts: Facts) -> Made:
 
 
 def other_text(rng: np.random.Generator) -> str:
-    """A question of another world: about everyday things, or a familiar one with a strange word in it."""
+    """A question of another world: about everyday things, or a familiar one with a strange word in
+    it.
+    """
     if rng.random() < 0.75:
         return compose(rng, pick(rng, OTHER))
-    named = [family for family, group in PATTERNS.items() if any("{name}" in p or "{shape}" in p for p in group)]
+    named = [
+        family
+        for family, group in PATTERNS.items()
+        if any("{name}" in p or "{shape}" in p for p in group)
+    ]
     strange = dict.fromkeys(("name", "shape", "colour", "other"), "zebra")
     text = compose(rng, pick(rng, PATTERNS[pick(rng, named)]))
     return text.format(second=int(rng.integers(4000)), **strange)

@@ -1,4 +1,5 @@
-"""Writes the bundled samples: two streams of the world as ordinary videos, with what they show and what may be asked.
+"""Writes the bundled samples: two streams of the world as ordinary videos, with what they show and
+what may be asked.
 
     python -m training.samples [--out samples]
 
@@ -59,10 +60,17 @@ def describe(sample: Sample) -> dict[str, object]:
 
 
 def describe_question(stream: Stream, question: Question) -> dict[str, object]:
-    """A question with its answer; spans: [start, stop] of the events it is about, empty where it is about none."""
+    """A question with its answer; spans: [start, stop] of the events it is about, empty where it is
+    about none.
+    """
     meant = {id(event) for event in question.events}
     spans = [[start, stop] for start, stop, event in stream.events() if id(event) in meant]
-    return {"family": question.family, "question": question.text, "answer": question.answer, "spans": spans}
+    return {
+        "family": question.family,
+        "question": question.text,
+        "answer": question.answer,
+        "spans": spans,
+    }
 
 
 def to_json(data: dict[str, object]) -> str:
@@ -77,10 +85,17 @@ def to_json(data: dict[str, object]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def main(out: Annotated[Path, typer.Option(help="The folder they go to.")] = Path("samples")) -> None:
+def main(
+    out: Annotated[Path, typer.Option(help="The folder they go to.")] = Path("samples"),
+) -> None:
     """Write the bundled samples."""
     out.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as bar:
         for sample in SAMPLES:
             task = bar.add_task(f"{sample.name}.mp4")

@@ -1,7 +1,9 @@
-"""Random scenes of the world for training: busy ones, calm ones, empty ones; and what is to be seen in each group.
+"""Random scenes of the world for training: busy ones, calm ones, empty ones; and what is to be seen
+in each group.
 
-A `Moment` is the truth of one group of frames; questions are asked of lists of moments, whether they come from a
-short scene, from chunks recalled out of a long stream, or from a stream as a whole.
+A `Moment` is the truth of one group of frames; questions are asked of lists of moments, whether
+they come from a short scene, from chunks recalled out of a long stream, or from a stream as a
+whole.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ EventMaker = Callable[[np.random.Generator, float, float], WorldEvent]
 
 @dataclass(frozen=True)
 class Moment:
-    """What one group shows: `events` holds the distinct events of its frames in order; `clean` when both frames show
-    the same. `pts_seconds` is the time written before the group."""
+    """What one group shows: `events` holds the distinct events of its frames in order; `clean` when
+    both frames show the same. `pts_seconds` is the time written before the group."""
 
     pts_seconds: float
     events: tuple[WorldEvent, ...]
@@ -35,7 +37,9 @@ class Moment:
 
     @property
     def second(self) -> int:
-        """The whole second by which questions and answers name this moment: that of its stamp, which shows tenths."""
+        """The whole second by which questions and answers name this moment: that of its stamp,
+        which shows tenths.
+        """
         return int(float(f"{self.pts_seconds:.1f}"))
 
 
@@ -56,7 +60,9 @@ def moments(scene: Scene, offset_seconds: float = 0.0) -> list[Moment]:
 
 
 def random_scene(rng: np.random.Generator, chunks: int, make: EventMaker | None = None) -> Scene:
-    """A scene of `chunks` chunks. make: of an event that starts and lasts so many seconds; None: `random_event`."""
+    """A scene of `chunks` chunks. make: of an event that starts and lasts so many seconds; None:
+    `random_event`.
+    """
     make = make or random_event
     duration = chunks * CHUNK_SECONDS
     style = rng.random()
@@ -75,7 +81,9 @@ def _busy_events(rng: np.random.Generator, duration: float, make: EventMaker) ->
     return [make(rng, float(start), GROUP_SECONDS) for start in starts]
 
 
-def _calm_events(rng: np.random.Generator, duration: float, make: EventMaker, gap_chance: float) -> list[WorldEvent]:
+def _calm_events(
+    rng: np.random.Generator, duration: float, make: EventMaker, gap_chance: float
+) -> list[WorldEvent]:
     events = []
     start = float(rng.uniform(0, 2)) if rng.random() < gap_chance else 0.0
     while start < duration - 0.6:

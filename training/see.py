@@ -1,4 +1,5 @@
-"""The seeing stage: the vision tower alone learns what every token shows, through heads that are thrown away.
+"""The seeing stage: the vision tower alone learns what every token shows, through heads that are
+thrown away.
 
 Without it a small video LLM stays blind to shapes however long it trains on answers alone.
 """
@@ -9,8 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, apply_rotary_pos_emb_vision
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLVisionModel,
+    apply_rotary_pos_emb_vision,
+)
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from models.demo.architecture import HIDDEN, MERGE, PATCH
 from training.bank import GRIDS, MOST_TOKENS, PATCHES_PER_TOKEN
@@ -22,7 +29,9 @@ DEEP_WEIGHT = 0.2  # of the loss on DeepStack features
 
 
 class BatchedTower(nn.Module):
-    """The stock tower's own sub-modules over many groups of one grid in one batch (stock attends group by group)."""
+    """The stock tower's own sub-modules over many groups of one grid in one batch (stock attends
+    group by group).
+    """
 
     def __init__(self, tower: Qwen3VLVisionModel) -> None:
         super().__init__()
@@ -38,13 +47,20 @@ class BatchedTower(nn.Module):
             )
             self.register_buffer(f"taps{number}", taps, persistent=False)
             self.register_buffer(f"weights{number}", weights, persistent=False)
-            self.register_buffer(f"positions{number}", get_vision_position_ids(grid, MERGE), persistent=False)
+            self.register_buffer(
+                f"positions{number}", get_vision_position_ids(grid, MERGE), persistent=False
+            )
 
     def forward(self, patches: Tensor, grid: int) -> tuple[Tensor, Tensor]:
-        """Patches [groups, n, 384] of one grid -> embeddings and DeepStack features, [groups, n / 4, hidden]."""
+        """Patches [groups, n, 384] of one grid -> embeddings and DeepStack features, [groups, n /
+        4, hidden].
+        """
         tower, groups = self.tower, patches.shape[0]
-        taps, weights, positions = (getattr(self, f"{name}{grid}") for name in ("taps", "weights", "positions"))
-        kernel = tower.patch_embed.proj.weight.flatten(1)  # a strided convolution over one patch is a product
+        taps, weights, positions = (
+            getattr(self, f"{name}{grid}") for name in ("taps", "weights", "positions")
+        )
+        # a strided convolution over one patch is a product
+        kernel = tower.patch_embed.proj.weight.flatten(1)
         x = nn.functional.linear(patches, kernel, tower.patch_embed.proj.bias)
         x = x + (tower.pos_embed(taps) * weights[:, :, None]).sum(1)
         rotary = tower.rotary_pos_emb(x, positions)
@@ -73,7 +89,9 @@ class TokenHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(HIDDEN)
-        self.heads = nn.ModuleDict({name: nn.Linear(HIDDEN, classes) for name, classes in LABELS.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(HIDDEN, classes) for name, classes in LABELS.items()}
+        )
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
         x = self.norm(tokens)
@@ -86,7 +104,9 @@ def see_loss(heads: TokenHeads, tokens: Tensor, labels: Tensor) -> Tensor:
     for column, logits in enumerate(heads(tokens).values()):
         truth = labels[..., column].flatten().long()
         weight = torch.where(truth > 0, 1.0, 0.35) * (truth >= 0)
-        each = nn.functional.cross_entropy(logits.flatten(0, 1).float(), truth.clamp(min=0), reduction="none")
+        each = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), truth.clamp(min=0), reduction="none"
+        )
         loss = loss + (each * weight).sum() / weight.sum().clamp(min=1)
     return loss
 
@@ -102,21 +122,28 @@ def as_floats(patches: Tensor) -> Tensor:
 
 
 def shifted(patches: Tensor, grid: int) -> Tensor:
-    """All pictures moved by the same few pixels, edges drawn out: patches [groups, n, 384] in, the same out."""
+    """All pictures moved by the same few pixels, edges drawn out: patches [groups, n, 384] in, the
+    same out.
+    """
     rows, columns = GRIDS[grid]
     by, groups = MOST_SHIFT, len(patches)
     cells = patches.view(groups, rows, columns, MERGE, MERGE, 6, PATCH, PATCH)
-    pictures = cells.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(groups, 6, rows * MERGE * PATCH, columns * MERGE * PATCH)
+    pictures = cells.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(
+        groups, 6, rows * MERGE * PATCH, columns * MERGE * PATCH
+    )
     padded = nn.functional.pad(pictures, (by, by, by, by), mode="replicate")
-    down, right = torch.randint(2 * by + 1, (2,)).tolist()  # on the CPU: the device is not waited for
+    # on the CPU: the device is not waited for
+    down, right = torch.randint(2 * by + 1, (2,)).tolist()
     moved = padded[:, :, down : down + pictures.shape[2], right : right + pictures.shape[3]]
-    cut = moved.reshape(groups, 6, rows, MERGE, PATCH, columns, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    cut = moved.reshape(groups, 6, rows, MERGE, PATCH, columns, MERGE, PATCH).permute(
+        0, 2, 5, 3, 6, 1, 4, 7
+    )
     return cut.reshape(patches.shape)
 
 
 def augmented(patches: Tensor, grid: int, generator: torch.Generator) -> Tensor:
-    """uint8 [groups, n, 384] -> floats at a slightly other place, with other brightness, contrast, white balance and a
-    little noise."""
+    """uint8 [groups, n, 384] -> floats at a slightly other place, with other brightness, contrast,
+    white balance and a little noise."""
     groups, device = len(patches), patches.device
 
     def spread(shape: tuple[int, ...], most: float) -> Tensor:
@@ -132,7 +159,12 @@ def augmented(patches: Tensor, grid: int, generator: torch.Generator) -> Tensor:
 
 
 def see_step(
-    batched: BatchedTower, heads: TokenHeads, patches: Tensor, labels: Tensor, grid: int, generator: torch.Generator
+    batched: BatchedTower,
+    heads: TokenHeads,
+    patches: Tensor,
+    labels: Tensor,
+    grid: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """The loss of a batch of groups of one grid: patches [n, 64, 384], labels [n, 16, 6]."""
     pixels = augmented(patches[:, : num_patches(grid)], grid, generator)
@@ -170,11 +202,15 @@ def features(
     generator: torch.Generator | None = None,
     batch: int = 2048,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings and DeepStack features of every group, half precision, zero beyond its tokens: [groups, 16, hidden].
+    """Embeddings and DeepStack features of every group, half precision, zero beyond its tokens:
+    [groups, 16, hidden].
 
     generator: of augmented pictures; None: as they are.
     """
-    out = [torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device) for _ in range(2)]
+    out = [
+        torch.zeros(len(patches), MOST_TOKENS, HIDDEN, dtype=torch.float16, device=patches.device)
+        for _ in range(2)
+    ]
     for grid in range(len(GRIDS)):
         for mine in (grids == grid).nonzero()[:, 0].split(batch):  # type: ignore[no-untyped-call]
             if not len(mine):

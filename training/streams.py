@@ -1,6 +1,7 @@
 """Long streams of the world: scene after scene, with rare things that occur once among look-alikes.
 
-A stream can be painted to a file (the samples), fed as frames without a file (benchmarks, tests), and questioned.
+A stream can be painted to a file (the samples), fed as frames without a file (benchmarks, tests),
+and questioned.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ from pathlib import Path
 import av
 import numpy as np
 
-from models.demo.world import COLOURS, SHAPES, Scene, Thing, WorldEvent, make_digit, place_things, render
-from streaming.frames import Frame
+from frames import Frame
+from models.demo.world import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    Thing,
+    WorldEvent,
+    make_digit,
+    place_things,
+    render,
+)
 from training.questions import Facts, Question, ask
 from training.scenes import CHUNK_SECONDS, FPS, Moment, is_digit, moments
 
-RARE_SHAPES = 2  # shapes that occur in one colour only, so that "what colour is the heart" has an answer
+# shapes that occur in one colour only, so that "what colour is the heart" has an answer
+RARE_SHAPES = 2
 RARE_COLOURS = 2
 Progress = Callable[[int, int], None]
 
@@ -47,7 +58,11 @@ class Stream:
 
     def moments(self) -> list[Moment]:
         """The truth of every group, read at the demo model's frame rate."""
-        return [m for scene, start in zip(self.scenes, self.starts, strict=True) for m in moments(scene, start)]
+        return [
+            m
+            for scene, start in zip(self.scenes, self.starts, strict=True)
+            for m in moments(scene, start)
+        ]
 
     def events(self) -> list[tuple[float, float, WorldEvent]]:
         """(start, stop, event) in stream time."""
@@ -68,7 +83,9 @@ def make_stream(seed: int, duration_seconds: float, crowd: float = 0.35) -> Stre
     while now < duration_seconds:
         length = min(CHUNK_SECONDS * int(rng.integers(2, 7)), duration_seconds - now)
         starts.append(now)
-        scenes.append(Scene(length, int(rng.integers(1 << 30)), tuple(_events(rng, names, length, crowd))))
+        scenes.append(
+            Scene(length, int(rng.integers(1 << 30)), tuple(_events(rng, names, length, crowd)))
+        )
         now += length
     return Stream(tuple(scenes), tuple(starts))
 
@@ -80,10 +97,15 @@ class _Names:
         shapes = [str(s) for s in rng.permutation(SHAPES)]
         colours = [str(c) for c in rng.permutation(list(COLOURS))]
         self.shapes, self.colours = shapes[RARE_SHAPES:], colours[RARE_COLOURS:]
-        self.rare = [(s, c) for s, c in zip(shapes[:RARE_SHAPES], colours[RARE_COLOURS:], strict=False)]
-        self.rare += [(s, c) for c, s in zip(colours[:RARE_COLOURS], shapes[RARE_SHAPES:], strict=False)]
+        self.rare = [
+            (s, c) for s, c in zip(shapes[:RARE_SHAPES], colours[RARE_COLOURS:], strict=False)
+        ]
+        self.rare += [
+            (s, c) for c, s in zip(colours[:RARE_COLOURS], shapes[RARE_SHAPES:], strict=False)
+        ]
         rng.shuffle(self.rare)
-        self.chance = min(1.0, 12 * len(self.rare) / duration_seconds)  # all within the first half or so
+        # all within the first half or so
+        self.chance = min(1.0, 12 * len(self.rare) / duration_seconds)
         self.digits = rng.permutation(10).tolist()[: 1 + int(duration_seconds // 200)]
         combos = [(s, c) for s in self.shapes for c in self.colours]
         self.fresh = [combos[int(i)] for i in rng.permutation(len(combos))]
@@ -110,7 +132,9 @@ class _Names:
         return None
 
 
-def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float) -> list[WorldEvent]:
+def _events(
+    rng: np.random.Generator, names: _Names, length: float, crowd: float
+) -> list[WorldEvent]:
     events, start = [], float(rng.choice([0.0, 0.5, 1.0, 2.0]))
     while start + 2 <= length:
         seconds = min(float(rng.choice([2.0, 3.0, 4.0])), length - start)
@@ -125,9 +149,11 @@ def _events(rng: np.random.Generator, names: _Names, length: float, crowd: float
     return events
 
 
-def stream_questions(stream: Stream, seed: int, per_family: int, families: list[str]) -> list[Question]:
-    """Up to `per_family` different unambiguous questions of each family about the whole stream; at most half of a
-    family's (rounded up) have the same answer."""
+def stream_questions(
+    stream: Stream, seed: int, per_family: int, families: list[str]
+) -> list[Question]:
+    """Up to `per_family` different unambiguous questions of each family about the whole stream; at
+    most half of a family's (rounded up) have the same answer."""
     rng = np.random.default_rng([seed, 29])
     facts = Facts(stream.moments())
     questions: list[Question] = []
@@ -143,12 +169,20 @@ def stream_questions(stream: Stream, seed: int, per_family: int, families: list[
 
 
 def write_video(
-    stream: Stream, path: Path, side: int = 256, fps: int = 8, crf: int = 23, progress: Progress | None = None
+    stream: Stream,
+    path: Path,
+    side: int = 256,
+    fps: int = 8,
+    crf: int = 23,
+    progress: Progress | None = None,
 ) -> None:
-    """H.264 in MP4, as a person's video would be. progress: told (pictures written, pictures in all)."""
+    """H.264 in MP4, as a person's video would be. progress: told (pictures written, pictures in
+    all).
+    """
     total = round(stream.duration_seconds * fps)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as out:
-        options = {"crf": str(crf), "preset": "slow", "g": str(8 * fps), "threads": "1"}  # threads would change bytes
+        # threads would change bytes
+        options = {"crf": str(crf), "preset": "slow", "g": str(8 * fps), "threads": "1"}
         video = out.add_stream("libx264", rate=fps, options=options)
         video.width = video.height = side
         video.pix_fmt = "yuv420p"
@@ -168,7 +202,11 @@ def describe_events(stream: Stream) -> list[dict[str, object]]:
             "start_seconds": start,
             "stop_seconds": stop,
             "things": [
-                {"name": t.name, "motion": "still" if is_digit(event) else t.motion, "size": round(t.size, 3)}
+                {
+                    "name": t.name,
+                    "motion": "still" if is_digit(event) else t.motion,
+                    "size": round(t.size, 3),
+                }
                 for t in event.things
             ],
         }

@@ -1,10 +1,12 @@
-"""Trains the embedded model: paint a bank of scenes, learn to see, learn to answer, save as a checkpoint.
+"""Trains the embedded model: paint a bank of scenes, learn to see, learn to answer, save as a
+checkpoint.
 
     python -m training.train --minutes 240 [--start models/demo/weights] [--out models/demo/weights]
 
-Everything is timed by the clock: the rates end at zero when the minutes are over, whatever machine it runs on. While
-processes paint, the tower already learns from what is there. States are saved now and then in the folder; `--resume`
-goes on from one of them. With a GPU a few minutes are enough; on two CPU cores it takes hours.
+Everything is timed by the clock: the rates end at zero when the minutes are over, whatever machine
+it runs on. While processes paint, the tower already learns from what is there. States are saved now
+and then in the folder; `--resume` goes on from one of them. With a GPU a few minutes are enough; on
+two CPU cores it takes hours.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ SHORT = Stage("short", groups=(4, 4), chunks=(2, 4), hidden=0.1, pruned=0.35, fa
 LONG = Stage("long", groups=(4, 4), chunks=(4, 9), hidden=0.15, pruned=0.35, far=0.6, questions=20)
 FEW = Stage("recalled few", groups=(4, 4), chunks=(4, 12), questions=3, recalled=True, pruned=0.3)
 MANY = Stage("recalled", groups=(4, 4), chunks=(12, 36), questions=2, recalled=True, pruned=0.3)
-# (share of the work, stages with their weights): see first, then bind, then at length and as recall brings it back.
+# (share of the work, stages with their weights): see first, then bind, then at length and as recall
+# brings it back.
 Curriculum = tuple[tuple[float, tuple[tuple[Stage, float], ...]], ...]
 FROM_NOTHING: Curriculum = (
     (0.06, ((GLANCE, 1.0),)),
@@ -65,7 +68,8 @@ FROM_WEIGHTS: Curriculum = (
     (0.24, ((CHUNK, 0.35), (SHORT, 0.4), (FEW, 0.25))),
     (0.70, ((CHUNK, 0.15), (SHORT, 0.28), (FEW, 0.1), (LONG, 0.22), (MANY, 0.25))),
 )
-# How the model wants to be used: as it was trained, and kept in as few bits as cost no answer (bench/recall.py).
+# How the model wants to be used: as it was trained, and kept in as few bits as cost no answer
+# (bench/recall.py).
 RECOMMENDED = {
     "read": {"fps": FPS},
     "memory": {"chunk_frames": GROUPS_PER_CHUNK * FRAMES_PER_GROUP, "kv_bits": 8},
@@ -74,7 +78,8 @@ RECOMMENDED = {
 }
 NUM_COPIES = 3  # of the bank's features, under other light and noise, that the LLM learns from
 AID_WEIGHT = 0.3
-MISTAKEN_FROM = 0.4  # share of the binding after which the model can be asked what it takes for what
+# share of the binding after which the model can be asked what it takes for what
+MISTAKEN_FROM = 0.4
 MEAN_STEPS = 60  # that the running mean of the weights looks back over, about
 SEE_MUON, SEE_ADAM = 0.01, 1.5e-3  # rates
 BIND_MUON, BIND_ADAM = 0.01, 2e-3
@@ -111,7 +116,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForCondit
 
 
 def warm_start(model: nn.Module, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The weights of an earlier model where shapes match; words keep their rows wherever they stand now."""
+    """The weights of an earlier model where shapes match; words keep their rows wherever they stand
+    now.
+    """
     old = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     now = model.state_dict()
     words = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -138,7 +145,9 @@ class GrowingBank:
         self._device, self._parts, self.complete = device, dict[int, Shard](), False
         shape = (num_groups, MOST_TOKENS * PATCHES_PER_TOKEN, PATCH_VALUES)
         self.patches = torch.empty(shape, dtype=torch.uint8, device=device)
-        self.labels = torch.empty((num_groups, MOST_TOKENS, len(LABELS)), dtype=torch.int8, device=device)
+        self.labels = torch.empty(
+            (num_groups, MOST_TOKENS, len(LABELS)), dtype=torch.int8, device=device
+        )
         self.grids = torch.empty(num_groups, dtype=torch.int64, device=device)
         self.size = 0
         self.of_grid: dict[int, Tensor] = {}
@@ -175,7 +184,9 @@ class GrowingBank:
         self.grids[start:stop] = torch.from_numpy(shard.grids[:count]).to(self._device)
         self.size = stop
         empty = np.zeros((0, 1, 1), dtype=np.uint8)
-        self._parts[len(self._parts)] = Shard(empty, empty.astype(np.int8), shard.grids[:count], shard.scenes)
+        self._parts[len(self._parts)] = Shard(
+            empty, empty.astype(np.int8), shard.grids[:count], shard.scenes
+        )
 
     def finish(self, wait: bool) -> Bank:
         """What has arrived, in that order; nothing more is painted. Patches stay on the device."""
@@ -187,13 +198,20 @@ class GrowingBank:
 
 
 def train_see(
-    tower: nn.Module, bank: GrowingBank, clock: Clock, plans: Plans, seed: int, most_steps: int | None = None
+    tower: nn.Module,
+    bank: GrowingBank,
+    clock: Clock,
+    plans: Plans,
+    seed: int,
+    most_steps: int | None = None,
 ) -> see.BatchedTower:
     """The tower, until the time is over."""
     device = bank.patches.device
     torch.manual_seed(seed)
     batched, heads = see.BatchedTower(tower).to(device), see.TokenHeads().to(device)
-    schedule = Schedule(make_optimisers(nn.ModuleList([tower, heads]), SEE_MUON, SEE_ADAM), 0.04, 0.3)
+    schedule = Schedule(
+        make_optimisers(nn.ModuleList([tower, heads]), SEE_MUON, SEE_ADAM), 0.04, 0.3
+    )
     generator = torch.Generator(device=device).manual_seed(seed)
     rng, step, told = np.random.default_rng(seed), 0, time.monotonic()
     bank.take(wait=True)
@@ -204,7 +222,9 @@ def train_see(
         sizes = np.array([len(bank.of_grid[g]) for g in numbers], dtype=float)
         grid = numbers[int(rng.choice(len(numbers), p=sizes / sizes.sum()))]
         pool = bank.of_grid[grid]
-        pick = pool[torch.randint(len(pool), (plans.see_batch,), generator=generator, device=device)]
+        pick = pool[
+            torch.randint(len(pool), (plans.see_batch,), generator=generator, device=device)
+        ]
         loss = see.see_step(batched, heads, bank.patches[pick], bank.labels[pick], grid, generator)
         loss.backward()  # type: ignore[no-untyped-call]
         schedule.step(clock.done)
@@ -213,8 +233,12 @@ def train_see(
             told = time.monotonic()
             log.info("see: step %d groups %d loss %.3f", step, bank.size, float(loss.detach()))
     newest = torch.arange(max(0, bank.size - 4096), bank.size, device=device)
-    right = see.accuracies(batched, heads, bank.patches[newest], bank.labels[newest], bank.grids[newest])
-    log.info("see: %d steps, %s", step, " ".join(f"{name} {value:.3f}" for name, value in right.items()))
+    right = see.accuracies(
+        batched, heads, bank.patches[newest], bank.labels[newest], bank.grids[newest]
+    )
+    log.info(
+        "see: %d steps, %s", step, " ".join(f"{name} {value:.3f}" for name, value in right.items())
+    )
     return batched
 
 
@@ -222,9 +246,18 @@ class PlanSource(Dataset[Packed]):
     """Steps by number, made by the loader's workers."""
 
     def __init__(
-        self, maker: ClipMaker, words: Words, curriculum: Curriculum, done: Any, plans: Plans, seed: int, told: Path
+        self,
+        maker: ClipMaker,
+        words: Words,
+        curriculum: Curriculum,
+        done: Any,
+        plans: Plans,
+        seed: int,
+        told: Path,
     ) -> None:
-        """done: shared share of the work, which decides on the stage. told: where look-alikes are written."""
+        """done: shared share of the work, which decides on the stage. told: where look-alikes are
+        written.
+        """
         self._maker, self._words, self._curriculum, self._done = maker, words, curriculum, done
         self._plans, self._seed, self._told = plans, seed, told
 
@@ -237,7 +270,14 @@ class PlanSource(Dataset[Packed]):
             self._maker.mistaken = json.loads(self._told.read_text())
         rng = np.random.default_rng([self._seed, 53, number])
         stage = pick_stage(rng, stages_at(self._curriculum, self._done.value))
-        plan = make_plan(self._maker, self._words, stage, rng, self._plans.step_chunks, self._plans.step_questions)
+        plan = make_plan(
+            self._maker,
+            self._words,
+            stage,
+            rng,
+            self._plans.step_chunks,
+            self._plans.step_questions,
+        )
         return pack(plan)
 
 
@@ -252,13 +292,17 @@ def stages_at(curriculum: Curriculum, progress: float) -> Sequence[tuple[Stage, 
 
 @dataclass
 class Tally:
-    """Right answers per family and the losses, over the latest steps. Asks the device only when told to speak."""
+    """Right answers per family and the losses, over the latest steps. Asks the device only when
+    told to speak.
+    """
 
     results: deque[tuple[Tensor, Tensor, Result]] = field(default_factory=lambda: deque(maxlen=40))
 
     def add(self, family: Tensor, result: Result) -> None:
         aids = {name: value.detach() for name, value in result.aids.items()}
-        self.results.append((family, result.right, Result(result.loss.detach(), aids, result.right, result.hits)))
+        self.results.append(
+            (family, result.right, Result(result.loss.detach(), aids, result.right, result.hits))
+        )
 
     def __str__(self) -> str:
         asked: dict[int, list[bool]] = defaultdict(list)
@@ -268,7 +312,9 @@ class Tally:
         names = list(FAMILIES)
         shares = " ".join(f"{names[n]} {sum(r) / len(r):.3f}" for n, r in sorted(asked.items()))
         latest = self.results[-1][2]
-        aids = " ".join(f"{name} {float(value.detach()):.2f}" for name, value in latest.aids.items())
+        aids = " ".join(
+            f"{name} {float(value.detach()):.2f}" for name, value in latest.aids.items()
+        )
         hits = " ".join(f"{name} {float(value):.2f}" for name, value in latest.hits.items())
         loss = np.mean([float(result.loss.detach()) for _, _, result in self.results])
         return f"loss {loss:.4f} | {aids} | hit@1 {hits} | {shares}"
@@ -288,7 +334,9 @@ class RunningMean:
 
     def state_dict(self) -> dict[str, Tensor]:
         mean = {id(live): value for live, value in zip(self._live, self._mean, strict=True)}
-        return {name: mean[id(p)] for name, p in self._module.named_parameters(remove_duplicate=False)}
+        return {
+            name: mean[id(p)] for name, p in self._module.named_parameters(remove_duplicate=False)
+        }
 
 
 def save_state(path: Path, model: dict[str, Tensor], aids: nn.Module) -> None:
@@ -313,11 +361,15 @@ def train_bind(
     seed: int,
     most_steps: int | None = None,
 ) -> None:
-    """The LLM alone, the tower frozen, until the time is over. Leaves `last.pt` and `mean.pt` in the folder."""
+    """The LLM alone, the tower frozen, until the time is over. Leaves `last.pt` and `mean.pt` in
+    the folder.
+    """
     model, device = learner.model, learner.features[0].device
     model.model.visual.requires_grad_(False)
     trained = nn.ModuleList([model, learner.aids])
-    schedule = Schedule(make_optimisers(trained, plans.rate * BIND_MUON, plans.rate * BIND_ADAM), 0.03, 0.3)
+    schedule = Schedule(
+        make_optimisers(trained, plans.rate * BIND_MUON, plans.rate * BIND_ADAM), 0.03, 0.3
+    )
     mean, tally = RunningMean(model), Tally()
     done = Value("d", 0.0)
     told = folder / "mistaken.json"
@@ -369,7 +421,9 @@ def train_bind(
     save_state(folder / "mean.pt", mean.state_dict(), learner.aids)
 
 
-def save(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(
+    model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path
+) -> None:
     """An ordinary checkpoint folder: bf16 safetensors, tokenizer, preprocessing."""
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
@@ -396,18 +450,32 @@ def load_state(path: Path, model: nn.Module, aids: nn.Module | None = None) -> N
 
 def main(
     minutes: Annotated[float, typer.Option(help="Time for everything, painting included.")] = 240.0,
-    folder: Annotated[Path, typer.Option(help="Where states and the log are kept.")] = Path("runs/demo"),
-    bank: Annotated[Path | None, typer.Option(help="Where the painted bank is kept; none: in the folder.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the finished model goes, if anywhere.")] = None,
-    start: Annotated[Path | None, typer.Option(help="Weights to start from; none: from nothing.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="A saved state to go on from, its tower as it is.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where states and the log are kept.")] = Path(
+        "runs/demo"
+    ),
+    bank: Annotated[
+        Path | None, typer.Option(help="Where the painted bank is kept; none: in the folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the finished model goes, if anywhere.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Weights to start from; none: from nothing.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="A saved state to go on from, its tower as it is.")
+    ] = None,
     chunks: Annotated[int, typer.Option(help="Chunks of four seconds in the bank.")] = 20_000,
     workers: Annotated[int, typer.Option(help="Processes that paint, and then prepare steps.")] = 2,
     see_share: Annotated[float, typer.Option(help="Share of the time for the tower.")] = 0.27,
     see_batch: Annotated[int, typer.Option(help="Groups of a step of the tower.")] = 1024,
     step_chunks: Annotated[int, typer.Option(help="Chunks of a step of the LLM.")] = 288,
-    step_questions: Annotated[int, typer.Option(help="Questions of a step of the LLM, at most.")] = 512,
-    rate: Annotated[float, typer.Option(help="Of the LLM's rates, those from nothing being 1.")] = 0.6,
+    step_questions: Annotated[
+        int, typer.Option(help="Questions of a step of the LLM, at most.")
+    ] = 512,
+    rate: Annotated[
+        float, typer.Option(help="Of the LLM's rates, those from nothing being 1.")
+    ] = 0.6,
     most_steps: Annotated[int | None, typer.Option(help="Of each stage, for a trial.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 2,
 ) -> None:
@@ -415,16 +483,22 @@ def main(
     began = time.monotonic()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     folder.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(folder / "log.txt")]
+    handlers: list[logging.Handler] = [
+        logging.StreamHandler(),
+        logging.FileHandler(folder / "log.txt"),
+    ]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     plans = Plans(minutes, see_share, see_batch, step_chunks, step_questions, rate)
     num_shards = max(workers, min(128, chunks // 50))
-    painting = Painting(bank or folder / "bank", chunks, seed, workers, num_shards)  # before the GPU is touched
+    # before the GPU is touched
+    painting = Painting(bank or folder / "bank", chunks, seed, workers, num_shards)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     if resume is not None:
         see_share = 0.0
-    growing = GrowingBank(painting, num_groups=(chunks + 2 * num_shards) * GROUPS_PER_CHUNK, device=device)
+    growing = GrowingBank(
+        painting, num_groups=(chunks + 2 * num_shards) * GROUPS_PER_CHUNK, device=device
+    )
     tokenizer = build_tokenizer()
     model = new_model(tokenizer, seed)
     if start is not None:
@@ -440,9 +514,17 @@ def main(
     whole = growing.finish(wait=resume is not None)
     patches, grids = growing.patches[: growing.size], growing.grids[: growing.size]
     generator = torch.Generator(device=device).manual_seed(seed + 1)
-    copies = [see.features(batched, patches, grids, None if k == 0 else generator) for k in range(NUM_COPIES)]
+    copies = [
+        see.features(batched, patches, grids, None if k == 0 else generator)
+        for k in range(NUM_COPIES)
+    ]
     flat = [torch.cat([copy[level] for copy in copies]).flatten(0, 1) for level in (0, 1)]
-    log.info("bank: %d groups, %d scenes, %.0f s", growing.size, len(whole.scenes), time.monotonic() - began)
+    log.info(
+        "bank: %d groups, %d scenes, %.0f s",
+        growing.size,
+        len(whole.scenes),
+        time.monotonic() - began,
+    )
     save_state(folder / "tower.pt", model.model.visual.state_dict(), nn.Module())
     worth = Worth.of(patches, copies[0][0], grids, whole.first_group)
     words = Words(tokenizer)

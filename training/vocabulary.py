@@ -1,4 +1,5 @@
-"""Writes the words of the embedded model's tokenizer: those of its answers, and those that phrases are composed of.
+"""Writes the words of the embedded model's tokenizer: those of its answers, and those that phrases
+are composed of.
 
     python -m training.vocabulary
 
@@ -24,7 +25,9 @@ ALWAYS = ("user", "assistant", "a", "an", "and", "the", "yes", "no", "digit", "s
 def words() -> list[str]:
     """In alphabetical order."""
     read = build_tokenizer().backend_tokenizer.normalizer.normalize_str
-    answers = " ".join([OTHER_ANSWER, *MOTION_WORDS, NOT_SHOWN, NOTHING, THEN, MORE, *SHAPES, *COLOURS, *MOTIONS])
+    answers = " ".join(
+        [OTHER_ANSWER, *MOTION_WORDS, NOT_SHOWN, NOTHING, THEN, MORE, *SHAPES, *COLOURS, *MOTIONS]
+    )
     found = {*ALWAYS, *re.findall(r"[a-z]+", answers.lower())}
     rng = np.random.default_rng(0)
     for patterns in PATTERNS.values():

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from threading import Condition, Thread
 from typing import Protocol
 
-from errors import LonglookError
-from streaming.events import Answer, AnswerPiece, AskEvent, Evidence, Notice
+from errors import LonglookError, Notice
+from streaming.events import Answer, AnswerPiece, AskEvent, Evidence
 
 MAX_QUESTION_CHARACTERS = 1000
 MAX_WAITING = 32  # a person cannot type faster than this, a program could

@@ -353,11 +353,24 @@ def launched(page: gr.Blocks, host: str, port: int | None, **options: Any) -> st
     script = f"<script>{SCRIPT_PATH.read_text(encoding='utf-8')}</script>"
     try:
         _, address, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, quiet=True,
-            inbrowser=False, share=False, theme=theme(), css_paths=CSS_PATH, head=script,
-            favicon_path=ICON_PATH, footer_links=[], run_history=False, enable_monitoring=False,
-            ssr_mode=False, mcp_server=False, pwa=False, **options,
-        )  # fmt: skip
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            inbrowser=False,
+            share=False,
+            theme=theme(),
+            css_paths=CSS_PATH,
+            head=script,
+            favicon_path=ICON_PATH,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            **options,
+        )
     except OSError as error:
         raise LonglookError(
             f"Nothing can listen on {host} port {port}: is a page open there already?"

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from config import ReadConfig
-from errors import LonglookError
-from streaming.events import AskEvent, Evidence, Notice, Stats, Thumbnail, Watched, WatchEvent
-from streaming.file_source import FileSource
-from streaming.frames import Frame
-from streaming.moments import Moments
-from streaming.opening import SourceError
+from errors import LonglookError, Notice
+from frames import Frame
+from streaming.events import AskEvent, Evidence, Stats, Thumbnail, Watched, WatchEvent
 from streaming.reader import Reader
+from streaming.sources.file import FileSource
+from streaming.sources.moments import Moments
+from streaming.sources.opening import SourceError
 from ui.conversation import Conversation
 from ui.pictures import PictureFolder
 from ui.render import Keyframe, Progress, problem_sentence, strongest, thinned

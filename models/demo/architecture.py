@@ -1,4 +1,6 @@
-"""Shape of the demo model: an ordinary Qwen3-VL, small enough to be trained on a laptop and kept in git."""
+"""Shape of the demo model: an ordinary Qwen3-VL, small enough to be trained on a laptop and kept in
+git.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ HIDDEN = 192
 
 
 def demo_config(vocab_size: int, special: dict[str, int]) -> Qwen3VLConfig:
-    """The configuration; `special` names the ids of vision_start, vision_end, image, video, eos, pad."""
+    """The configuration; `special` names the ids of vision_start, vision_end, image, video, eos,
+    pad.
+    """
     text = {
         "vocab_size": vocab_size,
         "hidden_size": HIDDEN,

@@ -1,9 +1,11 @@
-"""The demo model's own word-level tokenizer: small, and with times in few tokens that know their place value.
+"""The demo model's own word-level tokenizer: small, and with times in few tokens that know their
+place value.
 
-A number is cut into pairs of digits from the right, and each pair knows its place: 45321 is `4:` `53·` `21`. Seconds
-always have three pairs (25 seconds are `0:` `0·` `25`), so that they are looked up place by place and not taken for
-others with the same last digits. Words that mean the same here are read as one ("violet" as "purple", "displayed" as
-"shown"), polite openings are not read at all, and words outside the vocabulary become one unknown token.
+A number is cut into pairs of digits from the right, and each pair knows its place: 45321 is `4:`
+`53·` `21`. Seconds always have three pairs (25 seconds are `0:` `0·` `25`), so that they are looked
+up place by place and not taken for others with the same last digits. Words that mean the same here
+are read as one ("violet" as "purple", "displayed" as "shown"), polite openings are not read at all,
+and words outside the vocabulary become one unknown token.
 """
 
 from __future__ import annotations
@@ -29,16 +31,20 @@ WORDS = Path(__file__).parent / "words.txt"  # one a line, in the order of their
 OTHER_ANSWER = "this is a small demo model that knows only shapes, colours, digits and motion"
 HUNDREDS, MYRIADS = "·", ":"  # marks on the pairs worth 100 and 10,000
 DAYS_MYRIADS = 20  # pairs of seconds worth 10,000: up to two days
-COMMA_WORDS = re.findall(r"(\w+),", OTHER_ANSWER)  # punctuation is not read, but one answer is told with it
+# punctuation is not read, but one answer is told with it
+COMMA_WORDS = re.findall(r"(\w+),", OTHER_ANSWER)
 WORD = r"\d{1,2}[:·]?|\.\d|seconds>|[a-z]+"
-# What is read as what, in this order. Nothing on the right stands on the left of a later line, and no answer of the
-# model contains a word of the left.
+# What is read as what, in this order. Nothing on the right stands on the left of a later line, and
+# no answer of the model contains a word of the left.
 READ_AS: tuple[tuple[str, str], ...] = (
     (r"['\u2019](s|re)\b", " is"),
     (r"\b(please|kindly|hey|actually|hmm|so|well)\b", " "),
     (r"\bwhats\b", "what is"),
     (r"\b((could|can|would|will) you )?(tell me|say|let me know)( if| whether)?\b", " "),
-    (r"\b(do you (know|remember)|i (want|would like|need) to know|i['\u2019]d like to know|i wonder)\b", " "),
+    (
+        r"\b(do you (know|remember)|i (want|would like|need) to know|i['\u2019]d like to know|i wonder)\b",  # noqa: E501
+        " ",
+    ),
     (r"\b(number|amount|count) of\b", "how many"),
     (r"\b(at this|at the|right this) (very )?moment\b(?! (at|of))", "now"),
     (r"\b(right now|just now|currently|at present|presently|these days)\b", "now"),
@@ -66,12 +72,24 @@ READ_AS: tuple[tuple[str, str], ...] = (
     (r"\b(displayed|visible|presented|seen|depicted|present|to be shown)\b", "shown"),
     (r"\b(show|pop|turn|come)(s|ed)? up\b", "appear"),
     (r"\b(popped|came) up\b", "appear"),
-    (r"\b(appears|appeared|appearing|emerge|emerges|emerged|come into shown|comes into shown)\b", "appear"),
+    (
+        r"\b(appears|appeared|appearing|emerge|emerges|emerged|come into shown|comes into shown)\b",
+        "appear",
+    ),
     (r"\b(spot|notice|observe|saw|spotted|noticed)\b", "see"),
-    (r"\b(goes on|going on|went on|happening|happened|happen|takes place|took place|occurs|occurred)\b", "happens"),
-    (r"\b(summari[sz]e|sum up|recap|caption|explain|narrate|summary|description|overview)\b", "describe"),
+    (
+        r"\b(goes on|going on|went on|happening|happened|happen|takes place|took place|occurs|occurred)\b",  # noqa: E501
+        "happens",
+    ),
+    (
+        r"\b(summari[sz]e|sum up|recap|caption|explain|narrate|summary|description|overview)\b",
+        "describe",
+    ),
     (r"\b(clip|movie|film|recording|footage|stream)\b", "video"),
-    (r"\b(moves|moved|goes|go|went|travels?|travell?ed|heads?|headed|heading|drifts?|drifted)\b", "move"),
+    (
+        r"\b(moves|moved|goes|go|went|travels?|travell?ed|heads?|headed|heading|drifts?|drifted)\b",
+        "move",
+    ),
     (r"\b(prior to|preceding|precedes|preceded|ahead of)\b", "before"),
     (r"\b(following|follows|followed|succeeds|succeeded)\b", "after"),
     (r"\b(alongside|together with|along with)\b", "with"),
@@ -82,9 +100,11 @@ READ_AS: tuple[tuple[str, str], ...] = (
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in "
+    "message.content %}"
     "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endif "
+    "%}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -109,8 +129,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             normalizers.Replace(Regex(r"(?<=\d)\s*(secs?|s)\b"), " seconds"),
             normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}(?!\d))"), HUNDREDS),
             normalizers.Replace(Regex(r"(?<=\d)(?=\d{2}·)"), MYRIADS),
-            normalizers.Replace(Regex(r"(?<![\d·:.])(?=\d{1,2}(\.\d+)?\s+seconds)"), f"0{HUNDREDS}"),
-            normalizers.Replace(Regex(r"(?<![\d·:.])(?=\d{1,2}·\d{1,2}(\.\d+)?\s+seconds)"), f"0{MYRIADS}"),
+            normalizers.Replace(
+                Regex(r"(?<![\d·:.])(?=\d{1,2}(\.\d+)?\s+seconds)"), f"0{HUNDREDS}"
+            ),
+            normalizers.Replace(
+                Regex(r"(?<![\d·:.])(?=\d{1,2}·\d{1,2}(\.\d+)?\s+seconds)"), f"0{MYRIADS}"
+            ),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)

@@ -1,4 +1,5 @@
-"""A small procedural world: timelines of shapes and digits over varied backgrounds, deterministic by seed.
+"""A small procedural world: timelines of shapes and digits over varied backgrounds, deterministic
+by seed.
 
 Says what is there and paints it. Knows nothing of questions, tokens or training.
 """
@@ -25,18 +26,25 @@ COLOURS = {
     "white": (250, 250, 250),
     "cyan": (30, 215, 225),
 }
-MOTIONS = {"still": (0.0, 0.0), "left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+MOTIONS = {
+    "still": (0.0, 0.0),
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+}
 BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "checks", "photo")
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "brick", "grass", "gravel")
-SPEED = 0.14  # of the frame's side per second: four pixels between two frames at 2 fps and 64 pixels
+# of the frame's side per second: four pixels between two frames at 2 fps and 64 pixels
+SPEED = 0.14
 SMALLEST = 0.22  # size of a thing, unless told otherwise
 OUTLINE = 0.1  # of the radius, black: every colour shows on every background
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape, or a digit shown large. `x`, `y` (of the centre, when the event starts) and `size` (diameter) are
-    fractions of the frame's side."""
+    """A shape, or a digit shown large. `x`, `y` (of the centre, when the event starts) and `size`
+    (diameter) are fractions of the frame's side."""
 
     shape: str
     colour: str
@@ -87,7 +95,10 @@ def make_things(
 
 
 def place_things(
-    rng: np.random.Generator, named: list[tuple[str, str]], seconds: float, sizes: tuple[float, float] | None = None
+    rng: np.random.Generator,
+    named: list[tuple[str, str]],
+    seconds: float,
+    sizes: tuple[float, float] | None = None,
 ) -> tuple[Thing, ...]:
     """The (shape, colour) pairs at random places, with random motions, whose swept boxes are apart.
 
@@ -152,7 +163,9 @@ def render(scene: Scene, seconds: float, side: int) -> NDArray[np.uint8]:
     if event is not None:
         draw = ImageDraw.Draw(image)
         for thing in event.things:
-            draw_thing(draw, thing, seconds - event.start_seconds, side, COLOURS[thing.colour], (0, 0, 0))
+            draw_thing(
+                draw, thing, seconds - event.start_seconds, side, COLOURS[thing.colour], (0, 0, 0)
+            )
     return np.asarray(image)
 
 
@@ -176,7 +189,13 @@ def draw_thing(
         _draw_round(draw, thing.shape, cx, cy, radius, fill, outline)
     else:
         for scale, ink in ((1.0, outline), (1 - 1.6 * OUTLINE, fill)):
-            draw.polygon([(cx + radius * scale * u, cy + radius * scale * v) for u, v in polygon(thing.shape)], ink)
+            draw.polygon(
+                [
+                    (cx + radius * scale * u, cy + radius * scale * v)
+                    for u, v in polygon(thing.shape)
+                ],
+                ink,
+            )
 
 
 def _draw_round(
@@ -218,7 +237,11 @@ def polygon(shape: str) -> tuple[tuple[float, float], ...]:
     if shape == "heart":
         turns = [(2 * math.pi * k / 40, 0.0) for k in range(40)]
         return tuple(
-            (math.sin(a) ** 3, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 16)
+            (
+                math.sin(a) ** 3,
+                -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a))
+                / 16,
+            )
             for a, _ in turns
         )
     raise ValueError(f"{shape!r} is not a polygon of this world")
@@ -256,7 +279,10 @@ def background(seed: int, side: int) -> Image.Image:
         mix = (np.floor(u * cells) + np.floor(v * cells)) % 2
     else:
         grains = rng.uniform(0, 255, (24, 24)).astype(np.uint8)
-        mix = np.asarray(Image.fromarray(grains).resize((side, side), Image.Resampling.BILINEAR)) / 255
+        mix = (
+            np.asarray(Image.fromarray(grains).resize((side, side), Image.Resampling.BILINEAR))
+            / 255
+        )
     picture = base + (other - base) * np.clip(mix, 0, 1)[..., None]
     return Image.fromarray(picture.astype(np.uint8))
 
@@ -269,8 +295,13 @@ def _photo_crop(rng: np.random.Generator, side: int) -> Image.Image:
     """A crop of a photo that scikit-image ships, dimmed and half desaturated."""
     photo = _photo(str(rng.choice(PHOTOS)))
     edge = int(rng.uniform(0.3, 0.9) * min(photo.size))
-    left, top = int(rng.integers(0, photo.width - edge + 1)), int(rng.integers(0, photo.height - edge + 1))
-    crop = photo.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BILINEAR)
+    left, top = (
+        int(rng.integers(0, photo.width - edge + 1)),
+        int(rng.integers(0, photo.height - edge + 1)),
+    )
+    crop = photo.crop((left, top, left + edge, top + edge)).resize(
+        (side, side), Image.Resampling.BILINEAR
+    )
     pixels = np.asarray(crop).astype(np.float32)
     grey = pixels.mean(axis=2, keepdims=True)
     dimmed = (0.5 * pixels + 0.5 * grey) * rng.uniform(0.4, 0.8) + 10

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from streaming.events import Answer, AnswerPiece, Evidence, Notice
+from errors import Notice
+from streaming.events import Answer, AnswerPiece, Evidence
 from ui.cli.console import printable, say, stderr, warn_of_notice
 from ui.cli.opening import END_SLACK_SECONDS
 from ui.render import clock, evidence_row

@@ -14,7 +14,7 @@ from rich.table import Table
 from errors import LonglookError
 from memory.session_names import session_folder
 from models.checkpoint import check_can_be_had
-from streaming.file_source import probe
+from streaming.sources.file import probe
 from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
 from ui.cli.console import INTERRUPTED, loading, program, say, show_table, stderr

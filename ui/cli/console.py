@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from errors import LonglookError
-from streaming.events import Notice
+from errors import LonglookError, Notice
 from ui.cli.options import advice
 
 USER_MISTAKE = 2

@@ -16,7 +16,7 @@ from errors import LonglookError
 from memory.plain_files import DATABASE
 from models.checkpoint import check_can_be_had, recommended_config
 from streaming.events import MAX_QUESTION_CHARACTERS
-from streaming.file_source import SourceInfo, probe
+from streaming.sources.file import SourceInfo, probe
 from ui.cli.console import loading, program, warn
 from ui.cli.settings import Settings
 from ui.cli.wiring import Chosen

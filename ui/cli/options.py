@@ -161,10 +161,7 @@ ANSWERING = (
         "--temperature", float | None, "0 always takes the likeliest word.", "answer.temperature"
     ),
     Option(
-        "--top-p",
-        float | None,
-        "Sample among the likeliest words of this share.",
-        "answer.top_p",
+        "--top-p", float | None, "Sample among the likeliest words of this share.", "answer.top_p"
     ),
     Option("--seed", int | None, "Seed of the sampler.", "answer.seed"),
 )

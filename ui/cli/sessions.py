@@ -26,16 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON.")]
 SessionName = Annotated[
     str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")
 ]
-HEADS = (
-    "session",
-    "source",
-    "seen",
-    "frames",
-    "on disk",
-    "questions",
-    "model",
-    "changed",
-)
+HEADS = ("session", "source", "seen", "frames", "on disk", "questions", "model", "changed")
 
 app = typer.Typer(help="The sessions kept on this machine.", no_args_is_help=True)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from errors import LonglookError
-from streaming.events import Notice, Watched
-from streaming.file_source import EmptyStretchError, FileSource
-from streaming.frames import Frame, next_tick_seconds
+from errors import LonglookError, Notice
+from frames import Frame, next_tick_seconds
+from streaming.events import Watched
 from streaming.reader import Reader
+from streaming.sources.file import EmptyStretchError, FileSource
 from ui.cli.console import first_interrupt, say, warn_of_new, warn_of_notice
 from ui.cli.progress import WatchProgress, watch_progress
 from ui.render import clock

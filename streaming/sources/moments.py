@@ -1,8 +1,9 @@
 """Pictures of a file re-read at random: the one shown at each moment asked for.
 
-By decord where a probe shows it exact, else by winding PyAV to a keyframe and decoding on; where times are missing or
-begin anew, by reading from the start. Measured on decord2 3.4: wherever pictures lean back over a keyframe (open GOPs,
-whatever the codec) it shows pictures 2 to 10 places off, so those files are not for it. Knows nothing of sampling.
+By decord where a probe shows it exact, else by winding PyAV to a keyframe and decoding on; where
+times are missing or begin anew, by reading from the start. Measured on decord2 3.4: wherever
+pictures lean back over a keyframe (open GOPs, whatever the codec) it shows pictures 2 to 10 places
+off, so those files are not for it. Knows nothing of sampling.
 """
 
 from __future__ import annotations
@@ -16,30 +17,35 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.frames import Frame
-from streaming.opening import SourceError
-from streaming.packets import PacketScan, scan
-from streaming.pictures import Picture, VideoFile
-from streaming.source_info import SourceInfo, probe
+from frames import Frame
+from streaming.sources.opening import SourceError
+from streaming.sources.packets import PacketScan, scan
+from streaming.sources.pictures import Picture, VideoFile
+from streaming.sources.probe import SourceInfo, probe
 
 BackendName = Literal["decord", "seek", "in order"]
-Shown = tuple[NDArray[np.uint8], float]  # a picture, uint8 [H, W, 3] upright, and its time in seconds
+# a picture, uint8 [H, W, 3] upright, and its time in seconds
+Shown = tuple[NDArray[np.uint8], float]
 
-_SAME_SECONDS = 0.0005  # times this near are one: no container counts more coarsely than in milliseconds
+# times this near are one: no container counts more coarsely than in milliseconds
+_SAME_SECONDS = 0.0005
 _SAME_LEVELS = 2.0  # mean difference allowed between two decoders' pictures of one moment, of 255
 _DECODE_ON_SECONDS = 3.0  # to a moment nearer than that, decoding on is no dearer than winding
 _DECORD_BATCH = 8  # pictures at a time
-_DECORD_CODECS = ("h264", "vp8", "vp9", "av1")  # decord2 3.4 fails on HEVC and is off by pictures on MPEG-2 and -4
-_DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}  # bytes that leave its guessing no choice
+# decord2 3.4 fails on HEVC and is off by pictures on MPEG-2 and -4
+_DECORD_CODECS = ("h264", "vp8", "vp9", "av1")
+# bytes that leave its guessing no choice
+_DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}
 _DECORD_THREADS = 4  # each holds pictures
 
 
 class Moments:
-    """Random access to one file. Close it, or use it in a `with`: decord holds hundreds of megabytes.
+    """Random access to one file. Close it, or use it in a `with`: decord holds hundreds of
+    megabytes.
 
-    backend: None probes, as does "decord"; "seek" and "in order" force, for tests and measurements. Opening reads the
-    file's packets once, undecoded.
-    Raises SourceError where the file cannot be watched.
+    backend: None probes, as does "decord"; "seek" and "in order" force, for tests and measurements.
+    Opening reads the file's packets once, undecoded. Raises SourceError where the file cannot be
+    watched.
     """
 
     def __init__(self, path: Path | str, backend: BackendName | None = None) -> None:
@@ -60,8 +66,9 @@ class Moments:
     def at(self, seconds: Sequence[float]) -> list[Frame]:
         """The pictures shown at these times, in the order asked for.
 
-        Times count from the first picture, as everywhere; before it, it is shown, and after the last one, the last.
-        `pts_seconds` of a frame is when its picture came up, `index` its place in the list.
+        Times count from the first picture, as everywhere; before it, it is shown, and after the
+        last one, the last. `pts_seconds` of a frame is when its picture came up, `index` its place
+        in the list.
         """
         order = sorted(range(len(seconds)), key=seconds.__getitem__)
         wanted = [max(seconds[place], 0.0) for place in order]
@@ -71,7 +78,10 @@ class Moments:
             self._backend.close()
             self._backend = _PyAV(self.info, winds=True)
             found = self._backend.shown_at(wanted)
-        frames = [Frame(image, pts_seconds, place) for place, (image, pts_seconds) in zip(order, found, strict=True)]
+        frames = [
+            Frame(image, pts_seconds, place)
+            for place, (image, pts_seconds) in zip(order, found, strict=True)
+        ]
         return sorted(frames, key=lambda frame: frame.index)
 
     def close(self) -> None:
@@ -81,7 +91,10 @@ class Moments:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -101,7 +114,9 @@ class _Backend(Protocol):
 
 
 class _PyAV:
-    """Winds to a keyframe and decodes on; or reads from the start, where winding is not to be trusted."""
+    """Winds to a keyframe and decodes on; or reads from the start, where winding is not to be
+    trusted.
+    """
 
     def __init__(self, info: SourceInfo, winds: bool) -> None:
         self.name: BackendName = "seek" if winds else "in order"
@@ -129,7 +144,11 @@ class _PyAV:
     def _is_ahead(self, seconds: float) -> bool:
         if self._here is None or seconds < self._here.seconds:
             return False
-        return not self._winds or self._next is None or seconds < self._next.seconds + _DECODE_ON_SECONDS
+        return (
+            not self._winds
+            or self._next is None
+            or seconds < self._next.seconds + _DECODE_ON_SECONDS
+        )
 
     def _wind(self, seconds: float) -> None:
         if self._winds:
@@ -141,7 +160,9 @@ class _PyAV:
 
 
 class _Decord:
-    """decord's reader, asked by picture number; the times are ours. `times`: float64 [n], ascending, in seconds."""
+    """decord's reader, asked by picture number; the times are ours. `times`: float64 [n],
+    ascending, in seconds.
+    """
 
     name: BackendName = "decord"
 
@@ -153,21 +174,29 @@ class _Decord:
         self._times = times
         try:
             threads = min(_DECORD_THREADS, os.cpu_count() or 1)
-            self._reader: Any = decord.VideoReader(str(path.resolve()), ctx=decord.cpu(0), num_threads=threads)
+            self._reader: Any = decord.VideoReader(
+                str(path.resolve()), ctx=decord.cpu(0), num_threads=threads
+            )
         except self._error as error:
             raise _GaveUpError(str(error)) from error
 
     def shown_at(self, seconds: Sequence[float]) -> list[Shown]:
-        numbers = np.searchsorted(self._times, np.asarray(seconds) + _SAME_SECONDS, side="right") - 1
+        numbers = (
+            np.searchsorted(self._times, np.asarray(seconds) + _SAME_SECONDS, side="right") - 1
+        )
         numbers = numbers.clip(0, len(self._times) - 1).tolist()
         found: list[Shown] = []
         for start in range(0, len(numbers), _DECORD_BATCH):
             batch = numbers[start : start + _DECORD_BATCH]
-            found += zip(self._images(batch), (float(self._times[number]) for number in batch), strict=True)
+            found += zip(
+                self._images(batch), (float(self._times[number]) for number in batch), strict=True
+            )
         return found
 
     def has_times(self) -> bool:
-        """Whether decord counts the pictures as we do, and puts each where we do (its times are float32)."""
+        """Whether decord counts the pictures as we do, and puts each where we do (its times are
+        float32).
+        """
         if len(self._reader) != len(self._times):
             return False
         theirs = self._reader.get_frame_timestamp(np.arange(len(self._times)))[:, 0]
@@ -187,7 +216,8 @@ class _Decord:
 def _exact_decord(info: SourceInfo, packets: PacketScan) -> _Decord | None:
     """decord on this file, if it counts, times and decodes as PyAV does.
 
-    It reserves room for all that a header claims and may abort the process, so a header that boasts keeps it out.
+    It reserves room for all that a header claims and may abort the process, so a header that boasts
+    keeps it out.
     """
     is_plain = packets.are_as_claimed and not packets.lean_back and info.codec in _DECORD_CODECS
     if not is_plain or not _starts_for_decord(info):
@@ -221,4 +251,7 @@ def _same_pictures(decord: _Decord, info: SourceInfo, times: NDArray[np.float64]
 
 
 def _is_near(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    return one.shape == other.shape and float(np.abs(one.astype(np.int16) - other).mean()) <= _SAME_LEVELS
+    return (
+        one.shape == other.shape
+        and float(np.abs(one.astype(np.int16) - other).mean()) <= _SAME_LEVELS
+    )

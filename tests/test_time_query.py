@@ -1,4 +1,6 @@
-"""Times named in questions: the phrasings people use, and the ordinary questions that name no time."""
+"""Times named in questions: the phrasings people use, and the ordinary questions that name no
+time.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from memory.address import Span, chunk_ranges, in_seconds, named_spans
-from memory.times import written_times
+from streaming.time_query.expressions import written_times
+from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans
 
 HOUR = 3600.0
 
@@ -147,12 +149,16 @@ def test_a_stretch_is_one_span(question: str, start: float, stop: float) -> None
     assert spans(question) == [(start, stop)]
 
 
-@pytest.mark.parametrize("question", ["after 2 minutes", "What came after 2:00?", "since 2:00", "from 2:00 onwards"])
+@pytest.mark.parametrize(
+    "question", ["after 2 minutes", "What came after 2:00?", "since 2:00", "from 2:00 onwards"]
+)
 def test_after_a_moment_is_the_rest_and_what_follows_at_once(question: str) -> None:
     assert spans(question) == [(120, 130), (120, 7200)]
 
 
-@pytest.mark.parametrize("question", ["before 0:30", "What happened before 30 seconds?", "until 0:30", "up until 0:30"])
+@pytest.mark.parametrize(
+    "question", ["before 0:30", "What happened before 30 seconds?", "until 0:30", "up until 0:30"]
+)
 def test_before_a_moment_is_the_past_and_what_led_to_it(question: str) -> None:
     assert spans(question) == [(0, 30), (20, 30)]
 
@@ -249,10 +255,15 @@ def test_spans_are_clipped_to_what_has_been_seen() -> None:
         ("between 1:00 and 1:20", "between 60 seconds and 80 seconds"),
         ("between 1 and 2 minutes", "between 60 seconds and 120 seconds"),
         ("after 2 minutes, before 3:00", "after 120 seconds, before 180 seconds"),
-        ("Wie sp\u00e4t? \u0130 at 1:35\u00a0\u2026 {x}", "Wie sp\u00e4t? \u0130 at 95 seconds\u00a0\u2026 {x}"),
+        (
+            "Wie sp\u00e4t? \u0130 at 1:35\u00a0\u2026 {x}",
+            "Wie sp\u00e4t? \u0130 at 95 seconds\u00a0\u2026 {x}",
+        ),
     ],
 )
-def test_moments_are_rewritten_in_seconds_and_all_else_is_kept(question: str, rewritten: str) -> None:
+def test_moments_are_rewritten_in_seconds_and_all_else_is_kept(
+    question: str, rewritten: str
+) -> None:
     assert in_seconds(question) == rewritten
     assert in_seconds(rewritten) == rewritten
 
@@ -331,7 +342,10 @@ def test_no_text_breaks_the_reader() -> None:
         ("What is there right now", "What is there at 29 seconds"),
         ("What do you see at the moment?", "What do you see at 29 seconds?"),
         ("Now, what is there?", "at 29 seconds, what is there?"),
-        ("What was at 0:10, and what is now?", "What was at 10 seconds, and what is at 29 seconds?"),
+        (
+            "What was at 0:10, and what is now?",
+            "What was at 10 seconds, and what is at 29 seconds?",
+        ),
     ],
 )
 def test_now_becomes_the_moment_that_the_stream_has_come_to(question: str, rewritten: str) -> None:

@@ -1,12 +1,14 @@
-"""How a question says when: the phrases that make a written time, or no time at all, an address in the stream.
+"""How a question says when: the phrases that make a written time, or no time at all, an address in
+the stream.
 
-A question is first reduced to a skeleton in which every written time is a token: {c0} is a clock, {d1} an amount,
-{m2} a moment worked out so far. Phrases are patterns over the skeleton, tried from the most to the least specific;
-each consumes what it has read, leaving another token or "#":
+A question is first reduced to a skeleton in which every written time is a token: {c0} is a clock,
+{d1} an amount, {m2} a moment worked out so far. Phrases are patterns over the skeleton, tried from
+the most to the least specific; each consumes what it has read, leaving another token or "#":
 
-    What was there 2 minutes ago?  ->  what was there {d0} ago?  ->  what was there {m0}?  ->  what was there # ?
+    What was there 2 minutes ago?  ->  what was there {d0} ago?
+        ->  what was there {m0}?  ->  what was there # ?
 
-English. Knows nothing of chunks: `address.py` has the rest.
+English. Knows nothing of chunks: `spans.py` has the rest.
 """
 
 from __future__ import annotations
@@ -14,20 +16,33 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from memory.times import NUMBER, WrittenTime, number, written_times
+from streaming.time_query.expressions import NUMBER, WrittenTime, number, written_times
 
 EXACT_SECONDS = 1.0  # a moment reaches so far to both sides
 ABOUT_SECONDS = 5.0  # one named with "about", or "halfway"
-EDGE_SECONDS = 10.0  # what "at the beginning", "at the end", "recently" and "after 1:00" have in mind first
+# what "at the beginning", "at the end", "recently" and "after 1:00" have in mind first
+EDGE_SECONDS = 10.0
 
-_RANKS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_RANKS = (
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+)
 _UNIT_SECONDS = {"second": 1.0, "minute": 60.0, "hour": 3600.0}
 
 
 class Reading:
     """What a question says of times.
 
-    times: the times written in it. moments: numbers of those that are moments of the stream, not lengths.
+    times: the times written in it. moments: numbers of those that are moments of the stream, not
+    lengths.
     spans: (start, stop) in seconds, not clipped to the stream, which ends at `now_seconds`.
     """
 
@@ -36,7 +51,8 @@ class Reading:
         self.moments: set[int] = set()
         self.spans: list[tuple[float, float]] = []
         self._now = now_seconds
-        self._points: list[tuple[float, float]] = []  # of the {m} tokens: seconds, and how far they reach
+        # of the {m} tokens: seconds, and how far they reach
+        self._points: list[tuple[float, float]] = []
         self._text = _skeleton(question, self.times)
         for pattern, phrase in _PHRASES:
             self._consume(pattern, phrase)
@@ -76,7 +92,11 @@ class Reading:
 
     def first_or_last_length(self, match: re.Match[str]) -> str:
         first = match["which"] in ("first", "opening", "initial")
-        length = self._length(match["d"]) if match["d"] else _UNIT_SECONDS.get(match["unit"], self._now / 2)
+        length = (
+            self._length(match["d"])
+            if match["d"]
+            else _UNIT_SECONDS.get(match["unit"], self._now / 2)
+        )
         border = length if first else self._now - length
         upto = match["side"] in ("before", "until") if match["side"] else first
         return self._add(0.0, border) if upto else self._add(border, self._now)
@@ -188,15 +208,17 @@ _AT = r"\{(?P<at>[cdm]\d+)\}"
 _TOKEN = r"\{[cdm]\d+\}"
 _STANDING = r"\{(?P<at>[cm]\d+)\}"  # a moment without any "at" before it
 _LENGTH = r"\{d(?P<d>\d+)\}"
-_EDGE = rf"{_NEAR}?{_LEAD}(?:\{{(?P<at@>[cdm]\d+)\}}|(?:very )?(?P<word@>start|beginning|end|now)\b{_OF_VIDEO})"
+_EDGE = rf"{_NEAR}?{_LEAD}(?:\{{(?P<at@>[cdm]\d+)\}}|(?:very )?(?P<word@>start|beginning|end|now)\b{_OF_VIDEO})"  # noqa: E501
 _FROM, _TO = _EDGE.replace("@", "1"), _EDGE.replace("@", "2")
 _NOT_OF_SCREEN = r"(?! of the (?:picture|screen|frame|image))"
-_AFTER_WORDS = r"(?:(?<=\bafter )|(?<=\bsince )|(?<=\bbefore )|(?<=\buntil )|(?<=\bfrom )|(?<=\baround ))"
+_AFTER_WORDS = (
+    r"(?:(?<=\bafter )|(?<=\bsince )|(?<=\bbefore )|(?<=\buntil )|(?<=\bfrom )|(?<=\baround ))"
+)
 _CLAUSE_END = rf"(?= ?(?:[?!.,;:]|$)| (?:in|of) (?:the|this) {_VIDEO})"
 _HOW_IT = r"how (?:does|did) (?:it|this)"
 _NOT_UNTIL = r"(?<!until )(?<!till )(?<!by )(?<!up to )(?<!from )(?<!before )(?<!than )"
-_NOUN = r"(?:thing|shape|object|item|colou?r|digit|number|scene|event|frame|image|picture|shot|figure|symbol|part)s?"
-_SHOWN = r"(?:appear(?:s|ed)?|shown|seen|displayed|happen(?:s|ed)?|visible|occur(?:s|red)?|presented|comes?|came)"
+_NOUN = r"(?:thing|shape|object|item|colou?r|digit|number|scene|event|frame|image|picture|shot|figure|symbol|part)s?"  # noqa: E501
+_SHOWN = r"(?:appear(?:s|ed)?|shown|seen|displayed|happen(?:s|ed)?|visible|occur(?:s|red)?|presented|comes?|came)"  # noqa: E501
 _VERB = rf"(?:{_SHOWN}|shows?|see|is|was|are|were)"
 
 _SEEN = re.compile(r"\b(?:show(?:s|ing|n)?|reads?|reading|says?|ratio|score)(?: of| is)?\s*$")
@@ -217,22 +239,34 @@ _LENGTHS: list[tuple[str, Phrase]] = [
         Reading.first_or_last_length,
     ),
     (rf"\bthe (?:second|latter) half\b{_NOT_OF_SCREEN}", Reading.second_half),
-    (rf"\bthe (?P<rank>\d+(?:st|nd|rd|th)|{'|'.join(_RANKS)}) (?P<unit>minute|hour)\b", Reading.ranked_unit),
+    (
+        rf"\bthe (?P<rank>\d+(?:st|nd|rd|th)|{'|'.join(_RANKS)}) (?P<unit>minute|hour)\b",
+        Reading.ranked_unit,
+    ),
     (r"\bthe (?P<rank>\d+(?:st|nd|rd|th)) (?P<unit>second)\b", Reading.ranked_unit),
     (
         r"\b(?P<unit>(?:minute|hour)(?=s? )|second(?=s )|(?<=between )second|(?<=from )second)s? "
-        rf"(?P<start>{NUMBER}) ?(?:-|to|and|until|through) ?(?:(?P=unit) )?(?P<stop>{NUMBER})(?!\w|\.\d)",
+        rf"(?P<start>{NUMBER}) ?(?:-|to|and|until|through) ?(?:(?P=unit) )?(?P<stop>{NUMBER})(?!\w|\.\d)",  # noqa: E501
         Reading.numbered_units,
     ),
-    (rf"{_AFTER_WORDS}(?P<unit>minute|hour) (?P<number>{NUMBER})(?!\w)", Reading.start_of_numbered_unit),
-    (rf"(?:(?<=\bat )|{_AFTER_WORDS})(?P<unit>second) (?P<number>\d+)\b", Reading.start_of_numbered_unit),
-    (rf"(?<!per )(?<!each )(?<!every )\b(?P<unit>minute|hour) (?P<number>{NUMBER})(?!\w)", Reading.numbered_unit),
+    (
+        rf"{_AFTER_WORDS}(?P<unit>minute|hour) (?P<number>{NUMBER})(?!\w)",
+        Reading.start_of_numbered_unit,
+    ),
+    (
+        rf"(?:(?<=\bat )|{_AFTER_WORDS})(?P<unit>second) (?P<number>\d+)\b",
+        Reading.start_of_numbered_unit,
+    ),
+    (
+        rf"(?<!per )(?<!each )(?<!every )\b(?P<unit>minute|hour) (?P<number>{NUMBER})(?!\w)",
+        Reading.numbered_unit,
+    ),
 ]
 
 # Lengths that say how long or how often, not when.
 _NO_TIMES: list[tuple[str, Phrase]] = [
     (
-        r"\b(?:for|last(?:s|ed|ing)?|takes?|took|every|each|within|per|another|next|(?:more|less|longer|shorter) than) "
+        r"\b(?:for|last(?:s|ed|ing)?|takes?|took|every|each|within|per|another|next|(?:more|less|longer|shorter) than) "  # noqa: E501
         rf"(?:{_NEAR}|at least |at most |up to |only |exactly )?{_LENGTH}",
         Reading.no_time,
     ),
@@ -243,11 +277,14 @@ _NO_TIMES: list[tuple[str, Phrase]] = [
 _MOMENTS: list[tuple[str, Phrase]] = [
     (rf"{_LENGTH} ago\b", Reading.before_now),
     (rf"{_LENGTH} (?:before|from|to|until) the (?:very )?end\b{_OF_VIDEO}", Reading.before_now),
-    (rf"{_AT} (?:after|from|past|into) the (?:very )?(?:start|beginning)\b{_OF_VIDEO}", Reading.since_start),
+    (
+        rf"{_AT} (?:after|from|past|into) the (?:very )?(?:start|beginning)\b{_OF_VIDEO}",
+        Reading.since_start,
+    ),
     (rf"{_AT} in(?:to)?\b(?! a row| length| total| duration| all\b| between)", Reading.since_start),
     (rf"{_AT}[ -]?(?:mark|point|timestamp)\b", Reading.since_start),
     (
-        r"(?:\bat (?:time |timestamp )?|\bt ?= ?)(?P<number>\d+(?:\.\d+)?)(?= ?(?:[?!,;]|\.(?!\d)|$))",
+        r"(?:\bat (?:time |timestamp )?|\bt ?= ?)(?P<number>\d+(?:\.\d+)?)(?= ?(?:[?!,;]|\.(?!\d)|$))",  # noqa: E501
         Reading.bare_seconds,
     ),
     (rf"\b(?:half[ -]?way|midway)\b|\bin the middle of (?:the |this )?{_VIDEO}\b", Reading.halfway),
@@ -256,26 +293,53 @@ _MOMENTS: list[tuple[str, Phrase]] = [
 # Stretches between moments, and beside one; then moments alone.
 _SPANS: list[tuple[str, Phrase]] = [
     (rf"\b(?:between|from) {_FROM} ?(?:-|and|to|till|until|through|up to) ?{_TO}", Reading.between),
-    (r"\{(?P<at1>[cdm]\d+)\} ?(?:-|to|until|till|through) ?\{(?P<at2>[cdm]\d+)\}", Reading.between_times),
-    (rf"\b(?:after|since|from|later than|starting (?:at|from)) {_NEAR}?{_LEAD}{_AT}", Reading.after),
-    (rf"\b(?:before|until|till|up until|prior to|earlier than) {_NEAR}?{_LEAD}{_AT}", Reading.before),
-    (rf"(?:\bat {_LEAD}{_TOKEN}|{_STANDING})(?:(?: ?,| and| or|, and|, or) {_TOKEN})+", Reading.moments_listed),
+    (
+        r"\{(?P<at1>[cdm]\d+)\} ?(?:-|to|until|till|through) ?\{(?P<at2>[cdm]\d+)\}",
+        Reading.between_times,
+    ),
+    (
+        rf"\b(?:after|since|from|later than|starting (?:at|from)) {_NEAR}?{_LEAD}{_AT}",
+        Reading.after,
+    ),
+    (
+        rf"\b(?:before|until|till|up until|prior to|earlier than) {_NEAR}?{_LEAD}{_AT}",
+        Reading.before,
+    ),
+    (
+        rf"(?:\bat {_LEAD}{_TOKEN}|{_STANDING})(?:(?: ?,| and| or|, and|, or) {_TOKEN})+",
+        Reading.moments_listed,
+    ),
     (rf"(?:\bat|@) (?P<about>{_NEAR})?{_LEAD}{_AT}", Reading.moment),
     (rf"\b(?P<about>around |near ){_LEAD}{_AT}", Reading.moment),
     (rf"(?P<about>{_NEAR})?{_STANDING}", Reading.moment),
 ]
 
 _EDGES: list[tuple[str, Phrase]] = [
-    (rf"\b(?:at|in|near|around) the (?:very )?(?:beginning|start|outset)\b{_OF_VIDEO}", Reading.beginning),
+    (
+        rf"\b(?:at|in|near|around) the (?:very )?(?:beginning|start|outset)\b{_OF_VIDEO}",
+        Reading.beginning,
+    ),
     (rf"\b(?:start|beginning|opening) of (?:the |this )?{_VIDEO}\b", Reading.beginning),
-    (rf"\b(?:{_VIDEO}|{_HOW_IT}) (?:starts?|begins?|opens?|started|began|opened)\b", Reading.beginning),
+    (
+        rf"\b(?:{_VIDEO}|{_HOW_IT}) (?:starts?|begins?|opens?|started|began|opened)\b",
+        Reading.beginning,
+    ),
     (r"\b(?:initially|at first|to (?:begin|start) with)\b", Reading.beginning),
     (rf"\b(?:at|in|near|towards?|by) the (?:very )?end\b{_OF_VIDEO}", Reading.end),
     (rf"\bend of (?:the |this )?{_VIDEO}\b", Reading.end),
-    (rf"\b(?:{_VIDEO}|{_HOW_IT}) (?:ends?|ended|finish(?:es|ed)?|stops?|stopped|closes?)\b", Reading.end),
-    (r"\b(?:finally|just now|moments ago|an? (?:moment|second) ago|(?:most )?recently)\b", Reading.end),
+    (
+        rf"\b(?:{_VIDEO}|{_HOW_IT}) (?:ends?|ended|finish(?:es|ed)?|stops?|stopped|closes?)\b",
+        Reading.end,
+    ),
+    (
+        r"\b(?:finally|just now|moments ago|an? (?:moment|second) ago|(?:most )?recently)\b",
+        Reading.end,
+    ),
     (rf"{_NOT_UNTIL}\bnow\b|\bcurrently\b|\bat present\b", Reading.newest),
     (r"\bat (?:the|this) moment\b(?= ?(?:[?!.,;:]|$))", Reading.newest),
 ]
 
-_PHRASES = [(re.compile(pattern), phrase) for pattern, phrase in _LENGTHS + _NO_TIMES + _MOMENTS + _SPANS + _EDGES]
+_PHRASES = [
+    (re.compile(pattern), phrase)
+    for pattern, phrase in _LENGTHS + _NO_TIMES + _MOMENTS + _SPANS + _EDGES
+]

@@ -1,6 +1,7 @@
 """Open a file that a stranger handed us, or say in one sentence why not.
 
-Only ordinary files, and only containers that cannot point at other files or hosts. Knows nothing of decoding.
+Only ordinary files, and only containers that cannot point at other files or hosts. Knows nothing of
+decoding.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from errors import LonglookError
-from streaming.truncation import lacks_index
+from streaming.sources.truncation import lacks_index
 
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,ogg,flv,asf,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu"
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,avi,ogg,flv,asf,mpeg,mpegvideo,m4v,h264,hevc,ivf,obu"  # noqa: E501
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 _MOST_PIXELS = 8192 * 8192  # a picture of that size takes 200 MB; a header can claim any
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<asx", b"<ASX")
@@ -48,7 +49,8 @@ def _check_file(path: Path) -> None:
         if path.is_dir():
             raise SourceError(f"{path} is a folder, not a video file.")
         if not stat.S_ISREG(path.stat().st_mode):
-            raise SourceError(f"{path} is not an ordinary file.")  # opening a pipe would wait for ever
+            # opening a pipe would wait for ever
+            raise SourceError(f"{path} is not an ordinary file.")
         with path.open("rb") as file:
             start = file.read(16)
     except FileNotFoundError as error:
@@ -58,7 +60,9 @@ def _check_file(path: Path) -> None:
     if not start:
         raise SourceError(f"{path.name} is empty.")
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLIST_STARTS):
-        raise SourceError(f"{path.name} is a playlist, not a video; playlists in files are not followed.")
+        raise SourceError(
+            f"{path.name} is a playlist, not a video; playlists in files are not followed."
+        )
 
 
 def _open(path: Path) -> InputContainer:

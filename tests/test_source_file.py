@@ -1,4 +1,6 @@
-"""Files are sampled by time, each picture the right one; bad ones are refused in a sentence, damaged ones used up."""
+"""Files are sampled by time, each picture the right one; bad ones are refused in a sentence,
+damaged ones used up.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ import av
 import numpy as np
 import pytest
 
-from streaming.file_source import FileSource, SourceError
-from streaming.frames import ROUNDING_SECONDS, Frame, Sampler
-from streaming.pictures import Clock, VideoFile, upright
+from frames import ROUNDING_SECONDS, Frame, Sampler
+from streaming.sources.file import FileSource, SourceError
+from streaming.sources.pictures import Clock, VideoFile, upright
 from tests.golden import (
     ALL_CLIPS,
     ORDERED,
@@ -54,7 +56,9 @@ def assert_true(frames: list[Frame], clip: Golden) -> None:
 
 
 @pytest.mark.parametrize("name", ["open-gop mp4", "slides"])
-def test_a_skim_reads_the_keyframes_alone_each_with_its_true_time(clips: GoldenSet, name: str) -> None:
+def test_a_skim_reads_the_keyframes_alone_each_with_its_true_time(
+    clips: GoldenSet, name: str
+) -> None:
     clip = clips[name]
     frames = list(FileSource(clip.path, EVERY_PICTURE, only_keyframes=True).frames())
     assert_true(frames, clip)
@@ -63,7 +67,9 @@ def test_a_skim_reads_the_keyframes_alone_each_with_its_true_time(clips: GoldenS
     assert len(list(FileSource(clip.path, EVERY_PICTURE).frames())) == len(clip.pts_seconds)
 
 
-def test_of_many_keyframes_a_skim_decodes_those_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_keyframes_a_skim_decodes_those_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = make(tmp_path / "a.mp4", steady(75, 25), Recipe(gop=1))
     decode, decoded = VideoFile._decode, list[object]()
 
@@ -93,13 +99,19 @@ def test_every_picture_is_read_once_with_its_true_time(clips: GoldenSet, name: s
 
 @pytest.mark.parametrize("fps", [2.0, 7.3, 0.9])
 @pytest.mark.parametrize("name", ALL_CLIPS)
-def test_a_sample_is_the_first_picture_at_or_after_each_tick(clips: GoldenSet, name: str, fps: float) -> None:
+def test_a_sample_is_the_first_picture_at_or_after_each_tick(
+    clips: GoldenSet, name: str, fps: float
+) -> None:
     clip = clips[name]
     frames = list(FileSource(clip.path, fps).frames())
     assert_true(frames, clip)
     ticks = [tick / fps for tick in range(math.floor(clip.pts_seconds[-1] * fps) + 1)]
     due = {
-        next(place for place, second in enumerate(clip.pts_seconds) if second >= tick - ROUNDING_SECONDS)
+        next(
+            place
+            for place, second in enumerate(clip.pts_seconds)
+            if second >= tick - ROUNDING_SECONDS
+        )
         for tick in ticks
     }
     assert [number - clip.first for number in numbers(frames)] == sorted(due)
@@ -123,13 +135,19 @@ def test_slides_slower_than_the_rate_are_not_repeated(clips: GoldenSet) -> None:
     assert [frame.pts_seconds for frame in frames] == [0.0, 1.0, 4.0, 4.7, 9.0]
 
 
-@pytest.mark.parametrize("name", ["constant mp4", "variable mkv", "long-gop ts", "edit list", "hevc 10 bit"])
+@pytest.mark.parametrize(
+    "name", ["constant mp4", "variable mkv", "long-gop ts", "edit list", "hevc 10 bit"]
+)
 @pytest.mark.parametrize("start_seconds", [1.0, 1.7])
-def test_a_stretch_keeps_the_times_of_the_whole(clips: GoldenSet, name: str, start_seconds: float) -> None:
+def test_a_stretch_keeps_the_times_of_the_whole(
+    clips: GoldenSet, name: str, start_seconds: float
+) -> None:
     clip = clips[name]
     frames = list(FileSource(clip.path, EVERY_PICTURE, start_seconds, stop_seconds=2.5).frames())
     assert_true(frames, clip)
-    wanted = [place for place, second in enumerate(clip.pts_seconds) if start_seconds <= second < 2.5]
+    wanted = [
+        place for place, second in enumerate(clip.pts_seconds) if start_seconds <= second < 2.5
+    ]
     assert [number - clip.first for number in numbers(frames)] == wanted
 
 
@@ -157,7 +175,13 @@ def test_a_closed_source_ends(clips: GoldenSet) -> None:
 
 def test_the_info_says_what_the_file_is(clips: GoldenSet) -> None:
     info = FileSource(clips["late mkv"].path).info
-    assert (info.width, info.height, info.codec, info.hdr, info.is_turned) == (160, 96, "h264", None, False)
+    assert (info.width, info.height, info.codec, info.hdr, info.is_turned) == (
+        160,
+        96,
+        "h264",
+        None,
+        False,
+    )
     assert info.start_seconds == pytest.approx(8.333)
     assert info.duration_seconds == pytest.approx(3.0, abs=0.05)
     turned = FileSource(clips["turned 90"].path).info
@@ -165,9 +189,15 @@ def test_the_info_says_what_the_file_is(clips: GoldenSet) -> None:
 
 
 def test_hdr_is_read_with_a_warning(tmp_path: Path) -> None:
-    options = {"x265-params": "log-level=none:transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"}
-    clip = make(tmp_path / "hdr.mp4", steady(10, 10), Recipe("libx265", "yuv420p10le", options=options))
-    assert FileSource(clip.path).warnings == ["hdr.mp4 is HDR (PQ); its colours are read without tone mapping."]
+    options = {
+        "x265-params": "log-level=none:transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"
+    }
+    clip = make(
+        tmp_path / "hdr.mp4", steady(10, 10), Recipe("libx265", "yuv420p10le", options=options)
+    )
+    assert FileSource(clip.path).warnings == [
+        "hdr.mp4 is HDR (PQ); its colours are read without tone mapping."
+    ]
 
 
 def test_a_stream_without_times_follows_its_nominal_rate(tmp_path: Path) -> None:
@@ -175,7 +205,9 @@ def test_a_stream_without_times_follows_its_nominal_rate(tmp_path: Path) -> None
     source = FileSource(clip.path, fps=5.0)
     frames = list(source.frames())
     assert numbers(frames) == list(range(0, 50, 5))
-    assert [frame.pts_seconds for frame in frames] == pytest.approx([tick / 5 for tick in range(10)])
+    assert [frame.pts_seconds for frame in frames] == pytest.approx(
+        [tick / 5 for tick in range(10)]
+    )
     assert source.warnings == ["raw.h264 carries no times; 25 pictures a second are assumed."]
 
 
@@ -188,9 +220,13 @@ def test_two_recordings_in_one_file_are_read_on(tmp_path: Path) -> None:
     source = FileSource(joined, fps=25.0)
     frames = list(source.frames())
     assert numbers(frames) == [*range(75), *range(75)]
-    assert [frame.pts_seconds for frame in frames] == pytest.approx([place / 25 for place in range(150)], abs=0.01)
+    assert [frame.pts_seconds for frame in frames] == pytest.approx(
+        [place / 25 for place in range(150)], abs=0.01
+    )
     assert source.warnings == ["The times of joined.ts begin anew at 3.0 s; we count on."]
-    alone, both = (list(FileSource(path, 25.0, only_keyframes=True).frames()) for path in (second.path, joined))
+    alone, both = (
+        list(FileSource(path, 25.0, only_keyframes=True).frames()) for path in (second.path, joined)
+    )
     assert numbers(both) == 2 * numbers(alone) and len(alone) > 1
 
 
@@ -229,7 +265,10 @@ def test_a_truncated_file_is_used_up_to_the_damage(tmp_path: Path, name: str) ->
     frames = list(source.frames())
     assert_true(frames[:-1], clip)  # the last one may be half a picture
     assert 120 < len(frames) < 180
-    assert any(f"{name} breaks off at {frames[-1].pts_seconds:.1f} s" in warning for warning in source.warnings)
+    assert any(
+        f"{name} breaks off at {frames[-1].pts_seconds:.1f} s" in warning
+        for warning in source.warnings
+    )
 
 
 def test_a_recording_without_its_index_is_refused(tmp_path: Path) -> None:
@@ -249,14 +288,22 @@ def test_damage_in_the_middle_is_passed_with_a_warning_that_says_where(tmp_path:
     clip.path.write_bytes(data)
     source = FileSource(clip.path, EVERY_PICTURE)
     frames = list(source.frames())
-    assert source.warnings[0] == "scratched.mp4 is damaged at 4.2 s; what could be decoded was used."
+    assert (
+        source.warnings[0] == "scratched.mp4 is damaged at 4.2 s; what could be decoded was used."
+    )
     whole = [frame for frame in frames if not 4.1 < frame.pts_seconds < 5.0]
-    assert_true([Frame(frame.image, frame.pts_seconds, place) for place, frame in enumerate(whole)], clip)
+    assert_true(
+        [Frame(frame.image, frame.pts_seconds, place) for place, frame in enumerate(whole)], clip
+    )
     assert numbers(whole) == [*range(103), *range(125, 250)]
 
 
-@pytest.mark.parametrize("name", ["variable mp4", "variable mkv", "variable vp9", "long-gop ts", "mpeg4 avi"])
-def test_whatever_bytes_are_wrong_the_file_is_read_or_refused(tmp_path: Path, clips: GoldenSet, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["variable mp4", "variable mkv", "variable vp9", "long-gop ts", "mpeg4 avi"]
+)
+def test_whatever_bytes_are_wrong_the_file_is_read_or_refused(
+    tmp_path: Path, clips: GoldenSet, name: str
+) -> None:
     whole = clips[name].path.read_bytes()
     path = tmp_path / clips[name].path.name
     outcomes = set()
@@ -298,7 +345,9 @@ def test_a_title_that_is_not_utf8_is_no_obstacle(tmp_path: Path) -> None:
 def sound_only(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16_000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16_000), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16_000), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 16_000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -336,8 +385,14 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder.mp4": (Path.mkdir, " is a folder, not a video file."),
     "pipe.mp4": (os.mkfifo, " is not an ordinary file."),
     "empty.mp4": (Path.touch, "empty.mp4 is empty."),
-    "text.mp4": (lambda path: path.write_text("not a video at all\n" * 50), "text.mp4 is not a video file"),
-    "noise.mp4": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(50_000)), "noise.mp4 "),
+    "text.mp4": (
+        lambda path: path.write_text("not a video at all\n" * 50),
+        "text.mp4 is not a video file",
+    ),
+    "noise.mp4": (
+        lambda path: path.write_bytes(np.random.default_rng(0).bytes(50_000)),
+        "noise.mp4 ",
+    ),
     "sound.mp4": (sound_only, "sound.mp4 has sound but no video."),
     "flat.avi": (no_size, "flat.avi"),
     "giant.avi": (giant, "The pictures of giant.avi are too large (16000x16000)."),
@@ -360,28 +415,39 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None
 PLAYLISTS = {
     "ffconcat": "ffconcat version 1.0\nfile secret.mp4\n",
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp4\n#EXT-X-ENDLIST\n",
-    "hls behind spaces": "  \n#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp4\n#EXT-X-ENDLIST\n",
-    "dash": '<?xml version="1.0"?><MPD type="static"><Period><BaseURL>secret.mp4</BaseURL></Period></MPD>',
+    "hls behind spaces": "  \n#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nsecret.mp4\n#EXT-X-ENDLIST\n",  # noqa: E501
+    "dash": (
+        '<?xml version="1.0"?><MPD '
+        'type="static"><Period><BaseURL>secret.mp4</BaseURL></Period></MPD>'
+    ),
 }
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)
-def test_a_playlist_dressed_as_a_clip_is_not_followed(tmp_path: Path, clips: GoldenSet, name: str) -> None:
+def test_a_playlist_dressed_as_a_clip_is_not_followed(
+    tmp_path: Path, clips: GoldenSet, name: str
+) -> None:
     shutil.copy(clips["constant mp4"].path, tmp_path / "secret.mp4")
     (tmp_path / "clip.mp4").write_text(PLAYLISTS[name])
     with pytest.raises(SourceError, match=r"^clip.mp4 is (a playlist, )?not a video"):
         FileSource(tmp_path / "clip.mp4")
 
 
-def test_without_the_allow_list_the_playlist_would_be_followed(tmp_path: Path, clips: GoldenSet) -> None:
+def test_without_the_allow_list_the_playlist_would_be_followed(
+    tmp_path: Path, clips: GoldenSet
+) -> None:
     shutil.copy(clips["constant mp4"].path, tmp_path / "secret.mp4")
     (tmp_path / "clip.mp4").write_text(PLAYLISTS["ffconcat"])
     with av.open(str(tmp_path / "clip.mp4")) as container:
         assert container.format.name == "concat"
 
 
-@pytest.mark.parametrize(("fps", "start", "stop"), [(0.0, 0.0, None), (2.0, -1.0, None), (2.0, 3.0, 3.0)])
-def test_a_senseless_request_names_itself(clips: GoldenSet, fps: float, start: float, stop: float | None) -> None:
+@pytest.mark.parametrize(
+    ("fps", "start", "stop"), [(0.0, 0.0, None), (2.0, -1.0, None), (2.0, 3.0, 3.0)]
+)
+def test_a_senseless_request_names_itself(
+    clips: GoldenSet, fps: float, start: float, stop: float | None
+) -> None:
     with pytest.raises(ValueError, match=r"not"):
         FileSource(clips["constant mp4"].path, fps, start, stop)
 
@@ -394,12 +460,16 @@ def test_a_sampler_takes_rounded_times_as_what_they_are() -> None:
     sampler = Sampler(30.0)
     assert all(sampler.takes(second) for second in rounded)
     late = Sampler(30.0, origin_seconds=ROUNDING_SECONDS)
-    assert not all(late.takes(second) for second in rounded), "without slack, rounding costs pictures"
+    assert not all(late.takes(second) for second in rounded), (
+        "without slack, rounding costs pictures"
+    )
 
 
 def test_a_clock_counts_on_where_stamps_fall_back_or_lack() -> None:
     clock = Clock(Fraction(1, 10), Fraction(5))
-    assert [clock.seconds(stamp) for stamp in (70, 72, None, 76, 3, 5)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert [clock.seconds(stamp) for stamp in (70, 72, None, 76, 3, 5)] == pytest.approx(
+        [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    )
     assert clock.jumps_seconds == pytest.approx([0.8])
 
 
@@ -431,5 +501,7 @@ def peak_bytes(path: Path) -> int:
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
-    short, long = (make(tmp_path / f"{count}.mp4", steady(count, 25), Recipe()) for count in (50, 500))
+    short, long = (
+        make(tmp_path / f"{count}.mp4", steady(count, 25), Recipe()) for count in (50, 500)
+    )
     assert peak_bytes(long.path) < peak_bytes(short.path) + 2 * 160 * 96 * 3

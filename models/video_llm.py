@@ -1,6 +1,7 @@
 """What longlook asks of a video LLM, and the small records that pass between the two.
 
-A model is shared and immutable; everything that belongs to one stream lives in its session. Knows nothing of
+A model is shared and immutable; everything that belongs to one stream lives in its session. Knows
+nothing of
 transformers: `models/decoder.py` does.
 """
 
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
+from frames import Frame
 from keyframes.pruner import TokenSelection, owner_means
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
-from streaming.frames import Frame
 
 
 @dataclass(frozen=True, order=True)
@@ -33,11 +34,13 @@ class VisualGroup:
     """What the vision tower makes of one group of frames.
 
     embeddings: [n, hidden], one row per visual token, row-major over its grid.
-    deepstack: one [n, hidden] per early LLM layer that takes vision features directly (Qwen3-VL); empty elsewhere.
+    deepstack: one [n, hidden] per early LLM layer that takes vision features directly (Qwen3-VL);
+    empty elsewhere.
     grid: (rows, columns) of all tokens that the tower made.
     pts_seconds: the time written before the group, as the model was trained on it.
     start_seconds, stop_seconds: time of the first and of the last frame of the group.
-    kept: int64 [n] on the CPU, the places in the grid of the tokens that are still there, ascending; none may be left.
+    kept: int64 [n] on the CPU, the places in the grid of the tokens that are still there,
+    ascending; none may be left.
         None where all are.
     """
 
@@ -53,9 +56,14 @@ class VisualGroup:
         rows, columns = self.grid
         n = rows * columns if self.kept is None else len(self.kept)
         if any(len(features) != n for features in (self.embeddings, *self.deepstack)):
-            raise ValueError(f"{n} tokens of a {rows} x {columns} grid need as many features: {len(self.embeddings)}")
+            raise ValueError(
+                f"{n} tokens of a {rows} x {columns} grid need as many features: "
+                f"{len(self.embeddings)}"
+            )
         if self.kept is not None and not _ascend(self.kept, rows * columns):
-            raise ValueError(f"not places in a {rows} x {columns} grid, in order: {self.kept.tolist()}")
+            raise ValueError(
+                f"not places in a {rows} x {columns} grid, in order: {self.kept.tolist()}"
+            )
 
     @property
     def places(self) -> Tensor:
@@ -69,14 +77,18 @@ class VisualGroup:
     def pruned(self, stays: TokenSelection) -> VisualGroup:
         """What stays of a whole group."""
         assert self.kept is None, "pruned already"
-        embeddings, *deepstack = (_left(features, stays) for features in (self.embeddings, *self.deepstack))
+        embeddings, *deepstack = (
+            _left(features, stays) for features in (self.embeddings, *self.deepstack)
+        )
         return replace(self, embeddings=embeddings, deepstack=tuple(deepstack), kept=stays.places)
 
 
 def _left(features: Tensor, stays: TokenSelection) -> Tensor:
     if stays.owners is None:
         return features[stays.places.to(features.device)]
-    return owner_means(features, stays.owners.to(features.device), len(stays.places)).to(features.dtype)
+    return owner_means(features, stays.owners.to(features.device), len(stays.places)).to(
+        features.dtype
+    )
 
 
 def _ascend(places: Tensor, stop: int) -> bool:
@@ -85,7 +97,9 @@ def _ascend(places: Tensor, stop: int) -> bool:
 
 
 def groups_of(frames: Sequence[Frame], model: VideoLLM) -> list[list[Frame]]:
-    """Frames as the model takes them together; the last one is repeated where the last group lacks some."""
+    """Frames as the model takes them together; the last one is repeated where the last group lacks
+    some.
+    """
     size = model.frames_per_group
     groups = [list(frames[k : k + size]) for k in range(0, len(frames), size)]
     if groups:
@@ -113,8 +127,8 @@ class PrefillRequest:
     """Consecutive chunks of one stream that are to be prefilled.
 
     runs: the groups of each chunk. prefix: chunks that each of them sees.
-    recent: the newest chunks so far, oldest first. num_recent: how many chunks before it, of `recent` and of the
-    request itself, each one sees. index: number of the first chunk.
+    recent: the newest chunks so far, oldest first. num_recent: how many chunks before it, of
+    `recent` and of the request itself, each one sees. index: number of the first chunk.
     """
 
     runs: Sequence[Sequence[VisualGroup]]
@@ -141,19 +155,31 @@ class VideoLLM(Protocol):
         ...
 
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
-        """What `encode` needs to use the vision tower's work again along one stream; None where nothing is reused."""
+        """What `encode` needs to use the vision tower's work again along one stream; None where
+        nothing is reused.
+        """
         ...
 
     def num_group_tokens(self, height: int, width: int) -> int:
-        """Visual tokens of one group of frames of this size in pixels. Raises ValueError as `encode` does."""
+        """Visual tokens of one group of frames of this size in pixels. Raises ValueError as
+        `encode` does.
+        """
         ...
 
-    def encode(self, frames: Sequence[Frame], reuse: FeatureReuse | None = None) -> list[VisualGroup]:
-        """Frames through the vision tower, one batch for all groups; an odd last frame is repeated."""
+    def encode(
+        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    ) -> list[VisualGroup]:
+        """Frames through the vision tower, one batch for all groups; an odd last frame is
+        repeated.
+        """
         ...
 
-    def prefill(self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int) -> KVChunk:
-        """Groups, each behind its timestamp, through the LLM. They see `context`, renumbered, and each other."""
+    def prefill(
+        self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int
+    ) -> KVChunk:
+        """Groups, each behind its timestamp, through the LLM. They see `context`, renumbered, and
+        each other.
+        """
         ...
 
     def prefill_batch(self, requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
@@ -164,7 +190,8 @@ class VideoLLM(Protocol):
         ...
 
     def question_queries(self, question: str, heads: Sequence[Head]) -> Tensor:
-        """Raw queries of a question that has seen the prefix only, float32 [len(heads), n, head_dim].
+        """Raw queries of a question that has seen the prefix only, float32 [len(heads), n,
+        head_dim].
 
         One per token of the question and the header of its answer, the newest last.
         """
@@ -179,7 +206,11 @@ class VideoLLM(Protocol):
         ...
 
     def answer(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> Iterator[str]:
         """One answer by itself, piece by piece of text; `context` begins with the prefix."""
         ...
@@ -200,7 +231,9 @@ class PendingAnswer(Protocol):
 
 
 class AnswerBatch(Protocol):
-    """Answers that one model is giving at the same time; what one says never depends on the others."""
+    """Answers that one model is giving at the same time; what one says never depends on the
+    others.
+    """
 
     @property
     def memory_bytes(self) -> int:
@@ -214,9 +247,15 @@ class AnswerBatch(Protocol):
         ...
 
     def add(
-        self, question: str, context: Sequence[KVChunk], dialogue: Sequence[Turn], options: AnswerConfig
+        self,
+        question: str,
+        context: Sequence[KVChunk],
+        dialogue: Sequence[Turn],
+        options: AnswerConfig,
     ) -> PendingAnswer:
-        """An answer joins; it has its first token then, or is done. `context` begins with the prefix."""
+        """An answer joins; it has its first token then, or is done. `context` begins with the
+        prefix.
+        """
         ...
 
     def step(self) -> None:

@@ -29,7 +29,9 @@ class Frame:
 
     def __post_init__(self) -> None:
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise ValueError(f"a frame needs uint8 [H, W, 3], not {self.image.dtype} {list(self.image.shape)}")
+            raise ValueError(
+                f"a frame needs uint8 [H, W, 3], not {self.image.dtype} {list(self.image.shape)}"
+            )
 
     @property
     def height(self) -> int:
@@ -44,16 +46,19 @@ class Frame:
 
 
 def next_tick_seconds(pts_seconds: float, fps: float) -> float:
-    """Where a sample at `fps` that began at 0 goes on behind the picture it took at `pts_seconds`."""
+    """Where a sample at `fps` that began at 0 goes on behind the picture it took at
+    `pts_seconds`.
+    """
     return (math.floor((pts_seconds + ROUNDING_SECONDS) * fps) + 1) / fps
 
 
 class Sampler:
     """Picks pictures of a stream at a rate by their times, never by counting them.
 
-    Ticks lie at origin_seconds + k / fps, and the first picture at or after a tick is taken, with its own time. So each
-    is taken once at most, however long it stays: slides slower than `fps` are not repeated. Containers round times to
-    milliseconds; a picture that little before its tick counts as on it.
+    Ticks lie at origin_seconds + k / fps, and the first picture at or after a tick is taken, with
+    its own time. So each is taken once at most, however long it stays: slides slower than `fps` are
+    not repeated. Containers round times to milliseconds; a picture that little before its tick
+    counts as on it.
     """
 
     def __init__(self, fps: float, origin_seconds: float = 0.0) -> None:

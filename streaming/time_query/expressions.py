@@ -1,7 +1,8 @@
 """Times as people write them: where in a text they stand, and how many seconds they mean.
 
-Reads clocks (1:35, 1:02:03), amounts (95 s, 2 minutes and 5 seconds, half an hour, twenty-five seconds) and compact
-forms (2m05s). English. Knows nothing of what a time is used for: `address.py` does.
+Reads clocks (1:35, 1:02:03), amounts (95 s, 2 minutes and 5 seconds, half an hour, twenty-five
+seconds) and compact forms (2m05s). English. Knows nothing of what a time is used for: `spans.py`
+does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,18 @@ import re
 from dataclasses import dataclass
 
 _ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
+_TEENS = (
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+)
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _VALUES = {word: float(value) for value, word in enumerate(("zero", *_ONES, *_TEENS))}
 _VALUES |= {word: 20.0 + 10 * i for i, word in enumerate(_TENS)}
@@ -18,8 +30,9 @@ _VALUES |= {"a": 1.0, "an": 1.0, "half a": 0.5, "half an": 0.5, "a half": 0.5, "
 _VALUES |= {"couple of": 2.0, "a couple of": 2.0, "few": 3.0, "a few": 3.0}
 _UNIT_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
-_WORD = rf"(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS)}|{'|'.join(_ONES)}|zero"
-NUMBER = rf"(?:\d+(?:\.\d+)?|\b(?:{_WORD})\b)"  # what `number` reads; without groups, for other patterns
+_WORD = rf"(?:{'|'.join(_TENS)})(?:[-\s](?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS)}|{'|'.join(_ONES)}|zero"  # noqa: E501
+# what `number` reads; without groups, for other patterns
+NUMBER = rf"(?:\d+(?:\.\d+)?|\b(?:{_WORD})\b)"
 _VAGUE = r"\b(?:half\s+an?|(?:a\s+)?half|(?:a\s+)?couple\s+of|(?:a\s+)?few)\b"
 _ARTICLE = r"\ban?\b(?=\s+(?:min|hour))"  # "a second" is mostly an ordinal
 _UNIT = r"(?:s|secs?|seconds?|min|mins|minutes?|h|hrs?|hours?)(?![a-z\d])"
@@ -39,7 +52,9 @@ _AMOUNT = re.compile(
     r"(?P<tail>\s+and\s+a\s+half\b)?",
     _FLAGS,
 )
-_BARE = re.compile(rf"(?<![\w:.])(?P<count>{NUMBER})\s*(?:-|–|—|to|and|until|till|through)\s*$", _FLAGS)
+_BARE = re.compile(
+    rf"(?<![\w:.])(?P<count>{NUMBER})\s*(?:-|–|—|to|and|until|till|through)\s*$", _FLAGS
+)
 _JOINT = re.compile(r"[\s,]*(?:and\s+)?", _FLAGS)
 
 
@@ -75,16 +90,24 @@ def written_times(text: str) -> list[WrittenTime]:
     taken = [False] * len(text)
     for time in found:
         taken[time.start : time.stop] = [True] * (time.stop - time.start)
-    amounts = [_amount(match) for match in _AMOUNT.finditer(text) if not any(taken[match.start() : match.end()])]
+    amounts = [
+        _amount(match)
+        for match in _AMOUNT.finditer(text)
+        if not any(taken[match.start() : match.end()])
+    ]
     amounts = _joined(text, amounts)
     borders = [0, *(amount.stop for amount in amounts)]
-    bare = [_inherited(text, border, amount) for border, amount in zip(borders, amounts, strict=False)]
+    bare = [
+        _inherited(text, border, amount) for border, amount in zip(borders, amounts, strict=False)
+    ]
     return sorted([*found, *amounts, *filter(None, bare)], key=lambda time: time.start)
 
 
 def _clock(match: re.Match[str]) -> WrittenTime:
     hours, minutes = float(match["h"] or 0), float(match["hm"] or match["m"])
-    return WrittenTime(match.start(), match.end(), 3600 * hours + 60 * minutes + float(match["s"]), is_clock=True)
+    return WrittenTime(
+        match.start(), match.end(), 3600 * hours + 60 * minutes + float(match["s"]), is_clock=True
+    )
 
 
 def _num_parts(match: re.Match[str]) -> int:
@@ -100,7 +123,9 @@ def _amount(match: re.Match[str]) -> WrittenTime:
     unit = _UNIT_SECONDS[match["unit"][0].lower()]
     count = number(match["count"]) + (0.5 if match["half"] or match["tail"] else 0.0)
     plain = unit == 1.0 and match["count"][0].isdigit() and not match["half"] and not match["tail"]
-    return WrittenTime(match.start(), match.end(), count * unit, in_seconds=plain, unit_seconds=unit)
+    return WrittenTime(
+        match.start(), match.end(), count * unit, in_seconds=plain, unit_seconds=unit
+    )
 
 
 def _joined(text: str, amounts: list[WrittenTime]) -> list[WrittenTime]:
@@ -109,21 +134,29 @@ def _joined(text: str, amounts: list[WrittenTime]) -> list[WrittenTime]:
     for time in amounts:
         if joined and _belong_together(text, joined[-1], time):
             last = joined.pop()
-            time = WrittenTime(last.start, time.stop, last.seconds + time.seconds, unit_seconds=time.unit_seconds)
+            time = WrittenTime(
+                last.start, time.stop, last.seconds + time.seconds, unit_seconds=time.unit_seconds
+            )
         joined.append(time)
     return joined
 
 
 def _belong_together(text: str, larger: WrittenTime, smaller: WrittenTime) -> bool:
-    """Units descend, the smaller amount does not fill the larger unit, and only "and" or a comma is between them."""
+    """Units descend, the smaller amount does not fill the larger unit, and only "and" or a comma is
+    between them.
+    """
     descends = smaller.unit_seconds < larger.unit_seconds and smaller.seconds < larger.unit_seconds
     return descends and _JOINT.fullmatch(text, larger.stop, smaller.start) is not None
 
 
 def _inherited(text: str, border: int, amount: WrittenTime) -> WrittenTime | None:
-    """The "60" of "60 to 80 seconds", which has its unit from the amount behind it; not before `border`."""
+    """The "60" of "60 to 80 seconds", which has its unit from the amount behind it; not before
+    `border`.
+    """
     match = _BARE.search(text, border, amount.start)
     if not match:
         return None
     seconds = number(match["count"]) * amount.unit_seconds
-    return WrittenTime(match.start("count"), match.end("count"), seconds, in_seconds=amount.in_seconds)
+    return WrittenTime(
+        match.start("count"), match.end("count"), seconds, in_seconds=amount.in_seconds
+    )

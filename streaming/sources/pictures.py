@@ -21,16 +21,20 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from streaming.opening import SourceError, open_video
+from streaming.sources.opening import SourceError, open_video
 
-_DEFAULT_RATE = Fraction(25)  # pictures per second where a stream tells neither times nor a rate, as FFmpeg assumes
+# pictures per second where a stream tells neither times nor a rate, as FFmpeg assumes
+_DEFAULT_RATE = Fraction(25)
 _JUMP_SECONDS = 1.0  # times that fall back further than this begin anew; less is jitter
-_LOOK_BACK_SECONDS = (0.0, 2.0, 10.0, 60.0)  # a keyframe is sought that far before where it should be
+# a keyframe is sought that far before where it should be
+_LOOK_BACK_SECONDS = (0.0, 2.0, 10.0, 60.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture, still in its codec's own format; `seconds` counts from the first picture of the file."""
+    """A decoded picture, still in its codec's own format; `seconds` counts from the first picture
+    of the file.
+    """
 
     frame: VideoFrame
     seconds: float
@@ -39,8 +43,8 @@ class Picture:
 class Clock:
     """Turns time stamps into seconds since the first picture, whatever the container did to them.
 
-    Stamps that fall back (two recordings joined) count on from where they were; missing ones follow the nominal rate.
-    `first`: the stamp that means 0 s; None takes the first one seen.
+    Stamps that fall back (two recordings joined) count on from where they were; missing ones follow
+    the nominal rate. `first`: the stamp that means 0 s; None takes the first one seen.
     """
 
     def __init__(self, time_base: Fraction, rate: Fraction, first: int | None = None) -> None:
@@ -53,7 +57,9 @@ class Clock:
 
     def seconds(self, stamp: int | None) -> float:
         """The time of the next picture."""
-        next_seconds = 0.0 if self.last_seconds is None else self.last_seconds + self._spacing_seconds
+        next_seconds = (
+            0.0 if self.last_seconds is None else self.last_seconds + self._spacing_seconds
+        )
         found = next_seconds if stamp is None else self.at(stamp)
         if self.falls_back(found):
             self._shift_seconds += next_seconds - found
@@ -81,9 +87,10 @@ class VideoFile:
     """An open file and its best video stream. Close it, or use it in a `with`.
 
     first_stamp: the stamp that means 0 s; None takes that of the first picture.
-    keyframes_at: decode keyframes only, and of those the ones whose seconds it accepts; it is asked once for each.
-    on_damage: called with the time in seconds of each packet not decoded and each picture decoded in part.
-    Raises SourceError where the file is missing, is no video, or has no video stream.
+    keyframes_at: decode keyframes only, and of those the ones whose seconds it accepts; it is asked
+    once for each.
+    on_damage: called with the time in seconds of each packet not decoded and each picture decoded
+    in part. Raises SourceError where the file is missing, is no video, or has no video stream.
     """
 
     def __init__(
@@ -107,10 +114,11 @@ class VideoFile:
         self._stopped = False
 
     def pictures(self, from_keyframe: bool = False) -> Iterator[Picture]:
-        """The pictures from here to the end, in the order they are shown; damaged packets are skipped.
+        """The pictures from here to the end, in the order they are shown; damaged packets are
+        skipped.
 
-        from_keyframe: after a seek, leave out what is not whole: packets before the first keyframe, and the pictures
-        shown before it, which lean on earlier ones.
+        from_keyframe: after a seek, leave out what is not whole: packets before the first keyframe,
+        and the pictures shown before it, which lean on earlier ones.
         """
         earliest = None if from_keyframe else float("-inf")
         for packet in self.packets():
@@ -127,8 +135,8 @@ class VideoFile:
     def pictures_from(self, seconds: float) -> Iterator[Picture]:
         """The pictures from the last keyframe that can be found at or before `seconds`, to the end.
 
-        Containers without an index land anywhere near; then we look further back, and at last begin at the beginning.
-        Only for files whose stamps never fall back.
+        Containers without an index land anywhere near; then we look further back, and at last begin
+        at the beginning. Only for files whose stamps never fall back.
         """
         for back_seconds in _LOOK_BACK_SECONDS:
             if seconds <= back_seconds or not self._seek(seconds - back_seconds):
@@ -141,10 +149,11 @@ class VideoFile:
         return self.pictures()
 
     def packets(self) -> Iterator[Packet[Stream]]:
-        """The packets of our stream from here to the end, without the empty ones that Theora is full of.
+        """The packets of our stream from here to the end, without the empty ones that Theora is
+        full of.
 
-        A broken index can promise packets for ever: we stop when there are more of them than the file has bytes, or
-        when they weigh twice as much.
+        A broken index can promise packets for ever: we stop when there are more of them than the
+        file has bytes, or when they weigh twice as much.
         """
         num_packets = num_bytes = 0
         try:
@@ -162,7 +171,9 @@ class VideoFile:
         except FFmpegError:
             self._on_damage(self.clock.last_seconds or 0.0)
         except IndexError:
-            return  # PyAV 15 to 18 ends so where a stream turned up on the way; all packets have been read by then
+            # PyAV 15 to 18 ends so where a stream turned up on the way; all packets have been read
+            # by then
+            return
 
     def rewind(self) -> None:
         """Begin again; works for every container."""
@@ -175,7 +186,9 @@ class VideoFile:
         self._stopped = True
 
     def rgb(self, picture: Picture) -> NDArray[np.uint8]:
-        """The picture as uint8 [H, W, 3], upright. Raises SourceError for a kind of colours that is not known here."""
+        """The picture as uint8 [H, W, 3], upright. Raises SourceError for a kind of colours that is
+        not known here.
+        """
         try:
             image = self._reformatter.reformat(picture.frame, format="rgb24").to_ndarray()
         except FFmpegError as error:
@@ -189,7 +202,10 @@ class VideoFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -214,7 +230,9 @@ class VideoFile:
         return pictures
 
     def _is_wanted(self, packet: Packet[Stream]) -> bool:
-        """Whether to decode it. A keyframe whose time is missing or falls back has one only when it is decoded."""
+        """Whether to decode it. A keyframe whose time is missing or falls back has one only when it
+        is decoded.
+        """
         if self._keyframes_at is None or not packet.is_keyframe:
             return self._keyframes_at is None
         stamp = stamp_of(packet)
@@ -235,7 +253,9 @@ class VideoFile:
 
 
 def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of the container's wish for display, in 1/65536: x' = a x + c y, y' = b x + d y."""
+    """(a, b, c, d) of the container's wish for display, in 1/65536: x' = a x + c y, y' = b x + d
+    y.
+    """
     found = frame.side_data.get("DISPLAYMATRIX") if frame.rotation else None
     if not isinstance(found, SideData):
         return 1 << 16, 0, 0, 1 << 16
@@ -244,7 +264,9 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int]:
 
 
 def upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """`image` [H, W, 3] turned and mirrored as the matrix says, to the nearest right angle; contiguous."""
+    """`image` [H, W, 3] turned and mirrored as the matrix says, to the nearest right angle;
+    contiguous.
+    """
     a, b, c, d = matrix
     down, right = (d, a)
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -256,11 +278,14 @@ def upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDAr
 def stamp_of(found: VideoFrame | Packet[Stream]) -> int | None:
     """Its time in the stream's unit, or None.
 
-    Some AVI files tell decoding times only; a decoded picture carries the one of the moment it came out.
+    Some AVI files tell decoding times only; a decoded picture carries the one of the moment it came
+    out.
     """
     return found.pts if found.pts is not None else found.dts
 
 
 def _fraction(found: Fraction | None) -> Fraction | None:
-    """PyAV gives fractions or None up to 18, and rationals of its own, 0 where unknown, from 19 on."""
+    """PyAV gives fractions or None up to 18, and rationals of its own, 0 where unknown, from 19
+    on.
+    """
     return Fraction(found.numerator, found.denominator) if found else None

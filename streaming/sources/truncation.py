@@ -10,17 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_TRANSPORT_PACKET_BYTES = (188, 192, 204)  # plain, with arrival times (Blu-ray), with error correction
+# plain, with arrival times (Blu-ray), with error correction
+_TRANSPORT_PACKET_BYTES = (188, 192, 204)
 
 
 def lacks_index(path: Path) -> bool:
-    """True for an MP4 or MOV with neither moov nor moof: its recording was cut off before it could be finished."""
+    """True for an MP4 or MOV with neither moov nor moof: its recording was cut off before it could
+    be finished.
+    """
     kinds = [kind for kind, _ in _boxes(path)]
     return b"ftyp" in kinds[:1] and b"moov" not in kinds and b"moof" not in kinds
 
 
 def ends_inside_a_unit(path: Path, format_name: str) -> bool:
-    """True where the last MP4 box, AVI chunk or transport-stream packet is cut; False where a container cannot tell."""
+    """True where the last MP4 box, AVI chunk or transport-stream packet is cut; False where a
+    container cannot tell.
+    """
     size = path.stat().st_size
     if format_name == "mpegts":
         return all(size % unit for unit in _TRANSPORT_PACKET_BYTES)
@@ -33,7 +38,9 @@ def ends_inside_a_unit(path: Path, format_name: str) -> bool:
 
 
 def _boxes(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Kind and end (exclusive, in bytes; beyond the file where cut) of each outermost box of an MP4."""
+    """Kind and end (exclusive, in bytes; beyond the file where cut) of each outermost box of an
+    MP4.
+    """
     with path.open("rb") as file:
         start, size = 0, path.stat().st_size
         while start < size:
@@ -46,7 +53,9 @@ def _boxes(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def _box_header(file: BinaryIO, start: int) -> tuple[bytes, int]:
-    """Kind and length of the box at `start`; length 0 means up to the end of the file, kind is empty where none is."""
+    """Kind and length of the box at `start`; length 0 means up to the end of the file, kind is
+    empty where none is.
+    """
     file.seek(start)
     header = file.read(16)
     if len(header) < 8:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from streaming.opening import SourceError
-from streaming.pictures import Picture, VideoFile, display_matrix, stamp_of
+from streaming.sources.opening import SourceError
+from streaming.sources.pictures import Picture, VideoFile, display_matrix, stamp_of
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # FFmpeg's AVCOL_TRC_SMPTE2084 and AVCOL_TRC_ARIB_STD_B67
 
@@ -21,7 +21,8 @@ class SourceInfo:
     width, height: of the upright first picture.
     duration_seconds: as claimed, None where unknown; good for a progress bar, no more.
     rate: pictures per second, on average or by name.
-    first_stamp: how the container stamps the first picture, in its own unit; None where it has no times.
+    first_stamp: how the container stamps the first picture, in its own unit; None where it has no
+    times.
     start_seconds: the same in seconds.
     hdr: "PQ" or "HLG" where the pictures are HDR.
     """
@@ -40,7 +41,9 @@ class SourceInfo:
 
 
 def probe(path: Path | str) -> SourceInfo:
-    """Open a file, decode its first picture, close it. Raises SourceError where it cannot be watched."""
+    """Open a file, decode its first picture, close it. Raises SourceError where it cannot be
+    watched.
+    """
     path = Path(path)
     with VideoFile(path) as video:
         first = next(video.pictures(), None)
@@ -74,5 +77,7 @@ def _duration_seconds(video: VideoFile, start_seconds: float) -> float | None:
     if not video.container.duration:
         return None
     seconds = video.container.duration / 1e6  # in microseconds
-    counts_from_zero = video.container.format.name.startswith("matroska") and seconds > start_seconds
+    counts_from_zero = (
+        video.container.format.name.startswith("matroska") and seconds > start_seconds
+    )
     return seconds - start_seconds if counts_from_zero else seconds

@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaming.frames import Frame, Sampler
-from streaming.opening import SourceError
-from streaming.pictures import Picture, VideoFile
-from streaming.source_info import SourceInfo, probe
-from streaming.truncation import ends_inside_a_unit
+from frames import Frame, Sampler
+from streaming.sources.opening import SourceError
+from streaming.sources.pictures import Picture, VideoFile
+from streaming.sources.probe import SourceInfo, probe
+from streaming.sources.truncation import ends_inside_a_unit
 
 __all__ = ["EmptyStretchError", "FileSource", "SourceError", "SourceInfo", "probe"]
 
 _SEEK_FROM_SECONDS = 5.0  # a start before that is reached sooner by decoding
 _CLAIM_SLACK_SECONDS = 1.0  # headers round, and sound may end a little before what they claim
-_INDEXED_CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")  # can be wound, and tell their duration
+# can be wound, and tell their duration
+_INDEXED_CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")
 
 
 class EmptyStretchError(SourceError):
@@ -26,13 +27,15 @@ class EmptyStretchError(SourceError):
 
 
 class FileSource:
-    """The frames of a video file, `fps` a second of its own time; see `Sampler` for which pictures are taken.
+    """The frames of a video file, `fps` a second of its own time; see `Sampler` for which pictures
+    are taken.
 
-    Only pictures whose time lies in [start_seconds, stop_seconds) are given; times count from the first picture of the
-    file whatever the start. only_keyframes: of the file's own keyframes only, and nothing but those that are taken is
-    decoded; how many there are is up to who made the file. `warnings` grows while reading, one sentence each;
-    `progress` with every packet read. Raises SourceError at once where the file cannot be watched, ValueError for a
-    rate or stretch that makes no sense.
+    Only pictures whose time lies in [start_seconds, stop_seconds) are given; times count from the
+    first picture of the file whatever the start. only_keyframes: of the file's own keyframes only,
+    and nothing but those that are taken is decoded; how many there are is up to who made the file.
+    `warnings` grows while reading, one sentence each; `progress` with every packet read. Raises
+    SourceError at once where the file cannot be watched, ValueError for a rate or stretch that
+    makes no sense.
     """
 
     def __init__(
@@ -63,7 +66,9 @@ class FileSource:
         return 0 if self._video is None else self._video.packets_read
 
     def frames(self) -> Iterator[Frame]:
-        """The sampled frames in order. Raises EmptyStretchError where the stretch asked for has none."""
+        """The sampled frames in order. Raises EmptyStretchError where the stretch asked for has
+        none.
+        """
         damage = _Damage(self.info.path.name, self.warnings)
         index = 0
         wanted = Sampler(self._fps, self._start_seconds).takes if self._only_keyframes else None
@@ -75,7 +80,9 @@ class FileSource:
             damage.sum_up()
             self._warn_of_jumps(video)
         if not index and not self._closed:
-            raise EmptyStretchError(f"{self.info.path.name} shows nothing from {self._start_seconds:g} s on.")
+            raise EmptyStretchError(
+                f"{self.info.path.name} shows nothing from {self._start_seconds:g} s on."
+            )
 
     def close(self) -> None:
         """End `frames()` soon and for good; may be called from any thread."""
@@ -95,7 +102,9 @@ class FileSource:
         self._warn_of_end(video, last_seconds)
 
     def _pictures(self, video: VideoFile) -> Iterator[Picture]:
-        if self._start_seconds < _SEEK_FROM_SECONDS or not self.info.container.startswith(_INDEXED_CONTAINERS):
+        if self._start_seconds < _SEEK_FROM_SECONDS or not self.info.container.startswith(
+            _INDEXED_CONTAINERS
+        ):
             return video.pictures()
         return video.pictures_from(self._start_seconds)
 
@@ -105,26 +114,35 @@ class FileSource:
         if size != self._size:
             before, now = (f"{width}x{height}" for width, height in (self._size, size))
             self.warnings.append(
-                f"The pictures of {self.info.path.name} change from {before} to {now} at {picture.seconds:.1f} s."
+                f"The pictures of {self.info.path.name} change from {before} to {now} at "
+                f"{picture.seconds:.1f} s."
             )
             self._size = size
         return frame
 
     def _warn_of_jumps(self, video: VideoFile) -> None:
         for at_seconds in video.clock.jumps_seconds:
-            self.warnings.append(f"The times of {self.info.path.name} begin anew at {at_seconds:.1f} s; we count on.")
+            self.warnings.append(
+                f"The times of {self.info.path.name} begin anew at {at_seconds:.1f} s; we count on."
+            )
 
     def _warn_of_end(self, video: VideoFile, last_seconds: float) -> None:
         """Compare what was there with what the container promised."""
         name, container = self.info.path.name, self.info.container
-        claimed_seconds = (video.container.duration or 0) / 1e6 if container.startswith(_INDEXED_CONTAINERS) else 0.0
+        claimed_seconds = (
+            (video.container.duration or 0) / 1e6
+            if container.startswith(_INDEXED_CONTAINERS)
+            else 0.0
+        )
         if video.end_seconds < claimed_seconds - _CLAIM_SLACK_SECONDS:
             told = f" of {claimed_seconds:.1f} s"
         elif ends_inside_a_unit(self.info.path, container):
             told = ", in the middle of its data"
         else:
             return
-        self.warnings.append(f"{name} breaks off at {last_seconds:.1f} s{told}; it was used up to there.")
+        self.warnings.append(
+            f"{name} breaks off at {last_seconds:.1f} s{told}; it was used up to there."
+        )
 
 
 class _Damage:
@@ -140,11 +158,16 @@ class _Damage:
         self._places += 1
         self._last_seconds = seconds
         if self._places == 1:
-            self._warnings.append(f"{self._name} is damaged at {seconds:.1f} s; what could be decoded was used.")
+            self._warnings.append(
+                f"{self._name} is damaged at {seconds:.1f} s; what could be decoded was used."
+            )
 
     def sum_up(self) -> None:
         if self._places > 1:
-            told = f"is damaged in {self._places} places in all, the last at {self._last_seconds:.1f} s"
+            told = (
+                f"is damaged in {self._places} places in all, the last at "
+                f"{self._last_seconds:.1f} s"
+            )
             self._warnings.append(f"{self._name} {told}.")
 
 
@@ -152,7 +175,11 @@ def _warnings_of_kind(info: SourceInfo) -> list[str]:
     """What is known to be off before a picture is shown."""
     warnings = []
     if info.hdr:
-        warnings.append(f"{info.path.name} is HDR ({info.hdr}); its colours are read without tone mapping.")
+        warnings.append(
+            f"{info.path.name} is HDR ({info.hdr}); its colours are read without tone mapping."
+        )
     if info.first_stamp is None:
-        warnings.append(f"{info.path.name} carries no times; {info.rate:g} pictures a second are assumed.")
+        warnings.append(
+            f"{info.path.name} carries no times; {info.rate:g} pictures a second are assumed."
+        )
     return warnings

@@ -1,0 +1,1 @@
+"""English times in questions: written times, the phrases around them, the spans they name."""
