@@ -66,7 +66,7 @@ SEES_SESSIONS = (*UPWARD, "ui", "app", "bench")
 # Module or name of another project: the only places that may touch it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "faiss": ("memory.retrieval_index",),
-    "decord": ("streaming.sources.moments",),
+    "decord": ("streaming.sources.decord_child",),
     "gradio": ("ui.demo",),
     "scenedetect": ("bench.keyframes",),
     "cv2": ("bench.keyframes", "training.painters"),
