@@ -30,6 +30,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
@@ -71,6 +72,7 @@ from memory.session_db import (
     OtherFormatError,
     add_turn,
     connect,
+    connect_read_only,
     create_tables,
     has_session,
     limit_log,
@@ -80,6 +82,7 @@ from memory.session_db import (
     set_fact,
 )
 
+LOCK_TRIES, LOCK_WAIT_SECONDS = 20, 0.025
 FALLBACK_TEXT = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
 
@@ -395,13 +398,26 @@ class SessionStore:
         """Where the frames come from, once that is known."""
         return self._facts.get("source")
 
-    def set_source(self, source: str) -> None:
+    @property
+    def fingerprint(self) -> tuple[str, int] | None:
+        """Hash of the first packets of the source, and its bytes when that was last said."""
+        found = self._facts.get("fingerprint")
+        if found is None:
+            return None
+        first_packets, num_bytes = json.loads(found)
+        return first_packets, num_bytes
+
+    def set_source(self, source: str, fingerprint: tuple[str, int] | None = None) -> None:
         """Raises SessionError for a name that is not UTF-8, which the database cannot hold."""
         try:
             source.encode()
         except UnicodeEncodeError as error:
             raise SessionError(f"A session cannot keep {source!a}, which is not UTF-8.") from error
-        self._set({"source": source})
+        facts = {"source": source}
+        if fingerprint is not None:
+            facts["fingerprint"] = json.dumps(fingerprint)
+        if any(self._facts.get(name) != value for name, value in facts.items()):
+            self._set(facts)
 
     @property
     def seen_seconds(self) -> float:
@@ -777,7 +793,8 @@ def open_database(folder: Path, read_only: bool) -> sqlite3.Connection:
         refuse_journal(folder)
     else:
         remove_journal(folder)
-    return connect(folder.resolve() / DATABASE, may_create=not read_only)
+    database = folder.resolve() / DATABASE
+    return connect_read_only(database) if read_only else connect(database, "rwc")
 
 
 def check_is_session(folder: Path) -> None:
@@ -831,11 +848,21 @@ def lock(folder: Path) -> FileIO:
         check_folder(folder)
         file = FileIO(open_descriptor(folder / LOCK, os.O_WRONLY | os.O_CREAT), "w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(file)
     except BlockingIOError as error:
         file.close()
         raise SessionError(f"{folder} is being watched by another process.") from error
     return file
+
+
+def _take_lock(file: FileIO) -> None:
+    """Who only asks whether a folder is being watched holds its lock for a moment."""
+    for _ in range(LOCK_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_WAIT_SECONDS)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def as_jpeg(picture: NDArray[np.uint8]) -> bytes:

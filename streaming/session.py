@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -56,10 +56,12 @@ from streaming.events import (
     WatchEvent,
 )
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
+from streaming.sources.fingerprint import Fingerprint
 from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
+LONGEST_FRAME_SECONDS = 1.0  # that the newest frame is said to have been shown
 
 
 class SessionClosedError(LonglookError):
@@ -251,9 +253,9 @@ class Session:
             with suppress(SessionError):
                 store.set_seen(self._seen_seconds, self._still_since)
 
-    def follow(self, source: str) -> None:
+    def follow(self, source: str, fingerprint: Fingerprint | None = None) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far
-        came from elsewhere.
+        came from elsewhere, or from another recording of that name.
         """
         if self._store is None:
             return
@@ -261,8 +263,16 @@ class Session:
             raise SessionError(
                 f"{self._store.folder} is a session with {self._store.source}, not with {source}."
             )
-        if self._store.source is None:
-            self._store.set_source(source)
+        if fingerprint is not None and not self._is_same_recording(fingerprint):
+            raise SessionError(
+                f"{source} is another recording than the one that was watched into "
+                f"{self._store.folder}: it begins otherwise, or is shorter."
+            )
+        self._store.set_source(source, fingerprint and astuple(fingerprint))
+
+    def _is_same_recording(self, fingerprint: Fingerprint) -> bool:
+        known = None if self._store is None else self._store.fingerprint
+        return known is None or Fingerprint(*known).can_become(fingerprint)
 
     def _now(self) -> float:
         """Time of the last frame watched, where there is one."""
@@ -438,7 +448,10 @@ class Session:
                 self._committed.wait()  # what the model has seen is part of what is asked about
             self._check_askable()
             plan, context = self._retrieve_context(question)
-            memory, stop_seconds = self._memory, self._now() + 1 / self._config.read.fps
+            memory, stop_seconds = (
+                self._memory,
+                self._now() + min(1 / self._config.read.fps, LONGEST_FRAME_SECONDS),
+            )
             evidence += evidence_of(plan, memory.spans(), stop_seconds, memory.first_chunk)
             num_tokens = sum(chunk.num_tokens for chunk in context)
             self._stats = replace(self._stats, context_tokens=num_tokens)

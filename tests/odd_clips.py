@@ -75,8 +75,8 @@ def move_stamps(data: bytearray, start: int, ticks: int) -> None:
 
 
 def read_stamp(data: bytearray, place: int) -> int:
-    a, b, c = data[place], *struct.unpack_from(">HH", data, place + 1)
-    return (a >> 1 & 7) << 30 | (b >> 1) << 15 | c >> 1
+    middle, low = struct.unpack_from(">HH", data, place + 1)
+    return int((data[place] >> 1 & 7) << 30 | (middle >> 1) << 15 | low >> 1)
 
 
 def write_stamp(data: bytearray, place: int, stamp: int) -> None:

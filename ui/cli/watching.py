@@ -14,7 +14,8 @@ from errors import LonglookError, Notice
 from frames import Frame, next_tick_seconds
 from streaming.events import Watched
 from streaming.reader import Reader
-from streaming.sources.file import EmptyStretchError, FileSource
+from streaming.sources.file import EmptyStretchError, FileSource, probe
+from streaming.sources.fingerprint import fingerprint
 from ui.cli.console import first_interrupt, say, warn_of_new, warn_of_notice
 from ui.cli.progress import WatchProgress, watch_progress
 from ui.render import clock
@@ -40,7 +41,8 @@ def watch_video(
 ) -> Outcome:
     """Watches what a session has not seen of a video yet."""
     read, seen_seconds = session.config.read, session.seen_seconds
-    session.follow(str(video.resolve()))
+    if session.is_kept:
+        session.follow(str(video.resolve()), fingerprint(probe(video)))
     start_seconds = 0.0
     if seen_seconds is not None:
         start_seconds = next_tick_seconds(seen_seconds, read.fps)
