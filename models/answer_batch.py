@@ -14,11 +14,27 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig
+from errors import LonglookError
 from memory.chunk import KVChunk
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.sampling import TextStream, TokenSampler
 from models.video_llm import PendingAnswer, Turn
+
+
+class NoNumbersError(LonglookError):
+    """What the model computed is not a number."""
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Raises NoNumbersError where a model's numbers have grown beyond its type, or its weights are
+    broken: the answer would be empty or noise.
+    """
+    if not bool(torch.isfinite(logits).any()) or bool(torch.isnan(logits).any()):
+        raise NoNumbersError(
+            "the model computed no numbers: its weights are damaged, or its numbers too large for "
+            "their type, for which bfloat16 or float32 may help"
+        )
 
 
 class BatchedAnswer:
@@ -113,6 +129,7 @@ class AnswerBatch:
             logits = self._decoder.next_logits(
                 self._cache, [row], torch.tensor([tokens], device=self._decoder.device)
             )
+            check_numbers(logits)
         except BaseException:
             self.remove(answer)
             raise

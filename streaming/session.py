@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -268,7 +268,8 @@ class Session:
                 f"{source} is another recording than the one that was watched into "
                 f"{self._store.folder}: it begins otherwise, or is shorter."
             )
-        self._store.set_source(source, fingerprint and astuple(fingerprint))
+        known = fingerprint and (fingerprint.first_packets, fingerprint.num_bytes)
+        self._store.set_source(source, known)
 
     def _is_same_recording(self, fingerprint: Fingerprint) -> bool:
         known = None if self._store is None else self._store.fingerprint

@@ -238,7 +238,7 @@ def test_what_the_layers_allow_is_let_through() -> None:
         "streaming.session": (
             "from memory.kv_memory import KVMemory\nfrom models.video_llm import VideoLLM"
         ),
-        "streaming.sources.moments": "import decord",
+        "streaming.sources.decord_child": "import decord",
         "ui.demo": (
             "import gradio as gr\nfrom streaming.engine import Engine\nfrom ui.render import clock"
         ),
