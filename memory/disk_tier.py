@@ -57,6 +57,7 @@ from memory.plain_files import (
     THUMBS,
     check_folder,
     delete_files,
+    kv_names,
     open_descriptor,
     open_file,
     refuse_journal,
@@ -142,6 +143,7 @@ class SessionStore:
         self.read_only = read_only
         self._budget_bytes = budget_bytes
         self._keep_chunks = keep_chunks
+        self.num_discarded = 0  # chunks that were not noted down yet when watching was killed
         self._is_unclean = False  # bytes of a chunk that failed may lie about
         self._files = {kept: Segments(folder, f"kv-{kept}") for kept in KEPT}
         self._evicted_files: list[tuple[Kept, int]] = []  # not deleted yet
@@ -150,7 +152,14 @@ class SessionStore:
             if not read_only:
                 undo.enter_context(lock(folder))
             self._db = undo.enter_context(closing(open_database(folder, read_only)))
+            opened = (folder / DATABASE).lstat()
+            self._database_id = opened.st_dev, opened.st_ino
             if kind is not None and not read_only and not has_session(self._db):
+                if kv_names(folder):
+                    raise SessionError(
+                        f"{folder} has lost its database, and what was remembered cannot be read "
+                        "without it: delete the session, and watch again."
+                    )
                 self._create(kind, settings or {}, kv_bits)
             with self._snapshot():
                 self._facts = self._checked_facts(kind)
@@ -164,6 +173,7 @@ class SessionStore:
             if not read_only:
                 (folder / THUMBS).mkdir(exist_ok=True)
                 limit_log(self._db, budget_bytes)
+                self.num_discarded = self._num_without_record()
                 self._clean_up()
             self._closing = undo.pop_all()
 
@@ -245,6 +255,7 @@ class SessionStore:
             raise SessionError(f"{self.folder} was opened for questions only.")
         prepared = [self._prepare(new) for new in chunks]
         with self._wrap_errors():
+            self._check_database_is_there()
             if self._is_unclean:
                 self._clean_up()
             self._is_unclean = True
@@ -265,6 +276,7 @@ class SessionStore:
         for new in written:
             self._ledger = new.ledger
             self._watched = new.watched
+            self._facts["seen seconds"] = repr(new.seen_seconds)
             self.chunks.append(new.record)
             self._key_bytes[new.record.index] = new.key_bytes
             self._drop_records()
@@ -629,8 +641,12 @@ class SessionStore:
                     item.meta, new.num_frames, new.watch_seconds, len(item.thumb), places
                 )
                 frames, seconds = frames + new.num_frames, seconds + new.watch_seconds
+                watched = (frames, seconds)
+                seen_seconds = max(self.seen_seconds, new.seen_seconds)
                 written.append(
-                    WrittenChunk(record, item.keys, ledger, placement.dropped, (frames, seconds))
+                    WrittenChunk(
+                        record, item.keys, ledger, placement.dropped, watched, seen_seconds
+                    )
                 )
             for writer in writers.values():
                 writer.flush()
@@ -661,7 +677,11 @@ class SessionStore:
                     f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row()
                 )
                 self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", keys)
-            self._write_facts(ledger, {"watched": json.dumps(written[-1].watched)})
+            facts = {
+                "watched": json.dumps(written[-1].watched),
+                "seen seconds": repr(written[-1].seen_seconds),
+            }
+            self._write_facts(ledger, facts)
 
     def _write_facts(self, ledger: Ledger, facts: dict[str, str]) -> None:
         """Facts, and what the ledger has evicted, in the transaction that is open."""
@@ -673,6 +693,20 @@ class SessionStore:
                 self._db.execute(f"DELETE FROM {table} WHERE number < ?", (ledger.first("sparse"),))
         for name, value in facts.items():
             set_fact(self._db, name, value)
+
+    def _num_without_record(self) -> int:
+        """How many chunks have a picture and no record; more than a few where the log is lost."""
+        thumbs = thumb_names(self.folder / THUMBS)
+        return sum(int(name.partition(".")[0]) >= self.num_chunks for name in thumbs)
+
+    def _check_database_is_there(self) -> None:
+        """Raises SessionError where it was deleted: what goes into it would be gone at the end."""
+        try:
+            found = (self.folder / DATABASE).lstat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._database_id:
+            raise SessionError(f"{self.folder} was deleted or replaced while it was being watched.")
 
     def _clean_up(self) -> None:
         """Takes away what does not count: of a chunk under way, or evicted just before a kill."""
@@ -775,6 +809,7 @@ class WrittenChunk:
     ledger: Ledger
     dropped: Sequence[tuple[Kept, int]]
     watched: tuple[int, float]
+    seen_seconds: float
 
     @property
     def key_bytes(self) -> int:

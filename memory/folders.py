@@ -47,7 +47,12 @@ class Summary:
 
 
 def sessions_in(root: Path) -> list[Path]:
-    return sorted(path.parent for path in root.glob(f"*/{DATABASE}"))
+    """Raises SessionError where the folder cannot be read."""
+    with wrap_os_errors(root):
+        if not root.is_dir():
+            return []
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        return [path for path in folders if os.path.lexists(path / DATABASE)]
 
 
 def summary(folder: Path) -> Summary:
@@ -79,7 +84,8 @@ def delete(folder: Path) -> None:
     It may be damaged. Raises SessionError where there is none, where it is being watched and where
     it has links.
     """
-    check_is_session(folder)
+    if not is_left_over(folder):
+        check_is_session(folder)
     with wrap_os_errors(folder), lock(folder):
         check_folder(folder)
         thumbs = folder / THUMBS
@@ -88,6 +94,15 @@ def delete(folder: Path) -> None:
             _remove_if_empty(thumbs)
         delete_files(folder, [*kv_names(folder), *DATABASE_FILES, JOURNAL, LOCK])
         _remove_if_empty(folder)
+
+
+def is_left_over(folder: Path) -> bool:
+    """Whether a folder holds what a session leaves that lost its database, as when it was deleted
+    and that was interrupted.
+    """
+    if os.path.lexists(folder / DATABASE):
+        return False
+    return os.path.lexists(folder / LOCK) or bool(folder.is_dir() and kv_names(folder))
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -127,6 +127,8 @@ def create_tables(db: sqlite3.Connection, facts: Mapping[str, str]) -> None:
             db.execute(command)
         for name, value in facts.items():
             set_fact(db, name, value)
+    # The file is a session by itself from now on, also where its log is lost.
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def set_fact(db: sqlite3.Connection, name: str, value: str) -> None:

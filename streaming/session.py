@@ -57,7 +57,15 @@ from streaming.events import (
 )
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 from streaming.sources.fingerprint import Fingerprint
-from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
+from streaming.time_query.expressions import clock
+from streaming.time_query.spans import (
+    Span,
+    chunk_ranges,
+    in_seconds,
+    named_spans,
+    stamp_of,
+    time_beyond,
+)
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
@@ -144,6 +152,7 @@ class Session:
         keep failing. An error leaves what was remembered before it as it was. With a folder, a
         chunk that was told of is safe on the disk.
         """
+        yield from self._discarded()
         yield from self._losses()
         memory = self._config.memory
         parts = in_parts(frames, memory.chunk_frames, memory.borders)
@@ -197,6 +206,7 @@ class Session:
             text += piece
             yield AnswerPiece(piece)
         yield from self._losses()
+        yield from self._times_not_seen(question)
         yield from self._keep(Turn(question, text))
         yield Answer(question, text, tuple(evidence), self._stats)
 
@@ -268,7 +278,9 @@ class Session:
                 f"{source} is another recording than the one that was watched into "
                 f"{self._store.folder}: it begins otherwise, or is shorter."
             )
-        known = fingerprint and (fingerprint.first_packets, fingerprint.num_bytes)
+        known = None
+        if fingerprint is not None:
+            known = (fingerprint.first_packets, fingerprint.num_bytes)
         self._store.set_source(source, known)
 
     def _is_same_recording(self, fingerprint: Fingerprint) -> bool:
@@ -409,8 +421,9 @@ class Session:
             seconds = 0.0
             if result.chunk is not None:
                 keys = self._profile.keys_of(result.chunk) if self._profile else None
+                seen = result.prepared.frames[-1].pts_seconds
                 chunks.append(
-                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds)
+                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds, seen)
                 )
                 num_frames, watch_seconds = 0, 0.0
         return chunks
@@ -467,9 +480,13 @@ class Session:
         while True:
             try:
                 plan = self._recall(question)
-                return plan, self._context(plan)
+                context = self._context(plan)
+                break
             except ChunkLostError:
                 continue
+        if not plan.chunks:
+            raise LonglookError("nothing of what was watched can be read or fits any more")
+        return plan, context
 
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for,
@@ -576,6 +593,18 @@ class Session:
         with self._lock:
             self._stats = replace(self._stats, first_token_seconds=seconds)
 
+    def _times_not_seen(self, question: str) -> Iterator[Notice]:
+        """Says so where a question names a time that has not been watched."""
+        seen_seconds = self.seen_seconds
+        if seen_seconds is None:  # closed meanwhile
+            return
+        seconds = time_beyond(question, seen_seconds + LONGEST_FRAME_SECONDS)
+        if seconds is not None:
+            yield Notice(
+                f"{clock(seconds)} was not seen: what has been watched ends at "
+                f"{clock(seen_seconds)}."
+            )
+
     def _keep(self, turn: Turn) -> Iterator[Notice]:
         """Puts a turn into the dialogue; says so where it cannot be kept on the disk as well."""
         self._dialogue.append(turn)
@@ -585,6 +614,15 @@ class Session:
             self._store.add_turn(turn.question, turn.answer)
         except SessionError as error:
             yield Notice(f"This answer was not kept: {error}")
+
+    def _discarded(self) -> Iterator[Notice]:
+        """Says so where watching was killed before it had noted down all that it had seen."""
+        if self._store is not None and self._store.num_discarded:
+            number, self._store.num_discarded = self._store.num_discarded, 0
+            yield Notice(
+                f"Watching was ended before {number} chunk(s) had been noted down; they are "
+                "watched again."
+            )
 
     def _losses(self) -> Iterator[Notice]:
         """What was found to be lost since this was last said."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Outcome(Enum):
     """How watching ended."""
 
-    WATCHED = "to its end, to the second asked for, or as far as there was room"
+    WATCHED = "to its end, or to the second asked for"
+    BROKEN_OFF = "before its end, since it could not be kept"
     STOPPED = "by Ctrl-C"
     NOTHING_NEW = "it had been watched before"
 
@@ -67,6 +68,18 @@ def watch_video(
         return Outcome.NOTHING_NEW
 
 
+class Delivery:
+    """Frames on their way; `ended` says whether all of them were taken."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self.ended = False
+        self._frames = frames
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield from self._frames
+        self.ended = True
+
+
 def announced(frames: Iterable[Frame], start_seconds: float) -> Iterator[Frame]:
     """The frames; says where watching goes on once it is known that there is one."""
     is_announced = start_seconds == 0
@@ -91,10 +104,11 @@ def watch_with_progress(
     """Drains `session.watch`; tells of warnings and notices as they come."""
     stopped = Event()
     num_told = 0
+    given = Delivery(frames)
     if session.is_kept:
-        wanted = stop_on_event(stopped, frames)
+        wanted = stop_on_event(stopped, given)
     else:
-        wanted = takewhile(lambda _: not stopped.is_set(), frames)
+        wanted = takewhile(lambda _: not stopped.is_set(), given)
     with first_interrupt(stop_calmly(stopped, progress)), suppress(StopWatching):
         for event in session.watch(wanted, ahead=True):
             if isinstance(event, Watched):
@@ -104,7 +118,7 @@ def watch_with_progress(
             num_told = warn_of_new(source.warnings, num_told)
     warn_of_new(source.warnings, num_told)
     if not stopped.is_set():
-        return Outcome.WATCHED
+        return Outcome.WATCHED if given.ended else Outcome.BROKEN_OFF
     if not session.stats.chunks:
         raise KeyboardInterrupt
     return Outcome.STOPPED
