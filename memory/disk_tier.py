@@ -57,6 +57,7 @@ from memory.plain_files import (
     THUMBS,
     check_folder,
     delete_files,
+    is_left_over,
     kv_names,
     open_descriptor,
     open_file,
@@ -151,15 +152,15 @@ class SessionStore:
         with ExitStack() as undo, self._wrap_errors():
             if not read_only:
                 undo.enter_context(lock(folder))
+            if is_left_over(folder) and kv_names(folder):
+                raise SessionError(
+                    f"{folder} has lost its database, and what was remembered cannot be read "
+                    "without it: delete the session, and watch again."
+                )
             self._db = undo.enter_context(closing(open_database(folder, read_only)))
             opened = (folder / DATABASE).lstat()
             self._database_id = opened.st_dev, opened.st_ino
             if kind is not None and not read_only and not has_session(self._db):
-                if kv_names(folder):
-                    raise SessionError(
-                        f"{folder} has lost its database, and what was remembered cannot be read "
-                        "without it: delete the session, and watch again."
-                    )
                 self._create(kind, settings or {}, kv_bits)
             with self._snapshot():
                 self._facts = self._checked_facts(kind)

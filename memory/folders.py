@@ -18,6 +18,7 @@ from memory.plain_files import (
     THUMBS,
     check_folder,
     delete_files,
+    is_left_over,
     kv_names,
     thumb_names,
 )
@@ -94,15 +95,6 @@ def delete(folder: Path) -> None:
             _remove_if_empty(thumbs)
         delete_files(folder, [*kv_names(folder), *DATABASE_FILES, JOURNAL, LOCK])
         _remove_if_empty(folder)
-
-
-def is_left_over(folder: Path) -> bool:
-    """Whether a folder holds what a session leaves that lost its database, as when it was deleted
-    and that was interrupted.
-    """
-    if os.path.lexists(folder / DATABASE):
-        return False
-    return os.path.lexists(folder / LOCK) or bool(folder.is_dir() and kv_names(folder))
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -50,12 +50,11 @@ def time_beyond(question: str, now_seconds: float) -> float | None:
     """The first moment or stretch that a question names and that lies after `now_seconds`, in
     seconds; None where there is none, and for what no stream can reach.
     """
-    starts = [
-        max(0.0, start)
-        for start, _ in Reading(question, now_seconds).spans
-        if math.isfinite(start) and start > now_seconds
-    ]
-    return min(starts, default=None)
+    reading = Reading(question, now_seconds)
+    moments = [reading.times[number].seconds for number in reading.moments]
+    starts = moments or [start for start, _ in reading.spans]
+    later = [start for start in starts if math.isfinite(start) and start > now_seconds]
+    return min(later, default=None)
 
 
 def in_seconds(

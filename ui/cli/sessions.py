@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from errors import LonglookError
-from memory.plain_files import DATABASE_FILES
+from memory.plain_files import DATABASE_FILES, is_left_over
 from memory.session_names import session_folder, sessions_root
 from ui.cli.console import as_markup, printable, say, show_table, user_errors, warn
 from ui.cli.opening import check_is_there
@@ -125,12 +125,14 @@ def delete_session(
     """
     with user_errors():
         folder = session_folder(session)
+        is_rest = is_left_over(folder)
+        if not is_rest:
+            check_is_there(folder)
         from memory.disk_tier import check_is_session
-        from memory.folders import delete, is_left_over, summary
+        from memory.folders import delete, summary
 
         what = f"{folder}, the rest of a session"
-        if not is_left_over(folder):
-            check_is_there(folder)
+        if not is_rest:
             check_is_session(folder)
             what = str(folder)
             try:

@@ -69,15 +69,22 @@ def watch_video(
 
 
 class Delivery:
-    """Frames on their way; `ended` says whether all of them were taken."""
+    """Frames on their way to a session: how far they have come."""
 
     def __init__(self, frames: Iterable[Frame]) -> None:
-        self.ended = False
         self._frames = frames
+        self._has_ended = False
+        self._last_seconds = 0.0
 
     def __iter__(self) -> Iterator[Frame]:
-        yield from self._frames
-        self.ended = True
+        for frame in self._frames:
+            yield frame
+            self._last_seconds = frame.pts_seconds
+        self._has_ended = True
+
+    def is_complete(self, seen_seconds: float | None) -> bool:
+        """Whether all frames have become part of what was seen."""
+        return self._has_ended and (seen_seconds or 0.0) >= self._last_seconds
 
 
 def announced(frames: Iterable[Frame], start_seconds: float) -> Iterator[Frame]:
@@ -118,7 +125,8 @@ def watch_with_progress(
             num_told = warn_of_new(source.warnings, num_told)
     warn_of_new(source.warnings, num_told)
     if not stopped.is_set():
-        return Outcome.WATCHED if given.ended else Outcome.BROKEN_OFF
+        is_complete = given.is_complete(session.seen_seconds)
+        return Outcome.WATCHED if is_complete else Outcome.BROKEN_OFF
     if not session.stats.chunks:
         raise KeyboardInterrupt
     return Outcome.STOPPED
