@@ -189,7 +189,7 @@ def _finished(batch: SpanBatch, done: Future[None]) -> Iterator[SpanAnswer]:
 
 
 def pack_rows(
-    spans: Sequence[ChunkSpan], prompts: Sequence[SpanPrompt], max_rows: int = MAX_ROWS
+    spans: Sequence[ChunkSpan], prompts: Sequence[SpanPrompt], max_rows: int
 ) -> Iterator[list[tuple[ChunkSpan, SpanPrompt]]]:
     """Every span with every prompt, in batches of at most `max_rows`; prompts of a span stay side
     by side, so that its context is rotated once.

@@ -45,6 +45,7 @@ from models.calibration import Profile
 from models.video_llm import AnswerRequest, Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.each import (
+    MAX_ROWS,
     ChunkSpan,
     SpanAnswer,
     SpanPrompt,
@@ -207,9 +208,10 @@ class Session:
         spans: Sequence[ChunkSpan],
         max_new_tokens: int = 64,
         cancel: threading.Event | None = None,
+        max_rows: int = MAX_ROWS,
     ) -> Iterator[SpanAnswer]:
         """Puts every prompt to every span of chunks, as background work; the answers come span by
-        span. See `streaming/each.py`.
+        span. max_rows: of a batch. See `streaming/each.py`.
 
         Raises LonglookError for a span that was not watched, and when closed.
         """
@@ -220,7 +222,7 @@ class Session:
                     f"chunk {span.stop - 1} has not been watched; there are "
                     f"{self._memory.num_chunks} chunks"
                 )
-        batches = (self._span_rows(batch) for batch in pack_rows(spans, prompts))
+        batches = (self._span_rows(batch) for batch in pack_rows(spans, prompts, max_rows))
         options = greedy(self._config.answer, max_new_tokens)
         return answer_rows(self._engine, batches, options, cancel or threading.Event())
 

@@ -17,7 +17,6 @@ from models.choices import Tokens, spelled
 from models.decode_cache import DecodeCache
 from models.qwen3_vl import Qwen3VL
 from models.video_llm import ChoiceRequest
-from streaming import each
 from streaming.each import ChunkSpan, SpanAnswer, SpanPrompt, pack_rows
 from streaming.engine import Engine, load_engine
 from streaming.session import Session
@@ -67,10 +66,9 @@ def one_by_one(session: Session, prompt: SpanPrompt) -> list[str]:
 
 @pytest.mark.parametrize("max_rows", [1, 3, 32])
 def test_texts_in_batches_of_any_size_are_those_of_asking_one_by_one(
-    session: Session, monkeypatch: pytest.MonkeyPatch, max_rows: int
+    session: Session, max_rows: int
 ) -> None:
-    monkeypatch.setattr(each.pack_rows, "__defaults__", (max_rows,))
-    answers = list(session.each([CAPTION], spans(session)))
+    answers = list(session.each([CAPTION], spans(session), max_rows=max_rows))
     assert [answer.text for answer in answers] == one_by_one(session, CAPTION)
     assert [answer.span for answer in answers] == spans(session)
     assert len({answer.text for answer in answers}) > 3, "all spans say the same"

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "streaming.ingest": (*BELOW_SESSIONS, "streaming"),
     "streaming.session": (*BELOW_SESSIONS, "streaming"),
     "streaming.engine": (*BELOW_SESSIONS, "streaming"),
+    "archive": (*BELOW_SESSIONS, "streaming", "archive"),
     "ui": ("config", "errors", "frames", "streaming", "ui"),
     "ui.cli": (
         "config",
@@ -39,6 +40,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "memory.disk_tier.check_is_session",
         "models.checkpoint",
         "models.calibration",
+        "models.loading.identify",
+        "archive",
         "ui",
     ),
     "app": ("ui",),
@@ -47,6 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__main__": ("app",),
 }
 OURS = (
+    "archive",
     "config",
     "errors",
     "frames",
@@ -62,7 +66,7 @@ OURS = (
 )
 # only these and what lies above see them
 UPWARD = ("streaming.session", "streaming.engine")
-SEES_SESSIONS = (*UPWARD, "ui", "app", "bench")
+SEES_SESSIONS = (*UPWARD, "archive", "ui", "app", "bench")
 
 # Module or name of another project: the only places that may touch it.
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -78,6 +82,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
         "memory",
         "keyframes",
         "models",
+        "archive.workers",
         "training",
         "bench",
     ),
