@@ -16,13 +16,13 @@ Knows nothing of vision, prompts or questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -382,13 +382,3 @@ class Decoder:
         cosines, sines = rotary(probe, positions[:, None].to(self.device))
         scale = rotary.attention_scaling
         return (cosines[0], sines[0]) if scale == 1 else (cosines[0] / scale, sines[0] / scale)
-
-
-def filled_cache(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A stock cache that holds the rotated keys and the values of every layer, [B, kv_heads, n,
-    head_dim] each.
-    """
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(layers):
-        cache.update(keys, values, layer)
-    return cache

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
 from frames import Frame
-from keyframes.pruner import TokenSelection, owner_means
+from keyframes.pruner import TokenSelection
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 
@@ -78,17 +78,9 @@ class VisualGroup:
         """What stays of a whole group."""
         assert self.kept is None, "pruned already"
         embeddings, *deepstack = (
-            _left(features, stays) for features in (self.embeddings, *self.deepstack)
+            stays.select(features) for features in (self.embeddings, *self.deepstack)
         )
         return replace(self, embeddings=embeddings, deepstack=tuple(deepstack), kept=stays.places)
-
-
-def _left(features: Tensor, stays: TokenSelection) -> Tensor:
-    if stays.owners is None:
-        return features[stays.places.to(features.device)]
-    return owner_means(features, stays.owners.to(features.device), len(stays.places)).to(
-        features.dtype
-    )
 
 
 def _ascend(places: Tensor, stop: int) -> bool:
