@@ -11,8 +11,8 @@ from config import AnswerConfig, Config, MemoryConfig
 from models.video_llm import VideoLLM
 from streaming.engine import Engine
 from streaming.events import Evidence
+from streaming.sources.moments import Moments
 from tests.clips import write_clip
-from ui import viewing
 from ui.pictures import PictureFolder, SeenPictures
 from ui.viewing import TabSession
 
@@ -65,7 +65,7 @@ def evidence(start_seconds: float, stop_seconds: float) -> Evidence:
 def test_evidence_is_shown_without_reading_the_file_again(
     tab: TabSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(viewing, "Moments", lambda _: pytest.fail("the file was opened"))
+    monkeypatch.setattr("ui.viewing.Moments", lambda _: pytest.fail("the file was opened"))
     tab.path.unlink()
     urls = tab.pictures_of((evidence(0.0, 2.0), evidence(4.0, 6.0)))
     assert all(urls) and len(set(urls)) == 2
@@ -75,14 +75,14 @@ def test_evidence_is_shown_without_reading_the_file_again(
 def test_what_was_thinned_out_is_read_from_the_file_which_is_opened_once(
     tab: TabSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[viewing.Moments] = []
+    opened: list[Moments] = []
 
-    class Counted(viewing.Moments):
+    class Counted(Moments):
         def __init__(self, path: Path) -> None:
             super().__init__(path)
             opened.append(self)
 
-    monkeypatch.setattr(viewing, "Moments", Counted)
+    monkeypatch.setattr("ui.viewing.Moments", Counted)
     tab._seen = SeenPictures(tab._pictures)
     for _ in range(3):
         assert all(tab.pictures_of((evidence(0.0, 2.0), evidence(4.0, 6.0))))
