@@ -67,8 +67,8 @@ def test_a_picture_stamped_hours_ahead_is_put_between_its_neighbours(
     assert numbers(frames) == list(range(150))
     assert [frame.pts_seconds for frame in frames] == pytest.approx(clip.pts_seconds, abs=0.001)
     assert warnings == [
-        f"outlier.ts has {len(places)} times that lie far ahead of the others; their pictures were "
-        "put between their neighbours."
+        f"outlier.ts stamps {len(places)} of its pictures far ahead of the others; they were put "
+        "between their neighbours."
     ]
     with Moments(clip.path) as moments:
         assert moments.backend == "in order"

@@ -161,8 +161,8 @@ class FileSource:
             )
         if video.num_corrected:
             self.warnings.append(
-                f"{name} has {video.num_corrected} times that lie far ahead of the others; their "
-                "pictures were put between their neighbours."
+                f"{name} stamps {video.num_corrected} of its pictures far ahead of the others; "
+                "they were put between their neighbours."
             )
 
     def _warn_of_end(self, video: VideoFile, last_seconds: float) -> None:
