@@ -49,7 +49,7 @@ def search(
 
     \b
     Examples:
-      longlook search "a red star and a blue ring" --in captions
+      longlook search "a cyan heart and a yellow diamond" --in captions
       longlook search "a yellow square" --in captions --limit 3 --json
       longlook search "someone opens a door" --in captions --model Qwen/Qwen3-VL-4B-Instruct
     """
