@@ -394,6 +394,7 @@ def test_all_files_of_a_process_share_one_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = make(tmp_path / "clip.mp4", steady(25, 25), Recipe())
+    monkeypatch.setattr("streaming.sources.decoder_memory.MOST_THREADS", 1)
     with VideoFile(clip.path) as video:
         num_bytes = decoder_bytes(video.stream)
     memory = DecoderMemory(2 * num_bytes)
@@ -406,6 +407,20 @@ def test_all_files_of_a_process_share_one_bound(
         VideoFile(clip.path)
     for _ in range(5):
         assert len(list(FileSource(clip.path, 25.0).frames())) == 25, "given back each time"
+
+
+def test_where_memory_is_scarce_a_file_is_decoded_on_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make(tmp_path / "clip.mp4", steady(25, 25), Recipe())
+    monkeypatch.setattr("streaming.sources.decoder_memory.os.cpu_count", lambda: 16)
+    with VideoFile(clip.path) as video:
+        assert video.stream.codec_context.thread_count == 16
+        num_bytes = decoder_bytes(video.stream)
+    monkeypatch.setattr("streaming.sources.pictures.DECODERS", DecoderMemory(num_bytes - 1))
+    with VideoFile(clip.path) as video:
+        assert video.stream.codec_context.thread_count == 1
+        assert len(list(video.pictures())) == 25
 
 
 def test_codecs_that_no_video_needs_are_not_decoded(tmp_path: Path) -> None:
