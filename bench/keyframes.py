@@ -36,7 +36,8 @@ from bench.machine import describe, save
 from bench.report import Target, judged, table
 from bench.shots import KINDS, write
 from frames import Frame
-from keyframes.detector import Keyframe, KeyframeDetector
+from keyframes.detector import KeyframeDetector
+from keyframes.frame_diff import FrameDiff, measure_frames
 from streaming.sources.pictures import VideoFile
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,19 +88,19 @@ class Way(Protocol):
 class Ours:
     def __init__(self) -> None:
         self.cpu_seconds = 0.0
-        self.found: list[Keyframe] = []
+        self.found: list[FrameDiff] = []
         self._detector = KeyframeDetector()
 
     def look(self, frames: Sequence[Frame], bgrs: Sequence[Picture]) -> None:
         started = time.thread_time()
-        self.found += self._detector.step(frames)
+        self.found += self._detector.judge(measure_frames(frames))
         self.cpu_seconds += time.thread_time() - started
 
     def cuts(self) -> list[float]:
         started = time.thread_time()
         self.found += self._detector.flush()
         self.cpu_seconds += time.thread_time() - started
-        return [keyframe.pts_seconds for keyframe in self.found if keyframe.why == "cut"]
+        return [diff.pts_seconds for diff in self.found if diff.keyframe == "cut"]
 
 
 @dataclass

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor
 from config import AnswerConfig, Config
 from errors import LonglookError, Notice
 from frames import Frame
-from keyframes.borders import split_at_cuts
+from keyframes.chunk_builder import ChunkFrames, build_chunks
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.disk_tier import ChunkLostError, SessionError, SessionStore
@@ -55,7 +54,14 @@ from streaming.events import (
     Watched,
     WatchEvent,
 )
-from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
+from streaming.ingest import (
+    LIVE_SHARE,
+    Ingest,
+    PrefilledChunk,
+    PrefillWork,
+    PreparedChunk,
+)
+from streaming.live_chunks import LiveChunks
 from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
 
 T = TypeVar("T")
@@ -120,6 +126,12 @@ class Session:
         self._memory = KVMemory(config.memory, model.device, store, index, self._lock)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._ingest: Ingest | None = None  # None if it must begin anew
+        # held while chunks are prefilled and committed: by who watches, or by a question that takes
+        # what has come in since
+        self._ingesting = threading.Lock()
+        self._live: LiveChunks[ChunkFrames] | None = None  # while a live source is watched
+        self._events_of_questions: list[WatchEvent] = []  # of chunks that a question took
+        self._waits_for_first = False  # the first chunk is under way
         self._dialogue: list[Turn] = []
         self._stats = Stats()
         self._counts = self._memory.counts()
@@ -143,39 +155,90 @@ class Session:
         chunk that was told of is safe on the disk.
         """
         yield from self._losses()
+        batches = self._watch_ahead(frames) if ahead else self._watch_live(frames)
+        try:
+            for events in batches:
+                yield from events
+        except SessionClosedError:
+            return
+        except (MemoryFullError, SessionError) as error:
+            text = f"{error} Watching ended there; questions are answered from what was seen."
+            yield Notice(text, error.knob)
+        finally:
+            batches.close()
+            self._let_first_question_go()
+
+    def _watch_ahead(self, frames: Iterable[Frame]) -> Generator[list[WatchEvent]]:
+        """The events of each pass over frames that need not be waited for."""
         memory = self._config.memory
-        parts = in_parts(frames, memory.chunk_frames, memory.borders)
         # a chunk is carried on only when it is in memory
-        alone = not ahead or memory.carrier_tokens > 0
-        max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
-        started = time.perf_counter()
+        max_chunks = 1
+        if memory.carrier_tokens == 0:
+            max_chunks = max(1, BATCH_FRAMES // memory.chunk_frames)
+        count_tokens = partial(num_visual_tokens, self._model)
         max_tokens = max_pass_tokens(self._model.device.type)
-        for batch in batch_chunks(
-            parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens
-        ):
+        ingest = self._begin_ingest()
+        self._waits_for_first = not self._memory.num_chunks
+        chunks = build_chunks(frames, ingest.chunk_builder(is_live=False), ingest.measure)
+        batches = batch_chunks(chunks, max_chunks, count_tokens, max_tokens)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches, None)
+            except Exception:
+                self._ingest = None  # what it has measured of the frames is of no use
+                raise
+            if batch is None:
+                return
             events: list[WatchEvent] = []
             try:
-                self._watch_batch(batch, started, not ahead, events)
-            except SessionClosedError:
-                return
-            except (MemoryFullError, SessionError) as error:
-                yield from events
-                text = f"{error} Watching ended there; questions are answered from what was seen."
-                yield Notice(text, error.knob)
-                return
+                self._ingest_chunks(ingest, batch, started, False, events)
             except Exception:
-                yield from events
+                yield events
                 raise
-            yield from events
-            started = time.perf_counter()
+            yield events
+
+    def _watch_live(self, frames: Iterable[Frame]) -> Generator[list[WatchEvent]]:
+        """The events of each chunk of frames that have to be waited for."""
+        ingest = self._begin_ingest()
+        builder = ingest.chunk_builder(is_live=True)
+        live = LiveChunks(
+            frames,
+            builder,
+            lambda frame: builder.add(ingest.measure([frame])),
+            self._config.memory.max_chunk_seconds * LIVE_SHARE,
+        )
+        self._live = live
+        try:
+            while True:
+                started = time.perf_counter()
+                if not live.wait():
+                    break
+                events: list[WatchEvent] = []
+                try:
+                    with self._ingesting:
+                        events += self._take_events_of_questions()
+                        chunks = live.take_complete()
+                        if chunks:
+                            self._ingest_chunks(ingest, chunks, started, True, events)
+                except Exception:
+                    yield events
+                    raise
+                yield events
+            yield self._take_events_of_questions()
+        finally:
+            self._live = None
+            live.stop()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the
         whole with its evidence.
 
-        Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is
-        abandoned leaves no trace in the dialogue. Raises LonglookError for a question that is empty
-        or too long, where nothing has been watched, and when closed.
+        Waits for the pass under way (a chunk, or a few small ones). Of a live source, what has come
+        in so far is prefilled first, so that "now" is the last frame; of a file, the first chunk is
+        waited for. An answer that is abandoned leaves no trace in the dialogue. Raises
+        LonglookError for a question that is empty or too long, where nothing has been watched, and
+        when closed.
         """
         question = question.strip()
         if not question:
@@ -186,6 +249,7 @@ class Session:
                 f"{MAX_QUESTION_CHARACTERS:,} are read"
             )
         started = time.perf_counter()
+        self._take_in_what_came()
         evidence: list[Evidence] = []
         text = ""
         for piece in self._engine.answer(partial(self._retrieve, question, evidence)):
@@ -239,7 +303,11 @@ class Session:
         with self._lock:
             was_closed, self._closed = self._closed, True
             self._carriers.close()
+            self._committed.notify_all()
         self._closing.set()
+        live = self._live
+        if live is not None:
+            live.stop()
         self._memory.stop()
         if self._store is not None and not was_closed:
             self._keep_seen(self._store)
@@ -274,49 +342,111 @@ class Session:
         if not self._memory.num_chunks:
             raise LonglookError("nothing has been watched yet")
 
-    def _watch_batch(
+    def _take_in_what_came(self) -> None:
+        """Frames that have come in become part of what is asked about, before a question is.
+
+        Only if no chunk is under way: the one that is shows what came last, and a question waits
+        for one pass, not for two, and never for the disk.
+        """
+        live = self._live
+        if live is not None and self._ingesting.acquire(blocking=False):
+            try:
+                self._ingest_what_came(live)
+            finally:
+                self._ingesting.release()
+            live.wake()
+        with self._committed:
+            while self._waits_for_first and not self._closed:
+                self._committed.wait()
+
+    def _ingest_what_came(self, live: LiveChunks[ChunkFrames]) -> None:
+        ingest = self._ingest
+        if ingest is None:
+            return
+        try:
+            for chunk in live.take_all():
+                started = time.perf_counter()
+                self._ingest_chunks(ingest, [chunk], started, True, self._events_of_questions)
+        except Exception as error:  # noqa: BLE001  told to who watches, where it is raised again
+            live.fail(error)
+
+    def _take_events_of_questions(self) -> list[WatchEvent]:
+        """What happened when a question took what had come in; told to who watches."""
+        events, self._events_of_questions = self._events_of_questions, []
+        return events
+
+    def _let_first_question_go(self) -> None:
+        with self._committed:
+            self._waits_for_first = False
+            self._committed.notify_all()
+
+    def _begin_ingest(self) -> Ingest:
+        with self._lock:
+            self._check_open()
+            self._ingest = self._ingest or Ingest(self._model, self._config)
+            return self._ingest
+
+    def _ingest_chunks(
         self,
-        parts: Sequence[Sequence[Frame]],
+        ingest: Ingest,
+        chunks: Sequence[ChunkFrames],
         started: float,
         is_live: bool,
         events: list[WatchEvent],
     ) -> None:
-        """Prefills one chunk per part. A part in which nothing changed only extends the span of the
-        newest chunk.
+        """Prefills the chunks and keeps them. One in which nothing changed only extends the span of
+        the newest chunk.
 
-        started: when the parts were first waited for, by `time.perf_counter`. events: what happened
-        is appended.
+        started: when the frames were first waited for, by `time.perf_counter`. events: what
+        happened is appended. After an error the ingest begins anew.
         """
-        for seconds in RETRY_SECONDS:  # the device may be full of answers that end soon
-            try:
-                ingest, results = self._prefill(parts, is_live)
-                break
-            except MemoryFullError:
-                if self._closing.wait(seconds):
-                    raise
-        else:
-            ingest, results = self._prefill(parts, is_live)
+        with self._lock:
+            self._check_open()
+            self._ingest = None
+            self._waits_for_first = not self._memory.num_chunks
+        try:
+            self._ingest_prepared(ingest, ingest.prepare(chunks), started, is_live, events)
+        finally:
+            self._let_first_question_go()
+        self._ingest = ingest
+
+    def _ingest_prepared(
+        self,
+        ingest: Ingest,
+        prepared: Sequence[PreparedChunk],
+        started: float,
+        is_live: bool,
+        events: list[WatchEvent],
+    ) -> None:
+        frames = [frame for chunk in prepared for frame in chunk.frames]
+        num_tokens = num_visual_tokens(self._model, frames)
+        results = self._prefill_with_retries(ingest, prepared, num_tokens, is_live)
         try:
             self._commit(results, started, events)
         finally:
             self._let_questions_in()
-        self._ingest = ingest
+
+    def _prefill_with_retries(
+        self, ingest: Ingest, prepared: Sequence[PreparedChunk], num_tokens: int, is_live: bool
+    ) -> list[PrefilledChunk]:
+        for seconds in RETRY_SECONDS:  # the device may be full of answers that end soon
+            try:
+                return self._prefill(ingest, prepared, num_tokens, is_live)
+            except MemoryFullError:
+                if self._closing.wait(seconds):
+                    raise
+                ingest.forget_reference()
+        return self._prefill(ingest, prepared, num_tokens, is_live)
 
     def _prefill(
-        self, parts: Sequence[Sequence[Frame]], is_live: bool
-    ) -> tuple[Ingest, list[PrefilledChunk]]:
-        with self._lock:
-            self._check_open()
-            # begins anew after an error
-            ingest, self._ingest = self._ingest or Ingest(self._model, self._config), None
-        prepared = ingest.prepare(parts)
+        self, ingest: Ingest, prepared: Sequence[PreparedChunk], num_tokens: int, is_live: bool
+    ) -> list[PrefilledChunk]:
         with self._lock:
             self._check_open()
             work = self._prefill_work(ingest, prepared)
-        num_tokens = num_visual_tokens(self._model, [frame for part in parts for frame in part])
         self._under_way = self._engine.prefill(work, num_tokens, is_live)
         try:
-            return ingest, self._under_way.result()
+            return self._under_way.result()
         except BaseException:
             self._let_questions_in()
             raise
@@ -325,6 +455,7 @@ class Session:
         """What the model has seen can be asked about now."""
         with self._committed:
             self._under_way = None
+            self._waits_for_first = self._waits_for_first and not self._memory.num_chunks
             self._committed.notify_all()
 
     def _check_open(self) -> None:
@@ -644,18 +775,6 @@ def stored_keys(
 def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor:
     """Of one chunk; none where it cannot be had any more."""
     return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
-
-
-def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iterator[list[Frame]]:
-    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but
-    never longer.
-
-    A cut is known a few frames later, so a run is given that much later then.
-    """
-    if borders == "cuts":
-        return split_at_cuts(frames, -(-count // 2), count)
-    frames = iter(frames)
-    return iter(lambda: list(islice(frames, count)), [])
 
 
 def evidence_of(
