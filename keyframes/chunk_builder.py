@@ -100,6 +100,11 @@ class ChunkBuilder:
         """The stream ends: all that is left."""
         return [*self.judge_rest(), *self._close()]
 
+    def take_late_keyframes(self) -> list[FrameDiff]:
+        """Keyframes in frames that have left, which came too late for the last chunk."""
+        late, self._late = self._late, []
+        return late
+
     def close_open(self) -> list[ChunkFrames]:
         """All frames that are in no chunk yet, without waiting for what is not known of them."""
         complete: list[ChunkFrames] = []

@@ -24,10 +24,11 @@ from torch import Tensor
 from config import AnswerConfig, Config
 from errors import LonglookError, Notice
 from frames import Frame
-from keyframes.chunk_builder import ChunkFrames, build_chunks
+from keyframes.chunk_builder import ChunkBuilder, ChunkFrames, build_chunks
+from keyframes.frame_diff import FrameDiff
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
-from memory.disk_tier import ChunkLostError, SessionError, SessionStore
+from memory.disk_tier import ChunkLostError, SessionError, SessionStore, as_jpeg
 from memory.kv_memory import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.mass import as_scores, attention_mass, candidates
 from memory.recall_policy import (
@@ -38,7 +39,7 @@ from memory.recall_policy import (
     plan_recall,
     without_dense,
 )
-from memory.records import NewChunk
+from memory.records import KeyframeRecord, NewChunk
 from memory.retrieval_index import HeadIndex
 from models.calibration import Profile
 from models.video_llm import Turn, VideoLLM, num_visual_tokens
@@ -49,6 +50,7 @@ from streaming.events import (
     AnswerPiece,
     AskEvent,
     Evidence,
+    Keyframe,
     Stats,
     Thumbnail,
     Watched,
@@ -70,6 +72,31 @@ THUMBNAIL_SIDE = 192  # pixels of the longer side
 
 class SessionClosedError(LonglookError):
     """The session was closed by another thread."""
+
+
+@dataclass(frozen=True)
+class StaticTail:
+    """Frames since the newest chunk, which showed nothing new: how many, the seconds that
+    processing them took, and the keyframes that belong to no chunk yet.
+    """
+
+    num_frames: int = 0
+    watch_seconds: float = 0.0
+    keyframes: tuple[KeyframeRecord, ...] = ()
+
+    def extended(
+        self, num_frames: int, seconds: float, keyframes: Sequence[Keyframe]
+    ) -> StaticTail:
+        records = [
+            KeyframeRecord(keyframe.pts_seconds, keyframe.kind, picture, len(picture))
+            for keyframe in keyframes
+            for picture in [as_jpeg(keyframe.image)]
+        ]
+        return StaticTail(
+            self.num_frames + num_frames,
+            self.watch_seconds + seconds,
+            (*self.keyframes, *records),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +167,18 @@ class Session:
         self._num_pruned = 0
         self._group_tokens = 0  # of the newest group, before pruning
         self._seen_seconds = 0.0
-        self._still_since = 0, 0.0  # frames behind the newest chunk, and the seconds they took
+        self._static_tail = StaticTail()
         if store is not None:
             self._restore(store)
+
+    @property
+    def keyframes(self) -> list[KeyframeRecord]:
+        """Of everything that is remembered, in order."""
+        return [*self._memory.keyframes, *self._static_tail.keyframes]
+
+    def keyframe_picture(self, keyframe: KeyframeRecord) -> bytes | None:
+        """A small JPEG; None where it had to make room."""
+        return self._memory.keyframe_picture(keyframe)
 
     def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
         """Remembers the frames chunk by chunk, telling of each; may be called again for what comes
@@ -226,6 +262,7 @@ class Session:
                     raise
                 yield events
             yield self._take_events_of_questions()
+            yield self._keep_late_keyframes(builder)
         finally:
             self._live = None
             live.stop()
@@ -315,9 +352,13 @@ class Session:
 
     def _keep_seen(self, store: SessionStore) -> None:
         """Says how far was watched: static frames after the newest chunk need not be seen again."""
-        if not store.read_only and self._seen_seconds > store.seen_seconds:
-            with suppress(SessionError):
-                store.set_seen(self._seen_seconds, self._still_since)
+        if store.read_only:
+            return
+        with suppress(SessionError):
+            store.add_keyframes(self._static_tail.keyframes)
+            if self._seen_seconds > store.seen_seconds:
+                tail = self._static_tail
+                store.set_seen(self._seen_seconds, (tail.num_frames, tail.watch_seconds))
 
     def follow(self, source: str) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far
@@ -491,7 +532,8 @@ class Session:
         """Keeps the chunks, or extends the newest one; says what that changed."""
         self._check_open()
         pictures = [thumbnail(result.prepared.frames) for result in results]
-        new = self._new_chunks(results, pictures, time.perf_counter() - started)
+        keyframes = [keyframe_events(result.prepared.keyframes) for result in results]
+        new = self._new_chunks(results, pictures, keyframes, time.perf_counter() - started)
         try:
             counts = iter(self._memory.append_all(new, self._let_questions_in) if new else [])
         except ValueError as error:
@@ -502,47 +544,67 @@ class Session:
         events: list[WatchEvent] = []
         with self._lock:
             self._check_open()
-            for result, picture in zip(results, pictures, strict=True):
+            for result, picture, found in zip(results, pictures, keyframes, strict=True):
                 before = self._counts
                 if result.chunk is not None:
                     self._counts = next(counts)
-                self._count_watched(result, seconds)
-                events += [
-                    *self._eviction_notices(before),
-                    picture,
-                    Watched(self._seen_seconds, self._stats),
-                ]
+                self._count_watched(result, found, seconds)
+                events += self._eviction_notices(before)
+                events.append(picture)
+                events += found
+                events.append(Watched(self._seen_seconds, self._stats))
                 seconds = 0.0
         return [*events, *self._losses()]
 
     def _new_chunks(
-        self, results: Sequence[PrefilledChunk], pictures: Sequence[Thumbnail], seconds: float
+        self,
+        results: Sequence[PrefilledChunk],
+        pictures: Sequence[Thumbnail],
+        keyframes: Sequence[Sequence[Keyframe]],
+        seconds: float,
     ) -> list[NewChunk]:
         """What is kept of the chunks; frames that showed nothing new are counted with the chunk
         after them.
         """
         chunks: list[NewChunk] = []
-        num_frames, watch_seconds = self._still_since
-        for result, picture in zip(results, pictures, strict=True):
-            num_frames += len(result.prepared.frames)
-            watch_seconds += seconds
+        tail = self._static_tail
+        for result, picture, found in zip(results, pictures, keyframes, strict=True):
+            tail = tail.extended(len(result.prepared.frames), seconds, found)
             seconds = 0.0
             if result.chunk is not None:
                 keys = self._profile.keys_of(result.chunk) if self._profile else None
-                chunks.append(
-                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds)
+                new = NewChunk(
+                    result.chunk,
+                    keys,
+                    picture.image,
+                    tail.num_frames,
+                    tail.watch_seconds,
+                    tail.keyframes,
                 )
-                num_frames, watch_seconds = 0, 0.0
+                chunks.append(new)
+                tail = StaticTail()
         return chunks
 
-    def _count_watched(self, result: PrefilledChunk, seconds: float) -> None:
+    def _count_watched(
+        self, result: PrefilledChunk, keyframes: Sequence[Keyframe], seconds: float
+    ) -> None:
         """Everything that a chunk in memory, or one without anything new, changes here."""
         frames = result.prepared.frames
-        since = self._still_since[0] + len(frames), self._still_since[1] + seconds
-        self._still_since = since if result.chunk is None else (0, 0.0)
+        if result.chunk is None:
+            self._static_tail = self._static_tail.extended(len(frames), seconds, keyframes)
+        else:
+            self._static_tail = StaticTail()
         self._count_pruned(result)
         self._seen_seconds = frames[-1].pts_seconds
         self._count(len(frames), seconds)
+
+    def _keep_late_keyframes(self, builder: ChunkBuilder) -> list[WatchEvent]:
+        """Keyframes among the last frames, which were known too late for the last chunk."""
+        found = keyframe_events(builder.take_late_keyframes())
+        with self._lock:
+            self._static_tail = self._static_tail.extended(0, 0.0, found)
+            self._count(0, 0.0)
+        return list(found)
 
     def _count_pruned(self, result: PrefilledChunk) -> None:
         """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the
@@ -730,7 +792,8 @@ class Session:
             store.replace_index("", [])
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         self._seen_seconds = store.seen_seconds
-        self._still_since = store.still_since
+        num_frames, watch_seconds = store.still_since
+        self._static_tail = StaticTail(num_frames, watch_seconds)
         self._counts = self._memory.counts()
         self._count(store.frames_watched, store.watch_seconds)
 
@@ -746,6 +809,7 @@ class Session:
             tokens=counts.tokens,
             visual_tokens=counts.visual_tokens,
             pruned_tokens=self._num_pruned,
+            keyframes=self._memory.num_keyframes + len(self._static_tail.keyframes),
             watch_seconds=self._stats.watch_seconds + seconds,
             device_bytes=counts.device_bytes + on_device,
             host_bytes=counts.host_bytes,
@@ -807,7 +871,20 @@ def _are_one(earlier: Evidence, later: Evidence) -> bool:
 def thumbnail(frames: Sequence[Frame]) -> Thumbnail:
     """A small picture of the middle frame."""
     frame = frames[len(frames) // 2]
+    return Thumbnail(frame.pts_seconds, small_picture(frame))
+
+
+def keyframe_events(diffs: Sequence[FrameDiff]) -> list[Keyframe]:
+    """The keyframes among frames, with small pictures."""
+    return [
+        Keyframe(diff.pts_seconds, diff.keyframe, small_picture(diff.frame))
+        for diff in diffs
+        if diff.keyframe is not None
+    ]
+
+
+def small_picture(frame: Frame) -> NDArray[np.uint8]:
     image = Image.fromarray(frame.image)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     small: NDArray[np.uint8] = np.asarray(image)
-    return Thumbnail(frame.pts_seconds, small)
+    return small

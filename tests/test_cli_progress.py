@@ -165,7 +165,7 @@ def test_a_session_says_how_far_it_was_watched_as_long_as_it_is_not_at_its_end(
     asked = run("ask", "What?", *options, "--max-tokens", 4)
     assert "watched up to 0:05 of 0:12" in asked.stderr.splitlines()
     watched = run("watch", clip, *options)
-    assert "Watched colours.mp4 to its end at 0:12. To ask: " in watched.stderr
+    assert "Watched colours.mp4 to its end at 0:12, 4 keyframes. To ask: " in watched.stderr
     assert "watched up to" not in run("ask", "What?", *options, "--max-tokens", 4).stderr
     again = run("watch", clip, *options)
     *_, line = again.stderr.splitlines()
