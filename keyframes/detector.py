@@ -65,7 +65,8 @@ class KeyframeDetector:
         if not diffs:
             return []
         self._waiting.extend(diffs)
-        return self._decide(self._cuts.step(torch.stack([diff.coarse for diff in diffs])))
+        pictures = torch.stack([diff.coarse for diff in diffs])
+        return self._decide(self._cuts.step(pictures, [diff.pts_seconds for diff in diffs]))
 
     def flush(self) -> list[FrameDiff]:
         """The newest frames, judged by what there is."""

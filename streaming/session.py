@@ -355,7 +355,7 @@ class Session:
         if store.read_only:
             return
         with suppress(SessionError):
-            store.add_keyframes(self._static_tail.keyframes)
+            self._static_tail = self._with_keyframes_stored(store)
             if self._seen_seconds > store.seen_seconds:
                 tail = self._static_tail
                 store.set_seen(self._seen_seconds, (tail.num_frames, tail.watch_seconds))
@@ -603,8 +603,20 @@ class Session:
         found = keyframe_events(builder.take_late_keyframes())
         with self._lock:
             self._static_tail = self._static_tail.extended(0, 0.0, found)
+            if self._store is not None:
+                with suppress(SessionError):  # then they are kept with the next chunk
+                    self._static_tail = self._with_keyframes_stored(self._store)
             self._count(0, 0.0)
         return list(found)
+
+    def _with_keyframes_stored(self, store: SessionStore) -> StaticTail:
+        """The tail without its keyframes, which are kept with the newest chunk from now on."""
+        tail = self._static_tail
+        if not self._memory.num_chunks:
+            return tail
+        store.add_keyframes(tail.keyframes)
+        self._counts = self._memory.counts()
+        return replace(tail, keyframes=())
 
     def _count_pruned(self, result: PrefilledChunk) -> None:
         """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the
