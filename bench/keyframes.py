@@ -267,19 +267,22 @@ def real_clips(videos: Path, truths: Iterable[Path]) -> list[Clip]:
 
 
 def told_cuts(path: Path, videos: Path) -> dict[str, dict[str, list[float]]]:
+    """What a file says of cuts, by clip; nothing where it is about something else."""
     data = json.loads(path.read_text())
     if isinstance(data, list):
-        name = next(
-            (video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json"),
-            path.stem,
-        )
-        return {name: {"hard_cuts": [shot["start_s"] for shot in data[1:]], "ambiguous": []}}
-    keys = ("hard_cuts", "ambiguous")
-    return {
-        name: {key: [seconds for _, seconds in told.get(key, [])] for key in keys}
-        for name, told in data.items()
-        if not name.startswith("_")
-    }
+        if not all(isinstance(shot, dict) and "start_s" in shot for shot in data):
+            return {}
+        clips = (video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json")
+        cuts = [shot["start_s"] for shot in data[1:]]
+        return {next(clips, path.stem): {"hard_cuts": cuts, "ambiguous": []}}
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, told in data.items():
+        if isinstance(told, dict) and "hard_cuts" in told:
+            found[name] = {
+                key: [seconds for _, seconds in told.get(key, [])]
+                for key in ("hard_cuts", "ambiguous")
+            }
+    return found
 
 
 def synthetic_clips(folder: Path, seeds: Iterable[int]) -> Iterator[Clip]:

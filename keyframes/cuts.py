@@ -18,10 +18,10 @@ from torch import Tensor
 from keyframes.novelty import NOISE_LEVELS, REACH, motion_residual, novelty
 
 LAG_FRAMES = 4  # looked ahead, and as many looked back
-# A cut is a peak among the pictures so near, and a flash lasts no longer: longer than LAG_FRAMES take
-# at a camera's rate, and at the rate of a session shorter than from one picture to the next.
-PEAK_SECONDS = 0.3
-FLASH_SECONDS = 0.3
+# Longer than LAG_FRAMES take at the rate of a camera; at two frames a second, no other frame is so
+# near, and each may be the first of a shot.
+PEAK_SECONDS = 0.3  # a cut stands out among all frames so near
+FLASH_SECONDS = 0.3  # a flash lasts no longer
 CUT_SHARE = 0.5  # of a picture that its predecessor does not explain
 CUT_RATIO = 3.6  # times what the pictures around leave unexplained ...
 CALM_LEVELS = 0.5  # ... or this, in levels, where they stand still
