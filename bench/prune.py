@@ -39,7 +39,7 @@ from models.qwen3_vl import Qwen3VL
 from models.video_llm import VideoLLM, VisualGroup
 from streaming.engine import Engine, load_engine
 from streaming.events import Answer
-from streaming.ingest import Ingest, PrefillWork, PreparedChunk, encode_groups
+from streaming.ingest import Ingest, PrefillWork, encode_groups
 from streaming.session import Session
 from streaming.time_query.spans import in_seconds, stamp_of
 from training.evaluate import Clip, make_clip
@@ -129,15 +129,9 @@ def prune_clip(clip: Clip, model: VideoLLM, setting: Setting) -> list[list[Visua
             ingest = Ingest(
                 pruned_by_rival(model, setting), Config(reuse=setting.reuse, prune=setting.prune)
             )
-        work = PrefillWork(ingest, prepared_alone(ingest, frames), [], [], 0, 0)
+        work = PrefillWork(ingest, ingest.prepare_alone(frames), [], [], 0, 0)
         parts += encode_groups(ingest.model, [work])[0]
     return parts
-
-
-def prepared_alone(ingest: Ingest, frames: Sequence[Frame]) -> list[PreparedChunk]:
-    """One chunk of these frames, judged by what there is of them."""
-    builder = ingest.chunk_builder(is_live=False)
-    return ingest.prepare([*builder.add(ingest.measure(frames)), *builder.finish()])
 
 
 def pruned_by_rival(model: VideoLLM, setting: Setting) -> VideoLLM:

@@ -6,6 +6,7 @@ looks at a clock. Knows nothing of threads or of what becomes of a chunk.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import overload
 
 from frames import ROUNDING_SECONDS, Frame
 from keyframes.detector import KeyframeDetector
-from keyframes.frame_diff import FrameDiff
+from keyframes.frame_diff import FrameDiff, measure_frames
 
 MEASURE_FRAMES = 8  # of a file, measured in one batch
 
@@ -46,12 +47,13 @@ class ChunkFrames(Sequence[Frame]):
 @dataclass(frozen=True)
 class ChunkLimits:
     """When a chunk ends: with so many frames, or when its next frame is `max_seconds` after its
-    first; with `at_cuts` also at a cut in its second half.
+    first; also at a cut once it has `cut_frames`, so that quick cuts do not make many small chunks
+    (0: never).
     """
 
     max_frames: int
     max_seconds: float
-    at_cuts: bool = False
+    cut_frames: int = 0
 
 
 class ChunkBuilder:
@@ -65,7 +67,7 @@ class ChunkBuilder:
     def __init__(self, limits: ChunkLimits, detector: KeyframeDetector, waits: bool) -> None:
         self._limits = limits
         self._detector = detector
-        self._waits = waits or limits.at_cuts
+        self._waits = waits or limits.cut_frames > 0
         self._open: list[FrameDiff] = []
         self._unjudged: deque[FrameDiff] = deque()
         self._num_given = (
@@ -145,9 +147,8 @@ class ChunkBuilder:
     def _ends_before(self, diff: FrameDiff) -> bool:
         if not self._open:
             return False
-        # quick cuts do not make many small chunks
-        is_half_full = 2 * len(self._open) >= self._limits.max_frames
-        if self._limits.at_cuts and is_half_full and diff.keyframe == "cut":
+        cut_frames = self._limits.cut_frames
+        if diff.keyframe == "cut" and 0 < cut_frames <= len(self._open):
             return True
         covered = diff.pts_seconds - self._open[0].pts_seconds
         return covered >= self._limits.max_seconds - ROUNDING_SECONDS
@@ -181,3 +182,15 @@ def build_chunks(
         raise
     yield from builder.add(measure(batch))
     yield from builder.finish()
+
+
+def split_at_cuts(
+    frames: Iterable[Frame], min_frames: int, max_frames: int
+) -> Iterator[list[Frame]]:
+    """All frames in order, in runs of at most `max_frames`; a run that has `min_frames` ends at a
+    cut.
+    """
+    limits = ChunkLimits(max_frames, math.inf, min_frames)
+    builder = ChunkBuilder(limits, KeyframeDetector(), waits=True)
+    for chunk in build_chunks(frames, builder, measure_frames):
+        yield list(chunk)

@@ -127,6 +127,29 @@ class Turn:
 
 
 @dataclass(frozen=True, eq=False)
+class AnswerRequest:
+    """One question with its context, which begins with the prefix."""
+
+    question: str
+    context: Sequence[KVChunk]
+    dialogue: Sequence[Turn]
+    options: AnswerConfig
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceRequest:
+    """One question that has a closed set of answers, with its context, which begins with the
+    prefix.
+
+    choices: the answers, each in one or more spellings whose probabilities are summed.
+    """
+
+    question: str
+    context: Sequence[KVChunk]
+    choices: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
 class PrefillRequest:
     """Consecutive chunks of one stream that are to be prefilled.
 
@@ -244,6 +267,12 @@ class VideoLLM(Protocol):
         """An empty batch of answers."""
         ...
 
+    def choose(self, requests: Sequence[ChoiceRequest]) -> list[list[float]]:
+        """How probable each choice of each request is, relative to its other choices; in one
+        batch. Raises LonglookError for a choice that the model has no words for.
+        """
+        ...
+
 
 class PendingAnswer(Protocol):
     """One answer of a batch, as far as it has come."""
@@ -281,6 +310,10 @@ class AnswerBatch(Protocol):
         """An answer joins; it has its first token then, or is done. `context` begins with the
         prefix.
         """
+        ...
+
+    def add_all(self, requests: Sequence[AnswerRequest]) -> Sequence[PendingAnswer]:
+        """Several answers join in one pass: all of them or none."""
         ...
 
     def step(self) -> None:

@@ -27,11 +27,11 @@ from memory.records import Kind
 from models.calibration import Profile, find_profile
 from models.checkpoint import recommended_config
 from models.loading import load
-from models.video_llm import PendingAnswer, VideoLLM
+from models.video_llm import AnswerRequest, PendingAnswer, VideoLLM
 from streaming.batching import max_pass_tokens
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
-from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
-from streaming.session import AnswerRequest, Session
+from streaming.scheduler import BackgroundJob, Job, PrefillJob, QueryJob, Scheduler, Step
+from streaming.session import Session
 
 T = TypeVar("T")
 IDLE_SECONDS = 5.0  # after which the worker thread ends; the next job starts another
@@ -151,6 +151,14 @@ class Engine:
         self._add(job)
         return job.done
 
+    def run_in_background(self, run_part: Callable[[], bool]) -> Future[None]:
+        """Work in short parts, each called on the device's thread when live watching and questions
+        leave time, until one gives True.
+        """
+        job = BackgroundJob(run_part)
+        self._add(job)
+        return job.done
+
     def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
         """An answer piece by piece, generated in one batch with all others that are under way.
 
@@ -185,6 +193,9 @@ class Engine:
                 self._decode()
             elif step is Step.PREFILL:
                 self._prefill([job for job in jobs if isinstance(job, PrefillJob)])
+            for job in jobs:
+                if isinstance(job, BackgroundJob):
+                    self._run_part(job)
         except BaseException as error:
             for job in jobs:
                 if not job.done.done():
@@ -259,7 +270,18 @@ class Engine:
         for job, result in zip(jobs, results, strict=True):
             job.done.set_result(result)
 
-    def _add(self, job: QueryJob | PrefillJob) -> None:
+    def _run_part(self, job: BackgroundJob) -> None:
+        try:
+            is_done = job.run_part()
+        except Exception as error:  # noqa: BLE001  raised again where the result is waited for
+            job.done.set_exception(_told(error))
+            return
+        if is_done:
+            job.done.set_result(None)
+        else:
+            self.scheduler.add(job)
+
+    def _add(self, job: Job) -> None:
         if self.scheduler.add(job):
             threads = torch.get_num_threads()
             self._worker = threading.Thread(

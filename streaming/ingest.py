@@ -88,7 +88,8 @@ class Ingest:
         """
         memory = self._config.memory
         max_seconds = memory.max_chunk_seconds * (LIVE_SHARE if is_live else 1.0)
-        limits = ChunkLimits(memory.chunk_frames, max_seconds, memory.borders == "cuts")
+        cut_frames = -(-memory.chunk_frames // 2) if memory.borders == "cuts" else 0
+        limits = ChunkLimits(memory.chunk_frames, max_seconds, cut_frames)
         return ChunkBuilder(limits, self._detector, waits=not is_live)
 
     def measure(self, frames: Sequence[Frame]) -> list[FrameDiff]:
@@ -113,6 +114,11 @@ class Ingest:
             keyframes = [*chunk.late_keyframes, *own]
             prepared.append(PreparedChunk(chunk[:], [next(ready) for _ in groups], keyframes))
         return prepared
+
+    def prepare_alone(self, frames: Sequence[Frame]) -> list[PreparedChunk]:
+        """One chunk of just these frames, judged by what there is of them."""
+        judged = self._detector.judge(self.measure(frames))
+        return self.prepare([ChunkFrames([*judged, *self._detector.flush()])])
 
     def forget_reference(self) -> None:
         """The tower's next group is computed whole, because the last ones failed."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from config import AnswerConfig, Config
+from config import Config
 from errors import LonglookError, Notice
 from frames import Frame
 from keyframes.chunk_builder import ChunkBuilder, ChunkFrames, build_chunks
@@ -42,8 +42,18 @@ from memory.recall_policy import (
 from memory.records import KeyframeRecord, NewChunk
 from memory.retrieval_index import HeadIndex
 from models.calibration import Profile
-from models.video_llm import Turn, VideoLLM, num_visual_tokens
+from models.video_llm import AnswerRequest, Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
+from streaming.each import (
+    MAX_ROWS,
+    ChunkSpan,
+    SpanAnswer,
+    SpanPrompt,
+    SpanRow,
+    answer_rows,
+    greedy,
+    pack_rows,
+)
 from streaming.events import (
     MAX_QUESTION_CHARACTERS,
     Answer,
@@ -64,10 +74,20 @@ from streaming.ingest import (
     PreparedChunk,
 )
 from streaming.live_chunks import LiveChunks
-from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
+from streaming.sources.fingerprint import Fingerprint
+from streaming.time_query.expressions import clock
+from streaming.time_query.spans import (
+    Span,
+    chunk_ranges,
+    in_seconds,
+    named_spans,
+    stamp_of,
+    time_beyond,
+)
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
+LONGEST_FRAME_SECONDS = 1.0  # that the newest frame is said to have been shown
 
 
 class SessionClosedError(LonglookError):
@@ -99,16 +119,6 @@ class StaticTail:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class AnswerRequest:
-    """One question with the context that was retrieved for it; `context` begins with the prefix."""
-
-    question: str
-    context: Sequence[KVChunk]
-    dialogue: Sequence[Turn]
-    options: AnswerConfig
-
-
 class DeviceOwner(Protocol):
     """What a session needs of the engine, which alone uses the device."""
 
@@ -123,6 +133,10 @@ class DeviceOwner(Protocol):
         self, work: PrefillWork, num_tokens: int, is_live: bool
     ) -> Future[list[PrefilledChunk]]:
         """Chunks go through tower and LLM when it is their turn."""
+        ...
+
+    def run_in_background(self, run_part: Callable[[], bool]) -> Future[None]:
+        """Work in short parts, when live watching and questions leave time."""
         ...
 
     def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
@@ -190,6 +204,7 @@ class Session:
         keep failing. An error leaves what was remembered before it as it was. With a folder, a
         chunk that was told of is safe on the disk.
         """
+        yield from self._discarded()
         yield from self._losses()
         batches = self._watch_ahead(frames) if ahead else self._watch_live(frames)
         try:
@@ -296,8 +311,46 @@ class Session:
             text += piece
             yield AnswerPiece(piece)
         yield from self._losses()
+        yield from self._times_not_seen(question)
         yield from self._keep(Turn(question, text))
         yield Answer(question, text, tuple(evidence), self._stats)
+
+    def each(
+        self,
+        prompts: Sequence[SpanPrompt],
+        spans: Sequence[ChunkSpan],
+        max_new_tokens: int = 64,
+        cancel: threading.Event | None = None,
+        max_rows: int = MAX_ROWS,
+    ) -> Iterator[SpanAnswer]:
+        """Puts every prompt to every span of chunks, as background work; the answers come span by
+        span. max_rows: of a batch. See `streaming/each.py`.
+
+        Raises LonglookError for a span that was not watched, and when closed.
+        """
+        self._check_askable()
+        for span in spans:
+            if span.stop > self._memory.num_chunks:
+                raise LonglookError(
+                    f"chunk {span.stop - 1} has not been watched; there are "
+                    f"{self._memory.num_chunks} chunks"
+                )
+        batches = (self._span_rows(batch) for batch in pack_rows(spans, prompts, max_rows))
+        options = greedy(self._config.answer, max_new_tokens)
+        return answer_rows(self._engine, batches, options, cancel or threading.Event())
+
+    def _span_rows(self, batch: Sequence[tuple[ChunkSpan, SpanPrompt]]) -> list[SpanRow]:
+        """The rows of one batch with their contexts, read from host and disk in this thread."""
+        contexts = {span: self._span_context(span) for span, _ in batch}
+        return [SpanRow(span, prompt, contexts[span]) for span, prompt in batch]
+
+    def _span_context(self, span: ChunkSpan) -> list[KVChunk]:
+        """The prefix and the chunks of a span; empty if one of them can't be had any more."""
+        with self._lock:
+            self._check_open()
+            chunks = [self._still_there(index) for index in range(span.start, span.stop)]
+        found = [chunk for chunk in chunks if chunk is not None]
+        return [self._model.prefix(), *found] if len(found) == len(chunks) else []
 
     @property
     def stats(self) -> Stats:
@@ -360,9 +413,9 @@ class Session:
                 tail = self._static_tail
                 store.set_seen(self._seen_seconds, (tail.num_frames, tail.watch_seconds))
 
-    def follow(self, source: str) -> None:
+    def follow(self, source: str, fingerprint: Fingerprint | None = None) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far
-        came from elsewhere.
+        came from elsewhere, or from another recording of that name.
         """
         if self._store is None:
             return
@@ -370,8 +423,19 @@ class Session:
             raise SessionError(
                 f"{self._store.folder} is a session with {self._store.source}, not with {source}."
             )
-        if self._store.source is None:
-            self._store.set_source(source)
+        if fingerprint is not None and not self._is_same_recording(fingerprint):
+            raise SessionError(
+                f"{source} is another recording than the one that was watched into "
+                f"{self._store.folder}: it begins otherwise, or is shorter."
+            )
+        known = None
+        if fingerprint is not None:
+            known = (fingerprint.first_packets, fingerprint.num_bytes)
+        self._store.set_source(source, known)
+
+    def _is_same_recording(self, fingerprint: Fingerprint) -> bool:
+        known = None if self._store is None else self._store.fingerprint
+        return known is None or Fingerprint(*known).can_become(fingerprint)
 
     def _now(self) -> float:
         """Time of the last frame watched, where there is one."""
@@ -579,6 +643,7 @@ class Session:
                     picture.image,
                     tail.num_frames,
                     tail.watch_seconds,
+                    result.prepared.frames[-1].pts_seconds,
                     tail.keyframes,
                 )
                 chunks.append(new)
@@ -643,7 +708,10 @@ class Session:
                 self._committed.wait()  # what the model has seen is part of what is asked about
             self._check_askable()
             plan, context = self._retrieve_context(question)
-            memory, stop_seconds = self._memory, self._now() + 1 / self._config.read.fps
+            memory, stop_seconds = (
+                self._memory,
+                self._now() + min(1 / self._config.read.fps, LONGEST_FRAME_SECONDS),
+            )
             evidence += evidence_of(plan, memory.spans(), stop_seconds, memory.first_chunk)
             num_tokens = sum(chunk.num_tokens for chunk in context)
             self._stats = replace(self._stats, context_tokens=num_tokens)
@@ -658,9 +726,13 @@ class Session:
         while True:
             try:
                 plan = self._recall(question)
-                return plan, self._context(plan)
+                context = self._context(plan)
+                break
             except ChunkLostError:
                 continue
+        if not plan.chunks:
+            raise LonglookError("nothing of what was watched can be read or fits any more")
+        return plan, context
 
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for,
@@ -767,6 +839,18 @@ class Session:
         with self._lock:
             self._stats = replace(self._stats, first_token_seconds=seconds)
 
+    def _times_not_seen(self, question: str) -> Iterator[Notice]:
+        """Says so where a question names a time that has not been watched."""
+        seen_seconds = self.seen_seconds
+        if seen_seconds is None:  # closed meanwhile
+            return
+        seconds = time_beyond(question, seen_seconds + LONGEST_FRAME_SECONDS)
+        if seconds is not None:
+            yield Notice(
+                f"{clock(seconds)} was not seen: what has been watched ends at "
+                f"{clock(seen_seconds)}."
+            )
+
     def _keep(self, turn: Turn) -> Iterator[Notice]:
         """Puts a turn into the dialogue; says so where it cannot be kept on the disk as well."""
         self._dialogue.append(turn)
@@ -776,6 +860,15 @@ class Session:
             self._store.add_turn(turn.question, turn.answer)
         except SessionError as error:
             yield Notice(f"This answer was not kept: {error}")
+
+    def _discarded(self) -> Iterator[Notice]:
+        """Says so where watching was killed before it had noted down all that it had seen."""
+        if self._store is not None and self._store.num_discarded:
+            number, self._store.num_discarded = self._store.num_discarded, 0
+            yield Notice(
+                f"Watching was ended before {number} chunk(s) had been noted down; they are "
+                "watched again."
+            )
 
     def _losses(self) -> Iterator[Notice]:
         """What was found to be lost since this was last said."""

@@ -12,7 +12,14 @@ from frames import Frame
 from keyframes.frame_group import FrameGroup
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
-from models.video_llm import PendingAnswer, PrefillRequest, Turn, VisualGroup
+from models.video_llm import (
+    AnswerRequest,
+    ChoiceRequest,
+    PendingAnswer,
+    PrefillRequest,
+    Turn,
+    VisualGroup,
+)
 
 
 class OneByOne:
@@ -63,6 +70,9 @@ class OneByOne:
         options: AnswerConfig,
     ) -> Iterator[str]:
         raise NotImplementedError
+
+    def choose(self, requests: Sequence[ChoiceRequest]) -> list[list[float]]:
+        return [[1 / len(request.choices)] * len(request.choices) for request in requests]
 
     def answer_batch(self) -> AnswersByTurns:
         return AnswersByTurns(self.answer)
@@ -117,6 +127,9 @@ class AnswersByTurns:
         if not answer.is_done:
             self._answers.append(answer)
         return answer
+
+    def add_all(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
+        return [self.add(r.question, r.context, r.dialogue, r.options) for r in requests]
 
     def step(self) -> None:
         for answer in list(self._answers):

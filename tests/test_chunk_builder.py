@@ -22,7 +22,8 @@ from tests.test_detector import frames_of, keyframes, shot
 def builder(
     max_frames: int = 8, max_seconds: float = math.inf, at_cuts: bool = False, waits: bool = True
 ) -> ChunkBuilder:
-    return ChunkBuilder(ChunkLimits(max_frames, max_seconds, at_cuts), KeyframeDetector(), waits)
+    limits = ChunkLimits(max_frames, max_seconds, -(-max_frames // 2) if at_cuts else 0)
+    return ChunkBuilder(limits, KeyframeDetector(), waits)
 
 
 def one_by_one(frames: Sequence[Frame], of: ChunkBuilder) -> list[ChunkFrames]:

@@ -17,7 +17,7 @@ from models.checkpoint import check_can_be_had
 from streaming.sources.file import probe
 from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
-from ui.cli.console import INTERRUPTED, loading, program, say, show_table, stderr
+from ui.cli.console import BROKEN_OFF, INTERRUPTED, loading, program, say, show_table, stderr
 from ui.cli.progress import counted_progress
 from ui.cli.settings import as_toml
 from ui.cli.watching import Outcome, watch_video
@@ -86,11 +86,14 @@ def ask(
         raise LonglookError(
             "--skim is for a first look; a session keeps what was watched properly."
         )
+    if video and folder:
+        opening.check_can_be_kept(video)
     stop_seconds = opening.checked_moment(ask_at, probe(video)) if video else None
     engine = opening.open_engine(chosen)
     is_read_only = video is None
     with opening.open_session(engine, folder, chosen.settings, is_read_only) as opened:
-        if video and watch_video(opened, video, stop_seconds, skim) is Outcome.STOPPED:
+        outcome = watch_video(opened, video, stop_seconds, skim) if video else None
+        if outcome is Outcome.STOPPED:
             say("Stopped; answering from what was seen so far.")
         duration = opening.duration_of(str(video) if video else opened.source)
         for question in questions:
@@ -100,6 +103,8 @@ def ask(
                 show_answer(opened, question, len(questions) > 1)
             if not skim:
                 say_how_far(opened, duration)
+    if outcome is Outcome.BROKEN_OFF:
+        raise typer.Exit(BROKEN_OFF)
 
 
 @with_options(*options.WATCHING)
@@ -124,6 +129,7 @@ def watch(
     """
     folder = session_folder(session)
     path = opening.video_path(video)
+    opening.check_can_be_kept(path)
     duration = probe(path).duration_seconds
     engine = opening.open_engine(chosen)
     with opening.open_session(engine, folder, chosen.settings) as opened:
@@ -134,6 +140,8 @@ def watch(
         say_outcome(opened, outcome, path, session, duration)
     if outcome is Outcome.STOPPED:
         raise typer.Exit(INTERRUPTED)
+    if outcome is Outcome.BROKEN_OFF:
+        raise typer.Exit(BROKEN_OFF)
 
 
 def say_outcome(
@@ -144,7 +152,7 @@ def say_outcome(
     total = "" if duration is None else f" of {clock(duration)}"
     found = keyframes_text(opened.stats.keyframes)
     to_ask = f'To ask: {program()} {shlex.join(["ask", "--session", session])} "..."'
-    if outcome is Outcome.STOPPED:
+    if outcome in (Outcome.STOPPED, Outcome.BROKEN_OFF):
         again = shlex.join(["watch", str(video), "--session", session])
         say(f"Stopped at {seen}{total}, {found}. To go on: {program()} {again}")
     elif outcome is Outcome.NOTHING_NEW:
@@ -225,6 +233,9 @@ def calibrate(
       longlook calibrate --model ./my-checkpoint --needles 64
     """
     check_can_be_had(chosen.model)
+    if chosen.model == "demo":
+        say("The embedded model comes with a profile; this makes it anew.")
+    say(f"This asks {2 * needles} questions: minutes on a GPU, longer on a CPU.")
     with loading(chosen.model):
         from models.calibration import calibrate as run
         from models.calibration import profile_path
