@@ -1,0 +1,255 @@
+"""A camera or network stream that is read for as long as anyone wants, whatever happens to it.
+
+    connecting -> live -> down (for a while) -> connecting ... -> closed
+
+The end of a stream and a dead server look the same, so every end means to connect again. What was
+missed is told as a gap, and the session's clock goes on meanwhile. Knows nothing of queues.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from av.error import FFmpegError
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from frames import Frame, Sampler
+from streaming.sources.address import Address
+from streaming.sources.connection import Connection, Shot, Timing
+from streaming.sources.pictures import display_matrix, upright
+from streaming.sources.source import (
+    SourceClosed,
+    SourceDown,
+    SourceGap,
+    SourceHealth,
+    SourceLive,
+    SourceThinned,
+    State,
+    Tell,
+    Thinning,
+)
+from streaming.sources.trouble import Trouble, TroubleError, trouble_of
+
+MIN_STEP_SECONDS = 0.001  # times of a session grow strictly
+MIN_GAP_SECONDS = 2.0  # a shorter jump is jitter
+GAP_STEPS = 5.0  # a jump of so many usual steps is a gap, in a source of one picture a minute too
+RECONNECT_GAP_SECONDS = 1.0
+WAIT_SLICE_SECONDS = 1.0  # between signs of life while down
+UNWATCHED = "not watched"
+LOST_DATA = "pictures lost on the way"
+
+
+class _Superseded(Exception):  # noqa: N818  no error
+    """Another thread reads the source now."""
+
+
+class LiveSource:
+    """Frames of a live source, `fps` a second of its own time, with times of the session.
+
+    start_seconds: of the session, now. seen_seconds: up to which it was watched before, if it was:
+    what lies between the two is a gap. tell: is called on the reading thread, and must not wait.
+    `frames` may be called again, on another thread, where the first one hangs; that one then gives
+    nothing more. Raises ValueError for a rate that makes no sense.
+    """
+
+    is_live = True
+
+    def __init__(
+        self,
+        address: Address,
+        fps: float = 2.0,
+        *,
+        tell: Tell | None = None,
+        allow_private: bool = True,
+        start_seconds: float = 0.0,
+        seen_seconds: float | None = None,
+        timing: Timing = Timing(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if fps <= 0:
+            raise ValueError(f"fps must be positive, not {fps}")
+        self.title = address.shown
+        self.warnings: list[str] = []
+        self.progress = 0
+        self.health = SourceHealth()
+        self._address = address
+        self._fps = fps
+        self._tell = tell or (lambda event: None)
+        self._allow_private = allow_private
+        self._timing = timing
+        self._clock = clock
+        self._started = clock() - start_seconds
+        self._last_seconds = seen_seconds  # of the newest picture
+        self._step_seconds: float | None = None  # usual, between pictures
+        self._missed = UNWATCHED  # why pictures are missing, if some are
+        self._index = 0
+        self._next_seconds = 0.0  # of the next frame that is sampled
+        self._reader = 0  # which call of `frames` is in charge
+        self._closed = threading.Event()
+        self._hurry = threading.Event()
+        self._random = random.Random()
+        self._reformatter = VideoReformatter()
+
+    @property
+    def now_seconds(self) -> float:
+        """The session's clock."""
+        return self._clock() - self._started
+
+    def close(self) -> None:
+        """Ends `frames` at its next picture, or when its read times out."""
+        self._closed.set()
+        self._hurry.set()
+
+    def retry_now(self) -> None:
+        """Connects at once where it waits to do so."""
+        self._hurry.set()
+
+    def thin(self, level: Thinning) -> None:
+        """Gives fewer pictures from the next one on, or all of them again."""
+        if level is not self.health.thinning:
+            self._update(thinning=level)
+            self._tell(SourceThinned(self.now_seconds, level))
+
+    def frames(self) -> Iterator[Frame]:
+        self._reader += 1
+        reader = self._reader
+        num_failures = 0
+        if reader > 1:
+            self._go_down(Trouble.STUCK, 0.0)
+        with suppress(_Superseded):
+            while not self._closed.is_set():
+                self._update(state=State.CONNECTING)
+                num_before = self.health.connections
+                trouble = yield from self._connected(reader)
+                self._check_in_charge(reader)
+                if self._closed.is_set():
+                    break
+                num_failures = 0 if self.health.connections > num_before else num_failures
+                num_failures += 1
+                self._wait(trouble, num_failures, reader)
+            self._update(state=State.CLOSED)
+            self._tell(SourceClosed(self.now_seconds))
+
+    def _connected(self, reader: int) -> Generator[Frame, None, Trouble]:
+        """The frames of one connection; returns why it ended."""
+        self.progress += 1
+        try:
+            with Connection(
+                self._address, self._allow_private, self._timing, self._now, self._closed
+            ) as connection:
+                yield from self._read(connection, reader)
+        except (FFmpegError, OSError, ValueError, TroubleError, EOFError, LookupError) as error:
+            return trouble_of(error)
+        return Trouble.ENDED
+
+    def _now(self) -> float:
+        return self.now_seconds
+
+    def _read(self, connection: Connection, reader: int) -> Iterator[Frame]:
+        only_keyframes = False
+        before = self.health
+        held = Sampler(self._fps)
+        for shot in connection.shots(held.takes):
+            self._check_in_charge(reader)
+            self.progress += 1
+            if self.health.thinning.only_keyframes is not only_keyframes:
+                only_keyframes = not only_keyframes
+                connection.skip_to_keyframes(only_keyframes)
+            self._update(
+                decoded=before.decoded + connection.num_decoded,
+                damaged=before.damaged + connection.num_damaged,
+                lag_seconds=connection.lag_seconds,
+                overload_seconds=connection.overload_seconds,
+                camera_clock_seconds=connection.camera_clock_seconds,
+            )
+            if shot is not None and self._is_new(shot, connection):
+                yield from self._sampled(shot)
+
+    def _is_new(self, shot: Shot, connection: Connection) -> bool:
+        """Notes the picture's time and tells of a gap before it; caches of servers repeat some."""
+        last, seconds = self._last_seconds, shot.seconds
+        if last is not None and seconds < last + MIN_STEP_SECONDS:
+            if seconds < last:
+                self._update(stale=self.health.stale + 1)
+                return False
+            seconds = last + MIN_STEP_SECONDS
+        if self.health.state is not State.LIVE:
+            self._go_live(shot.picture, connection)
+            is_gap = last is not None and seconds - last > RECONNECT_GAP_SECONDS
+        else:
+            is_gap = last is not None and seconds - last > self._longest_step()
+            self._missed = LOST_DATA
+            self._learn_step(seconds - (last or 0.0))
+        if is_gap and last is not None:
+            self._tell(SourceGap(last, seconds, self._missed))
+        self._last_seconds = seconds
+        return True
+
+    def _longest_step(self) -> float:
+        return max(MIN_GAP_SECONDS, GAP_STEPS * (self._step_seconds or MIN_GAP_SECONDS))
+
+    def _learn_step(self, seconds: float) -> None:
+        before = seconds if self._step_seconds is None else self._step_seconds
+        self._step_seconds = 0.9 * before + 0.1 * seconds
+
+    def _sampled(self, shot: Shot) -> Iterator[Frame]:
+        """The frame, if it is its turn."""
+        seconds = self._last_seconds
+        assert seconds is not None
+        if seconds < self._next_seconds:
+            return
+        spacing = 1.0 / (self._fps * self.health.thinning.share)
+        # on a grid as long as pictures come, so that jitter does not add up
+        self._next_seconds = max(self._next_seconds + spacing, seconds + spacing / 2)
+        frame = Frame(self._rgb(shot.picture), seconds, self._index)
+        self._index += 1
+        self._update(sampled=self.health.sampled + 1)
+        yield frame
+
+    def _rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
+        image = self._reformatter.reformat(picture, format="rgb24").to_ndarray()
+        return upright(image, display_matrix(picture))
+
+    def _go_live(self, picture: VideoFrame, connection: Connection) -> None:
+        self._update(
+            state=State.LIVE, trouble=None, connections=self.health.connections + 1
+        )
+        codec = connection.stream.codec_context.codec.canonical_name
+        self._tell(SourceLive(self.now_seconds, codec, picture.width, picture.height))
+
+    def _wait(self, trouble: Trouble, num_failures: int, reader: int) -> None:
+        """Down for a while that grows with every failure, a little shorter or longer each time."""
+        timing = self._timing
+        seconds = min(timing.last_retry, timing.first_retry * 2.0 ** min(num_failures - 1, 20))
+        if trouble.is_slow:
+            seconds = max(seconds, timing.slow_retry)
+        seconds *= self._random.uniform(0.75, 1.25)
+        self._go_down(trouble, seconds)
+        stop = self._clock() + seconds
+        self._hurry.clear()
+        while not self._closed.is_set() and (left := stop - self._clock()) > 0:
+            self.progress += 1
+            self._check_in_charge(reader)
+            if self._hurry.wait(min(left, WAIT_SLICE_SECONDS)):
+                return
+
+    def _go_down(self, trouble: Trouble, next_try_seconds: float) -> None:
+        self._missed = trouble.code
+        self._update(state=State.DOWN, trouble=trouble)
+        self._tell(SourceDown(self.now_seconds, trouble, next_try_seconds))
+
+    def _check_in_charge(self, reader: int) -> None:
+        if reader != self._reader:
+            raise _Superseded
+
+    def _update(self, **changes: Any) -> None:
+        self.health = replace(self.health, **changes)
