@@ -73,3 +73,15 @@ class Sampler:
             return False
         self._next_tick = tick + 1
         return True
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A stretch of a stream of which no pictures came, half-open; reason: in a word or two.
+
+    stop_seconds is infinite while none have come again.
+    """
+
+    start_seconds: float
+    stop_seconds: float
+    reason: str

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from config import AnswerConfig, Config
 from errors import LonglookError, Notice
-from frames import Frame
+from frames import Frame, Gap
 from keyframes.borders import split_at_cuts
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
@@ -41,6 +42,7 @@ from memory.recall_policy import (
 )
 from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
+from memory.timeline import Timeline
 from models.calibration import Profile
 from models.video_llm import Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
@@ -57,6 +59,7 @@ from streaming.events import (
 )
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
 from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
+from streaming.time_query.wall_clock import WallClock, rewrite_wall_times
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
@@ -118,6 +121,7 @@ class Session:
         self._store = store
         index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._memory = KVMemory(config.memory, model.device, store, index, self._lock)
+        self._timeline = Timeline(store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._ingest: Ingest | None = None  # None if it must begin anew
         self._dialogue: list[Turn] = []
@@ -188,7 +192,9 @@ class Session:
         started = time.perf_counter()
         evidence: list[Evidence] = []
         text = ""
-        for piece in self._engine.answer(partial(self._retrieve, question, evidence)):
+        asked, notices = self._in_stream_time(question)
+        yield from notices
+        for piece in self._engine.answer(partial(self._retrieve, asked, evidence)):
             if not text:
                 self._count_first_token(time.perf_counter() - started)
                 yield from self._losses()
@@ -196,7 +202,7 @@ class Session:
             yield AnswerPiece(piece)
         yield from self._losses()
         yield from self._keep(Turn(question, text))
-        yield Answer(question, text, tuple(evidence), self._stats)
+        yield Answer(question, text, tuple(evidence), self._stats, self._gaps_near(evidence))
 
     @property
     def stats(self) -> Stats:
@@ -229,6 +235,17 @@ class Session:
         return None if newest is None else max(newest, self._seen_seconds)
 
     @property
+    def timeline(self) -> Timeline:
+        """Gaps and wall-clock times; to be changed with `change_timeline`."""
+        return self._timeline
+
+    def change_timeline(self, change: Callable[[Timeline], None]) -> None:
+        """Changes it while nobody reads it."""
+        with self._lock:
+            self._check_open()
+            change(self._timeline)
+
+    @property
     def dialogue(self) -> tuple[Turn, ...]:
         return tuple(self._dialogue)
 
@@ -244,6 +261,47 @@ class Session:
         if self._store is not None and not was_closed:
             self._keep_seen(self._store)
         self._memory.close()
+
+    def _in_stream_time(self, question: str) -> tuple[str, list[Notice]]:
+        """The question with times by the clock on the wall as seconds of a live stream, and what to
+        say of times when nothing was watched.
+        """
+        with self._lock:
+            self._timeline.refresh()
+            began = self._timeline.wall_at(0.0)
+            if began is None:
+                return question, []
+            now_seconds = self.seen_seconds or 0.0
+            clock = WallClock(
+                datetime.now().astimezone(),
+                datetime.fromtimestamp(began).astimezone(),
+                lambda wall_seconds: self._timeline.seconds_at(wall_seconds) or 0.0,
+                now_seconds,
+            )
+            rewritten = rewrite_wall_times(question, clock)
+            seen_at = self._timeline.wall_at(now_seconds) or began
+        if not rewritten.periods or any(
+            start.timestamp() <= seen_at and began <= stop.timestamp()
+            for start, stop in rewritten.periods
+        ):
+            return rewritten.question, []
+        first, last = (datetime.fromtimestamp(at) for at in (began, seen_at))
+        text = (
+            f"Nothing was watched then: this session has seen {first:%Y-%m-%d %H:%M:%S} to "
+            f"{last:%Y-%m-%d %H:%M:%S}."
+        )
+        return rewritten.question, [Notice(text)]
+
+    def _gaps_near(self, evidence: Sequence[Evidence]) -> tuple[Gap, ...]:
+        """The gaps that the evidence touches, each once, in order."""
+        with self._lock:
+            self._timeline.refresh()
+            found = [
+                gap
+                for item in evidence
+                for gap in self._timeline.touching(item.start_seconds, item.stop_seconds)
+            ]
+        return tuple(sorted(set(found), key=lambda gap: gap.start_seconds))
 
     def _keep_seen(self, store: SessionStore) -> None:
         """Says how far was watched: static frames after the newest chunk need not be seen again."""

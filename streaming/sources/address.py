@@ -112,7 +112,9 @@ class Address:
         parts = urlsplit(self.url)
         login, at, _ = parts.netloc.rpartition("@")
         number = f"[{host}]" if ":" in host else host
-        return replace(self, url=urlunsplit(parts._replace(netloc=f"{login}{at}{number}:{self.port}")))
+        return replace(
+            self, url=urlunsplit(parts._replace(netloc=f"{login}{at}{number}:{self.port}"))
+        )
 
 
 def is_address(text: str) -> bool:

@@ -69,6 +69,9 @@ class Timing:
     slow_retry: float = 30.0
 
 
+DEFAULT_TIMING = Timing()
+
+
 @dataclass(frozen=True, eq=False)
 class Shot:
     """A decoded picture and when it was taken, in seconds of the session."""
@@ -105,6 +108,7 @@ class Connection:
             raise
         by_arrival = self._container.format.name in _ARRIVAL_FORMATS
         self._clock = StreamClock(now(), by_arrival)
+        self._paused = now()  # when a packet was waited for last
         self._step_seconds = 1.0 / usual_rate(self.stream)
 
     def __enter__(self) -> Connection:
@@ -151,7 +155,6 @@ class Connection:
                     num_arrivals += 1
                 if not times:
                     continue
-                self._count_overload(waited)
                 if not held:
                     yield Shot(picture, times[0])
                 for earlier, place in held:
@@ -168,6 +171,7 @@ class Connection:
             if packet is None or not packet.size:
                 return
             self.num_packets += 1
+            self._count_overload(waited)
             self._note_camera_clock(packet)
             yield packet, waited
 
@@ -187,8 +191,10 @@ class Connection:
         return Arrival(stamp, self._now(), waited, self._step_seconds)
 
     def _count_overload(self, waited: float) -> None:
-        """Lag is our own fault where the next packet had come before we asked for it."""
-        self.overload_seconds = 0.0 if waited > 0.001 else max(0.0, self._clock.lag_seconds)
+        """We are to blame for a lag only if no packet had to be waited for all the while."""
+        if waited > 0.001:
+            self._paused = self._now()
+        self.overload_seconds = self._now() - self._paused
 
     def _note_camera_clock(self, packet: Packet[Any]) -> None:
         """What the camera says the time is, which may be wrong; told in RTCP sender reports."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from frames import Frame, Sampler
 from streaming.sources.address import Address
-from streaming.sources.connection import Connection, Shot, Timing
+from streaming.sources.connection import DEFAULT_TIMING, Connection, Shot, Timing
 from streaming.sources.pictures import display_matrix, upright
 from streaming.sources.source import (
     SourceClosed,
@@ -72,7 +72,7 @@ class LiveSource:
         allow_private: bool = True,
         start_seconds: float = 0.0,
         seen_seconds: float | None = None,
-        timing: Timing = Timing(),
+        timing: Timing = DEFAULT_TIMING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if fps <= 0:
@@ -217,12 +217,10 @@ class LiveSource:
 
     def _rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
         image = self._reformatter.reformat(picture, format="rgb24").to_ndarray()
-        return upright(image, display_matrix(picture))
+        return upright(image.astype(np.uint8, copy=False), display_matrix(picture))
 
     def _go_live(self, picture: VideoFrame, connection: Connection) -> None:
-        self._update(
-            state=State.LIVE, trouble=None, connections=self.health.connections + 1
-        )
+        self._update(state=State.LIVE, trouble=None, connections=self.health.connections + 1)
         codec = connection.stream.codec_context.codec.canonical_name
         self._tell(SourceLive(self.now_seconds, codec, picture.width, picture.height))
 

@@ -47,7 +47,7 @@ class SourceGap:
 
 @dataclass(frozen=True)
 class SourceThinned:
-    """Fewer pictures are taken from now on because there is too much to do, or all of them again."""
+    """Fewer pictures are taken from now on, as there is too much to do; or all of them again."""
 
     seconds: float
     level: Thinning
@@ -91,7 +91,7 @@ class SourceHealth:
 
     decoded: pictures. sampled: frames given. damaged: packets that could not be decoded.
     stale: pictures of a time that had been seen already. lag_seconds: from the moment a picture
-    should have come to the moment it did. overload_seconds: of lag, what is our own fault.
+    should have come to the moment it did. overload_seconds: of reading without a pause.
     camera_clock_seconds: how far the camera's clock is ahead of ours, None where it tells none.
     """
 

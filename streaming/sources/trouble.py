@@ -22,18 +22,30 @@ class Trouble(Enum):
     REFUSED = ("refused", "nothing listens there; check the port, and that the camera is on", False)
     UNREACHABLE = ("unreachable", "check the network and the address", False)
     NAME_NOT_KNOWN = ("name not known", "check the spelling of the host, and the network", False)
-    TIMED_OUT = ("timed out", "it does not answer; check the address, the network, a firewall", False)
+    TIMED_OUT = (
+        "timed out",
+        "it does not answer; check the address, the network, a firewall",
+        False,
+    )
     ENDED = ("ended", "the other side closed the stream", False)
     NO_VIDEO = ("no video in it", "check that this is the address of the video stream", True)
     CODEC = ("codec not supported", "set the camera to H.264, H.265 or MJPEG", True)
     NO_PICTURE = ("no picture", "data comes, but nothing that can be decoded", False)
     NOT_A_STREAM = ("not a stream", "what comes from there is no video that can be read", True)
-    SERVER_ERROR = ("server error", "the server reports a failure of its own; look at its log", False)
+    SERVER_ERROR = (
+        "server error",
+        "the server reports a failure of its own; look at its log",
+        False,
+    )
     TLS = ("no secure connection", "its certificate is not valid or its TLS is too old", True)
     NOT_ALLOWED = ("not allowed", "private addresses must be allowed by who runs this", True)
     IN_USE = ("in use", "another program reads it already", False)
     UNSUPPORTED = ("not supported", "this kind of stream is not read here", True)
-    NO_DEVICE = ("no such device", "check the number of the camera, and that it is plugged in", False)
+    NO_DEVICE = (
+        "no such device",
+        "check the number of the camera, and that it is plugged in",
+        False,
+    )
     STUCK = ("stuck", "reading hung; it was begun anew", False)
     FAILED = ("failed", "reading it failed in an unknown way", False)
 

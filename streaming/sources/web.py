@@ -116,9 +116,7 @@ class WebOpener:
             self.trouble = error
             raise
 
-    def _request(
-        self, url: str
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _request(self, url: str) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
             raise TroubleError(Trouble.NOT_ALLOWED)  # a playlist that leads to a file, for one
@@ -151,9 +149,7 @@ class WebOpener:
 class _Pinned(http.client.HTTPConnection):
     """A connection to the number that was checked, for the name that was asked for."""
 
-    def __init__(
-        self, host: str, port: int, number: str, scheme: str, timeout: float
-    ) -> None:
+    def __init__(self, host: str, port: int, number: str, scheme: str, timeout: float) -> None:
         super().__init__(host, port, timeout=timeout)
         self._number = number
         self._name = host
@@ -187,12 +183,13 @@ def open_web(
         if is_playlist or file.content_type in _PLAYLIST_TYPES:
             file.close()
             return _open_playlist(url, opener, open_seconds, read_seconds)
-        container: InputContainer = av.open(
+        container: Any = av.open(
             file, format=_format_of(file), timeout=(open_seconds, read_seconds)
         )
     except BaseException:
         file.close()
         raise
+    assert isinstance(container, InputContainer)
     return container
 
 

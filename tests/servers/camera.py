@@ -143,6 +143,7 @@ def mux(
         set_up(stream, settings)
         for shot in islice(film(settings, encoder=stream), num_pictures):
             packet = shot.packet
+            assert packet.pts is not None and packet.dts is not None
             ticks = (shot.stamp - packet.pts) if packet.time_base == stream.time_base else 0
             packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
             container.mux(packet)

@@ -10,50 +10,21 @@ from __future__ import annotations
 
 import argparse
 import base64
-import io
-import itertools
+import tempfile
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import Path
 from urllib.parse import unquote
 
 from tests.servers.camera import CameraSettings, add_arguments, film, mux, settings_of
 
-SEGMENT_SECONDS = 1
-NUM_SEGMENTS = 4
-
-
-class Segments:
-    """The newest HLS segments, cut by a thread of their own at keyframes."""
-
-    def __init__(self, settings: CameraSettings) -> None:
-        self.settings = settings
-        self.pieces: deque[tuple[int, float, bytes]] = deque(maxlen=NUM_SEGMENTS)
-        threading.Thread(target=self.fill, daemon=True).start()
-
-    def fill(self) -> None:
-        """Each segment has an encoder of its own, so each begins with a keyframe."""
-        for number in itertools.count():
-            file = io.BytesIO()
-            num_pictures = SEGMENT_SECONDS * self.settings.fps
-            mux(self.settings, file, "mpegts", num_pictures)
-            self.pieces.append((number, SEGMENT_SECONDS, file.getvalue()))
-
-    def playlist(self) -> str:
-        pieces = list(self.pieces)
-        first = pieces[0][0] if pieces else 0
-        lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:2"]
-        lines.append(f"#EXT-X-MEDIA-SEQUENCE:{first}")
-        for number, seconds, _ in pieces:
-            # the stamps of each segment begin anew
-            lines += ["#EXT-X-DISCONTINUITY", f"#EXTINF:{seconds:.3f},", f"segment{number}.ts"]
-        return "\n".join(lines) + "\n"
-
-    def piece(self, number: int) -> bytes | None:
-        return next((data for index, _, data in self.pieces if index == number), None)
+HLS_OPTIONS = {
+    "hls_time": "1",
+    "hls_list_size": "4",
+    "hls_flags": "delete_segments+temp_file",
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -76,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(path, query)
 
     def answer(self, path: str, query: str) -> None:
-        settings, segments = self.server.settings, self.server.segments
+        settings = self.server.settings
         if path.startswith("/moved/"):
             self.redirect(path.removeprefix("/moved"))
         elif path == "/away":
@@ -87,18 +58,15 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/live.mjpeg":
             self.send_pictures()
         elif path == "/live.m3u8":
-            while not segments.pieces:
+            playlist = self.server.folder / "live.m3u8"
+            while not playlist.exists():
                 time.sleep(0.05)
-            self.send(segments.playlist().encode(), "application/vnd.apple.mpegurl")
+            self.send(playlist.read_bytes(), "application/vnd.apple.mpegurl")
         elif path == "/stranger.m3u8":
             lines = ("#EXTM3U", "#EXT-X-TARGETDURATION:1", "#EXTINF:1,", unquote(query))
             self.send("\n".join(lines).encode(), "application/vnd.apple.mpegurl")
-        elif path.startswith("/segment"):
-            piece = segments.piece(int(path.removeprefix("/segment").removesuffix(".ts")))
-            if piece is None:
-                self.send_error(404)
-            else:
-                self.send(piece, "video/mp2t")
+        elif path.endswith(".ts"):
+            self.send((self.server.folder / path[1:]).read_bytes(), "video/mp2t")
         elif path == "/video.txt":
             self.send(b"This is no video. " * 1000, "text/plain")
         elif path == "/silent":
@@ -142,7 +110,12 @@ class Server(ThreadingHTTPServer):
         self.settings = settings_of(arguments)
         self.login = arguments.login
         self.paths: list[str] = []
-        self.segments = Segments(self.settings)
+        self.folder = Path(tempfile.mkdtemp(prefix="hls"))
+        threading.Thread(target=self.fill, daemon=True).start()
+
+    def fill(self) -> None:
+        """Writes HLS segments and their playlist."""
+        mux(self.settings, str(self.folder / "live.m3u8"), "hls", options=HLS_OPTIONS)
 
 
 def main() -> None:

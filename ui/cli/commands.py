@@ -14,10 +14,12 @@ from rich.table import Table
 from errors import LonglookError
 from memory.session_names import session_folder
 from models.checkpoint import check_can_be_had
+from streaming.sources.address import is_address, parse_address
 from streaming.sources.file import probe
 from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
 from ui.cli.console import INTERRUPTED, loading, program, say, show_table, stderr
+from ui.cli.live import check_length, watch_camera, watch_live, with_login
 from ui.cli.progress import counted_progress
 from ui.cli.settings import as_toml
 from ui.cli.watching import Outcome, watch_video
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from models.calibration import Profile
     from streaming.session import Session
 
+PasswordFile = Annotated[
+    Path | None, typer.Option(help="A file with the password of the camera.", metavar="FILE")
+]
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 SESSION_HELP = "Where to keep what was watched: a name, or a folder written with a slash (./trip)."
 
@@ -39,7 +44,8 @@ def ask(
         list[str],
         typer.Argument(
             metavar="[VIDEO] QUESTION...",
-            help="A video file, which may be left out with --session, and one or more questions.",
+            help="A video file, camera or stream, which may be left out with --session, and "
+            "one or more questions.",
             show_default=False,
         ),
     ],
@@ -51,6 +57,7 @@ def ask(
     skim: Annotated[
         bool, typer.Option("--skim", help="Decode only the file's own keyframes: quick, but rough.")
     ] = False,
+    password_file: PasswordFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per question, a line each.")
     ] = False,
@@ -77,6 +84,7 @@ def ask(
     video, questions = opening.video_and_questions(words, session)
     if not questions:
         raise typer.BadParameter("there is no question", context)
+    address = parse_address(video) if video is not None and is_address(video) else None
     if video is None:
         if ask_at is not None:
             raise LonglookError("--ask-at needs a video to be watched up to there.")
@@ -86,13 +94,23 @@ def ask(
         raise LonglookError(
             "--skim is for a first look; a session keeps what was watched properly."
         )
-    stop_seconds = opening.checked_moment(ask_at, probe(video)) if video else None
+    if address is not None:
+        address = with_login(address, password_file)
+        stop_seconds = check_length(ask_at)
+    else:
+        stop_seconds = opening.checked_moment(ask_at, probe(video)) if video else None
     engine = opening.open_engine(chosen)
     is_read_only = video is None
     with opening.open_session(engine, folder, chosen.settings, is_read_only) as opened:
-        if video and watch_video(opened, video, stop_seconds, skim) is Outcome.STOPPED:
+        if address is not None:
+            outcome = watch_live(engine, opened, address, session or "", stop_seconds)
+        elif video is not None:
+            outcome = watch_video(opened, Path(video), stop_seconds, skim)
+        else:
+            outcome = Outcome.NOTHING_NEW
+        if outcome is Outcome.STOPPED:
             say("Stopped; answering from what was seen so far.")
-        duration = opening.duration_of(str(video) if video else opened.source)
+        duration = opening.duration_of(video or opened.source)
         for question in questions:
             if as_json:
                 typer.echo(answer_as_json(opened, question, duration))
@@ -104,14 +122,20 @@ def ask(
 
 @with_options(*options.WATCHING)
 def watch(
-    video: Annotated[str, typer.Argument(help="The video file.", metavar="VIDEO")],
+    video: Annotated[str, typer.Argument(help="A video file, camera or stream.", metavar="VIDEO")],
     session: Annotated[str, typer.Option("--session", "-s", help=SESSION_HELP)],
     chosen: Chosen,
+    password_file: PasswordFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="At the end, one line of JSON with counters.")
     ] = False,
 ) -> None:
-    """Watch a video into a session that stays, to be asked now or later.
+    """Watch a video, a camera or a stream into a session that stays, to be asked now or later.
+
+    A camera is watched until Ctrl-C: rtsp://, http:// (HLS, MPEG-TS, MJPEG), udp://, rtmp://,
+    device:0, or follow:FILE for a file that still grows. Its password is best not typed: write
+    rtsp://user@camera/stream, and it is taken from --password-file, from the environment variable
+    LONGLOOK_SOURCE_PASSWORD, or asked for.
 
     Ctrl-C stops, and the same command goes on where it stopped. Nothing that was watched is lost,
     whatever happens to this process, but the chunks of the pass under way.
@@ -120,9 +144,13 @@ def watch(
     Examples:
       longlook watch clip.mp4 --session trip
       longlook watch clip.mp4 --session ./trip --disk-budget 20
+      longlook watch rtsp://cam@192.168.1.20/stream --session door
       longlook ask --session trip "When does the red circle appear?"
     """
     folder = session_folder(session)
+    if is_address(video):
+        watch_camera(video, session, chosen, password_file, as_json)
+        return
     path = opening.video_path(video)
     duration = probe(path).duration_seconds
     engine = opening.open_engine(chosen)
