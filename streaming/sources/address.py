@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from streaming.sources.opening import SourceError
 
@@ -172,12 +172,15 @@ def shown_url(text: str) -> str:
     place, mark, query = rest.partition("?")
     host, slash, path = place[_login_length(place) :].partition("/")
     query = query.partition("#")[0]
-    found = parse_qsl(query, keep_blank_values=True)
-    kept = [(name, value if name.lower() in _HARMLESS else _HIDDEN) for name, value in found]
-    shown = urlencode(kept, safe=_HIDDEN)
-    if mark and not found:
-        shown = _HIDDEN  # not of the form a=b
+    shown = "&".join(_shown_parameter(text) for text in query.split("&")) if query else ""
     return f"{scheme}://{host}{slash}{path.partition('#')[0]}{mark}{shown}"
+
+
+def _shown_parameter(text: str) -> str:
+    name, equals, value = text.partition("=")
+    if not equals:
+        return _HIDDEN
+    return f"{name}={value if name.lower() in _HARMLESS else _HIDDEN}"
 
 
 def _with_quoted_login(text: str) -> str:

@@ -218,12 +218,19 @@ def open_container(
         numbers = resolve(address.host, address.port, allow_private)
         if not allow_private:
             address = address.at_host(numbers[0])  # the name could mean another machine by now
-    container: InputContainer = av.open(
-        address.url,
-        format=_FORMATS.get(address.kind),
-        options=dict(_OPTIONS[address.kind]),
-        timeout=(timing.open, timing.read),
-    )
+    started = time.monotonic()
+    try:
+        container: InputContainer = av.open(
+            address.url,
+            format=_FORMATS.get(address.kind),
+            options=dict(_OPTIONS[address.kind]),
+            timeout=(timing.open, timing.read),
+        )
+    except av.error.InvalidDataError as error:
+        # what FFmpeg says of an RTSP server that accepts and then says nothing
+        if time.monotonic() - started >= timing.open:
+            raise TroubleError(Trouble.TIMED_OUT) from error
+        raise
     return container
 
 

@@ -12,7 +12,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -122,22 +121,29 @@ class LiveSource:
     def frames(self) -> Iterator[Frame]:
         self._reader += 1
         reader = self._reader
-        num_failures = 0
         if reader > 1:
             self._go_down(Trouble.STUCK, 0.0)
-        with suppress(_Superseded):
-            while not self._closed.is_set():
-                self._update(state=State.CONNECTING)
-                num_before = self.health.connections
-                trouble = yield from self._connected(reader)
-                self._check_in_charge(reader)
-                if self._closed.is_set():
-                    break
-                num_failures = 0 if self.health.connections > num_before else num_failures
-                num_failures += 1
-                self._wait(trouble, num_failures, reader)
-            self._update(state=State.CLOSED)
-            self._tell(SourceClosed(self.now_seconds))
+        try:
+            yield from self._connected_again_and_again(reader)
+        except _Superseded:
+            return
+        finally:  # also where nobody wants more frames
+            if reader == self._reader:
+                self._update(state=State.CLOSED)
+                self._tell(SourceClosed(self.now_seconds))
+
+    def _connected_again_and_again(self, reader: int) -> Iterator[Frame]:
+        num_failures = 0
+        while not self._closed.is_set():
+            self._update(state=State.CONNECTING)
+            num_before = self.health.connections
+            trouble = yield from self._connected(reader)
+            self._check_in_charge(reader)
+            if self._closed.is_set():
+                return
+            num_failures = 0 if self.health.connections > num_before else num_failures
+            num_failures += 1
+            self._wait(trouble, num_failures, reader)
 
     def _connected(self, reader: int) -> Generator[Frame, None, Trouble]:
         """The frames of one connection; returns why it ended."""

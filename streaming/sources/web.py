@@ -129,7 +129,8 @@ class WebOpener:
             response = connection.getresponse()
         except http.client.HTTPException as error:
             connection.close()
-            raise TroubleError(Trouble.NOT_A_STREAM) from error
+            is_closed = isinstance(error, ConnectionError)
+            raise TroubleError(Trouble.ENDED if is_closed else Trouble.NOT_A_STREAM) from error
         except BaseException:
             connection.close()
             raise

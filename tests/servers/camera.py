@@ -43,9 +43,9 @@ class CameraSettings:
     """
 
     epoch: float
-    fps: int = 10
+    fps: int = 25
     codec: str = "h264"
-    gop: int = 10
+    gop: int = 25
     scale: int = 1
     burst: int = 0
     jump_after: int = 0
@@ -64,9 +64,9 @@ class Shot:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--epoch", type=float, default=0.0)
-    parser.add_argument("--fps", type=int, default=10)
+    parser.add_argument("--fps", type=int, default=25)
     parser.add_argument("--codec", default="h264", choices=sorted(ENCODERS))
-    parser.add_argument("--gop", type=int, default=10)
+    parser.add_argument("--gop", type=int, default=25)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--burst", type=int, default=0)
     parser.add_argument("--jump-after", type=int, default=0)

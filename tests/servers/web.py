@@ -66,7 +66,11 @@ class Handler(BaseHTTPRequestHandler):
             lines = ("#EXTM3U", "#EXT-X-TARGETDURATION:1", "#EXTINF:1,", unquote(query))
             self.send("\n".join(lines).encode(), "application/vnd.apple.mpegurl")
         elif path.endswith(".ts"):
-            self.send((self.server.folder / path[1:]).read_bytes(), "video/mp2t")
+            piece = self.server.folder / path[1:]
+            if piece.exists():
+                self.send(piece.read_bytes(), "video/mp2t")
+            else:
+                self.send_error(404)
         elif path == "/video.txt":
             self.send(b"This is no video. " * 1000, "text/plain")
         elif path == "/silent":
