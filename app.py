@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from ui.cli import commands, sessions
+from ui.cli import caption, commands, sessions
 from ui.cli.console import stderr
 from ui.cli.wiring import PlainCommand
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 COMMANDS = {
     "ask": commands.ask,
     "watch": commands.watch,
+    "caption": caption.caption,
     "serve": commands.serve,
     "calibrate": commands.calibrate,
     "config": commands.show_config,

@@ -13,7 +13,6 @@ from typing import Any
 from errors import LonglookError
 
 Value = int | float | str
-PRUNE_STRATEGIES = ("none", "novelty", "stc", "uniform", "merge", "coverage")
 
 
 class KnobError(LonglookError):
@@ -106,12 +105,12 @@ class MemoryConfig:
 class ReuseConfig:
     """How the vision tower's work on a reference frame is used again for the frames after it."""
 
-    strategy: str = "none"  # which patches are recomputed: "novelty" (ours), "keys" (STC's choice)
+    strategy: str = "none"  # "novelty" recomputes the patches that changed, "none" all of them
     refresh_share: float = 0.75  # a group of which more tokens have changed is computed in full
     still_below: float = 0.15  # a token counts as unchanged up to this novelty
 
     def __post_init__(self) -> None:
-        _check_choice("reuse.strategy", self.strategy, ("none", "novelty", "keys"))
+        _check_choice("reuse.strategy", self.strategy, ("none", "novelty"))
         _check_share("reuse.refresh_share", self.refresh_share)
         _check_novelty("reuse.still_below", self.still_below)
 
@@ -120,13 +119,13 @@ class ReuseConfig:
 class PruneConfig:
     """Which visual tokens of a group go on to the LLM."""
 
-    strategy: str = "none"  # "novelty" (ours), "stc" (dual anchor), "uniform", "merge" (ToMe), ...
+    strategy: str = "none"  # "novelty" skips static groups and thins out the others
     budget: float = 0.33  # share of a group's tokens that stay (STC: 64 of 196)
     still_below: float = 0.15  # a patch counts as unchanged up to this novelty
     refresh_seconds: float = 60.0  # a static picture is kept once in this time
 
     def __post_init__(self) -> None:
-        _check_choice("prune.strategy", self.strategy, PRUNE_STRATEGIES)
+        _check_choice("prune.strategy", self.strategy, ("none", "novelty"))
         _check_share("prune.budget", self.budget)
         _check_novelty("prune.still_below", self.still_below)
         seconds = self.refresh_seconds

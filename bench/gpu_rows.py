@@ -23,16 +23,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.clips import CLIPS, FPS
 from bench.ingest import QUESTION, peak_bytes, stock_inputs, two_heads
 from bench.machine import now
+from bench.rivals.shapes import random_model
 from bench.vit_reuse import Runs, subject
 from config import AnswerConfig, Config, MemoryConfig, PruneConfig, ReuseConfig
 from frames import Frame
 from memory.chunk import KVChunk
 from memory.records import NewChunk
-from models.decoder import filled_cache
 from models.qwen3_vl import Qwen3VL
-from models.shapes import random_model
 from models.video_llm import PrefillRequest, VisualGroup
 from streaming.engine import Engine
+from training.stock_cache import filled_cache
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -23,6 +23,7 @@ from torch import Tensor
 from bench.clips import FPS, static_camera
 from bench.machine import describe, now, save
 from bench.report import table
+from bench.rivals.shapes import SHAPES, random_model
 from config import AnswerConfig, MemoryConfig
 from frames import Frame
 from memory.kv_memory import KVMemory
@@ -31,7 +32,6 @@ from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
-from models.shapes import SHAPES, random_model
 from streaming.session import in_parts
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,6 +28,7 @@ from bench.asked import Asked, Asker, long_stream
 from bench.machine import describe
 from bench.prune_report import BUSY, CALM, CLIPS, NONE, REUSE, Asking, Seeing, Setting, write
 from bench.recall import knobs, plain, progress
+from bench.rivals.pruners import RIVALS, PrunedByRival
 from config import Config, PruneConfig
 from errors import Notice
 from frames import Frame
@@ -45,7 +46,7 @@ from training.scenes import FPS, GROUP_SECONDS
 from training.streams import Stream
 
 RESULTS = Path(__file__).parent / "results"
-STRATEGIES = ("novelty", "stc", "uniform", "merge", "coverage")
+STRATEGIES = ("novelty", *RIVALS)
 BUDGETS = (0.5, 0.375, 0.25)
 
 
@@ -124,10 +125,19 @@ def prune_clip(clip: Clip, model: VideoLLM, setting: Setting) -> list[list[Visua
     parts: list[list[VisualGroup]] = []
     for number, frames in enumerate(clip.frames):
         if not number or not follows(clip, number):
-            ingest = Ingest(model, Config(reuse=setting.reuse, prune=setting.prune))
+            ingest = Ingest(
+                pruned_by_rival(model, setting), Config(reuse=setting.reuse, prune=setting.prune)
+            )
         work = PrefillWork(ingest, ingest.prepare([frames]), [], [], 0, 0)
-        parts += encode_groups(model, [work])[0]
+        parts += encode_groups(ingest.model, [work])[0]
     return parts
+
+
+def pruned_by_rival(model: VideoLLM, setting: Setting) -> VideoLLM:
+    """The model for one stream under this setting; itself where ours prunes, or nothing does."""
+    if not setting.rival:
+        return model
+    return cast(VideoLLM, PrunedByRival(model, RIVALS[setting.rival](setting.prune.budget)))
 
 
 def follows(clip: Clip, number: int) -> bool:
@@ -192,10 +202,7 @@ class Watching:
 
     def run(self, seed: int, bar: Progress) -> Iterator[Asking | Seeing]:
         once = EncodedOnce(self.engine.model)
-        configs = [replace(self.engine.config, prune=s.prune, reuse=s.reuse) for s in self.settings]
-        sessions = [
-            Engine(cast(VideoLLM, once), self.engine.profile, config).open() for config in configs
-        ]
+        sessions = [self._open(once, setting) for setting in self.settings]
         waiting = Asker(self.stream, seed).all(self.questions)
         read, size = self.engine.config.read, self.engine.config.memory.chunk_frames
         frames = round(self.stream.duration_seconds * read.fps)
@@ -207,30 +214,32 @@ class Watching:
             bar.advance(task)
             while waiting and waiting[0].at_seconds <= part[-1].pts_seconds + 1 / read.fps:
                 asked = waiting.pop(0)
-                yield from (self._asking(session, asked) for session in sessions)
+                for session, setting in zip(sessions, self.settings, strict=True):
+                    yield self._asking(session, setting, asked)
                 bar.advance(task)
-        for session in sessions:
-            yield self._seeing(session)
+        for session, setting in zip(sessions, self.settings, strict=True):
+            yield self._seeing(session, setting)
             session.close()
 
-    def _asking(self, session: Session, asked: Asked) -> Asking:
-        setting, question = setting_of(session), asked.question
+    def _open(self, once: EncodedOnce, setting: Setting) -> Session:
+        config = replace(self.engine.config, prune=setting.prune, reuse=setting.reuse)
+        model = pruned_by_rival(cast(VideoLLM, once), setting)
+        return Engine(model, self.engine.profile, config).open()
+
+    def _asking(self, session: Session, setting: Setting, asked: Asked) -> Asking:
+        question = asked.question
         said = next(event.text for event in session.ask(question.text) if isinstance(event, Answer))
         right = plain(said) == plain(question.answer)
         told = (asked.kind, question.text, question.answer, said, right, None)
         return Asking(self.footage, setting.name, setting.prune.budget, *told)
 
-    def _seeing(self, session: Session) -> Seeing:
-        setting, stats, seconds = setting_of(session), session.stats, self.stream.duration_seconds
+    def _seeing(self, session: Session, setting: Setting) -> Seeing:
+        stats, seconds = session.stats, self.stream.duration_seconds
         before, kept = stats.visual_tokens + stats.pruned_tokens, stats.visual_tokens
         kv_bytes = session.memory.num_tokens * bytes_per_token(session)
         return Seeing(
             self.footage, setting.name, setting.prune.budget, seconds, before, kept, kv_bytes
         )
-
-
-def setting_of(session: Session) -> Setting:
-    return Setting(session.config.prune, session.config.reuse)
 
 
 def watch(session: Session, part: Sequence[Frame]) -> None:
@@ -248,10 +257,14 @@ def settings_of(strategies: str, budgets: str, own: PruneConfig) -> list[Setting
     """Nothing left out first, then every strategy with every budget, then reuse without and with
     the model's `own` pruning."""
     shares = [float(share) for share in filter(None, budgets.split(","))]
-    pruned = [
-        PruneConfig(name, share) for name in filter(None, strategies.split(",")) for share in shares
-    ]
-    return [*map(Setting, [NONE, *pruned]), *(Setting(prune, REUSE) for prune in (NONE, own))]
+    settings = [Setting()]
+    for name in filter(None, strategies.split(",")):
+        for share in shares:
+            if name in RIVALS:
+                settings.append(Setting(PruneConfig("none", share), rival=name))
+            else:
+                settings.append(Setting(PruneConfig(name, share)))
+    return [*settings, *(Setting(prune, REUSE) for prune in (NONE, own))]
 
 
 def main(

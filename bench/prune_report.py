@@ -27,14 +27,19 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Setting:
-    """What is left out of the vision tower's tokens, and whether its work is used again."""
+    """What is left out of the vision tower's tokens, and whether its work is used again.
+
+    rival: a pruner of `bench/rivals` that leaves tokens out in place of ours.
+    """
 
     prune: PruneConfig = NONE
     reuse: ReuseConfig = NO_REUSE
+    rival: str = ""
 
     @property
     def name(self) -> str:
-        return self.prune.strategy if self.reuse == NO_REUSE else f"{self.prune.strategy} + reuse"
+        pruning = self.rival or self.prune.strategy
+        return pruning if self.reuse == NO_REUSE else f"{pruning} + reuse"
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from bench.clips import FPS
 from bench.ingest import QUESTION, repeated_frames, two_heads
 from bench.machine import describe, save
 from bench.report import table
+from bench.rivals.shapes import random_model
 from config import AnswerConfig, Config, MemoryConfig
 from frames import Frame
 from memory.disk_tier import SessionStore
 from memory.kv_memory import KVMemory
 from memory.retrieval_index import HeadIndex
-from models.shapes import random_model
 from streaming.engine import Engine, kept_settings, kind_of
 from streaming.events import Answer
 

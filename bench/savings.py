@@ -29,13 +29,13 @@ from bench.clips import FPS, read_clip, static_camera
 from bench.ingest import stock_inputs
 from bench.machine import counted, describe, now, save
 from bench.report import table
+from bench.rivals.shapes import SHAPES, random_model
 from config import Config, PruneConfig, ReuseConfig
 from frames import Frame
 from memory.chunk import KVChunk
 from memory.kv_codec import AS_COMPUTED, KVFormat
 from models.checkpoint import recommended_settings
 from models.qwen3_vl import Qwen3VL
-from models.shapes import SHAPES, random_model
 from models.video_llm import num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
 from streaming.ingest import Ingest, PrefillWork, run_prefills

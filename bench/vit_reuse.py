@@ -29,6 +29,7 @@ from bench.clips import CLIPS as MADE_CLIPS
 from bench.clips import FPS, read_clip
 from bench.machine import counted, describe, now, save
 from bench.report import table
+from bench.rivals.shapes import random_siglip, random_tower
 from config import ReuseConfig
 from frames import Frame
 from keyframes.references import References
@@ -38,7 +39,6 @@ from models.demo.architecture import SIDE
 from models.loading import load
 from models.partial_vit import Tower, qwen3_vl_tower, siglip_tower
 from models.pixels import BUDGET_FRAMES, PixelSpec, group_patches, resize
-from models.shapes import random_siglip, random_tower
 from streaming.batching import BATCH_FRAMES
 
 RESULTS = Path(__file__).parent / "results"

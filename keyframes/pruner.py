@@ -1,5 +1,4 @@
-"""Which groups go on to the LLM, and which of their visual tokens: one interface, several
-strategies.
+"""Which groups go on to the LLM, and which of their visual tokens.
 
 A pruner sees the groups of one stream in order. Before the vision tower runs it says whether a
 group shows anything new; of those that do it says which tokens stay. Knows nothing of models,
@@ -8,13 +7,12 @@ prompts or memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -31,16 +29,16 @@ Images = Sequence[NDArray[np.uint8]]  # the frames of a group, [H, W, 3]
 
 @dataclass(frozen=True, eq=False)
 class TokenSelection:
-    """What stays of a group: tensors on the CPU.
+    """Which tokens of a group stay.
 
-    places: int64 [k], ascending, in the group's grid.
-    owners: int64 [n], for each token of the group the kept one (0 to k) that stands for it, being
-    the mean of all its
-        tokens; None where the others are just dropped.
+    places: int64 [k] on the CPU, ascending, in the group's grid.
     """
 
     places: Tensor
-    owners: Tensor | None = None
+
+    def select(self, features: Tensor) -> Tensor:
+        """[k, hidden] of the group's [n, hidden]."""
+        return features[self.places.to(features.device)]
 
 
 class TokenPruner(Protocol):
@@ -59,29 +57,12 @@ class TokenPruner(Protocol):
 
 def make_pruner(config: PruneConfig) -> TokenPruner | None:
     """A pruner for a new stream, None where every token stays."""
-    if config.strategy == "none":
-        return None
-    if config.strategy == "novelty":
-        return NoveltyPruner(config)
-    strategies: dict[str, Callable[[float], TokenPruner]] = {
-        "stc": DualAnchorPruner,
-        "uniform": UniformPruner,
-        "merge": MergePruner,
-        "coverage": CoveragePruner,
-    }
-    return strategies[config.strategy](config.budget)
+    return NoveltyPruner(config) if config.strategy == "novelty" else None
 
 
 def num_kept_tokens(share: float, num_tokens: int) -> int:
     """How many tokens a share of a group is; one at least."""
     return max(1, round(share * num_tokens))
-
-
-class EveryGroup:
-    """A pruner to which every group is news."""
-
-    def select_groups(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
-        return [True] * len(groups)
 
 
 class DualAnchor:
@@ -103,21 +84,10 @@ class DualAnchor:
         ) * cosine_distance(z, spatial)
 
 
-class DualAnchorPruner(EveryGroup):
-    """STC's pruner: a fixed share of each group, what scores best by its anchors."""
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._anchor = DualAnchor()
-
-    def keep(self, features: Tensor) -> TokenSelection:
-        return TokenSelection(best_places(self._anchor.score(features), self._share))
-
-
-class NoveltyPruner(DualAnchorPruner):
-    """Ours: a group goes on where it shows something else than the last one that did, and of it the
-    tokens that stand out most, by STC's score; so each that goes on can be read alone, and a frame
-    with nothing new costs nothing.
+class NoveltyPruner:
+    """A group goes on where it shows something else than the last one that did, and of it the
+    tokens that stand out most, by STC's score. So each group that goes on can be read alone, and a
+    frame with nothing new costs nothing.
 
     Compared with the last group that went on, so slow drift adds up. Where that one's own frames
     differ, the next is news, so that the last one shows one thing only. A still picture costs one
@@ -125,7 +95,8 @@ class NoveltyPruner(DualAnchorPruner):
     """
 
     def __init__(self, config: PruneConfig) -> None:
-        super().__init__(config.budget)
+        self._share = config.budget
+        self._anchor = DualAnchor()
         self._below, self._refresh_seconds = config.still_below, config.refresh_seconds
         self._reference: Patches | None = None  # what was last seen of the last group that went on
         self._own = 0.0  # the most change between its frames
@@ -137,6 +108,9 @@ class NoveltyPruner(DualAnchorPruner):
         for grid, run in groupby(groups, lambda images: patch_grid(images[0].shape[:2])):
             found += self._follow(list(run), grid, pts_seconds[len(found) :])
         return found
+
+    def keep(self, features: Tensor) -> TokenSelection:
+        return TokenSelection(best_places(self._anchor.score(features), self._share))
 
     def _follow(
         self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]
@@ -209,81 +183,3 @@ def best_places(scores: Tensor, share: float) -> Tensor:
 def cosine_distance(z: Tensor, anchor: Tensor) -> Tensor:
     """1 - cosine of every token [n, hidden] and an anchor [hidden]: [n]."""
     return 1 - normalize(z, dim=-1) @ normalize(anchor, dim=-1)
-
-
-class UniformPruner(EveryGroup):
-    """Tokens evenly spread over the grid, row-major; the next group's lie one further, so that each
-    cell has a turn.
-    """
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-        self._turn = 0
-
-    def keep(self, features: Tensor) -> TokenSelection:
-        n = len(features)
-        count = num_kept_tokens(self._share, n)
-        places = (torch.arange(count) * n // count + self._turn) % n
-        self._turn += 1
-        return TokenSelection(places.sort().values)
-
-
-class MergePruner(EveryGroup):
-    """Token merging (ToMe, arXiv 2210.09461): the most alike tokens of a group become their mean,
-    at one's place.
-
-    In every round the tokens are two halves by turns, each of the first half looks for its likest
-    in the second, and the likest pairs merge: at most half of them, so that none has to go where it
-    does not belong.
-    """
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-
-    def keep(self, features: Tensor) -> TokenSelection:
-        z = features.float()
-        count = num_kept_tokens(self._share, len(z))
-        # place of the token that each token has become
-        stands_for = torch.arange(len(z), device=z.device)
-        while len(places := torch.unique(stands_for)) > count:
-            means = owner_means(z, torch.searchsorted(places, stands_for), len(places))
-            into = _merged(means, places, len(places) - count)
-            stands_for = into[torch.searchsorted(places, stands_for)]
-        return TokenSelection(places.cpu(), torch.searchsorted(places, stands_for).cpu())
-
-
-def _merged(z: Tensor, places: Tensor, surplus: int) -> Tensor:
-    """Where each of the tokens [m, hidden] at `places` goes in one round that makes them up to
-    `surplus` fewer.
-    """
-    unit = normalize(z, dim=-1)
-    alike, partner = (unit[::2] @ unit[1::2].T).max(1)
-    going = alike.topk(min(surplus, -(-len(alike) // 2))).indices
-    into = places.clone()
-    into[2 * going] = places[1::2][partner[going]]
-    return into
-
-
-def owner_means(z: Tensor, owners: Tensor, count: int) -> Tensor:
-    """[n, hidden] averaged over the tokens of each owner: [count, hidden], in float32."""
-    sums = torch.zeros(count, z.shape[1], device=z.device).index_add_(0, owners, z.float())
-    return sums / owners.bincount(minlength=count)[:, None]
-
-
-class CoveragePruner(EveryGroup):
-    """Diversity (as ToDRE and MMTok look for): one after the other, the token that is least like
-    all those kept so far; first the one least like its group's mean."""
-
-    def __init__(self, share: float) -> None:
-        self._share = share
-
-    def keep(self, features: Tensor) -> TokenSelection:
-        unit = normalize(features.float(), dim=-1)
-        apart = cosine_distance(unit, unit.mean(0))
-        chosen = [apart.argmax()]
-        nearest = cosine_distance(unit, unit[chosen[0]])
-        for _ in range(num_kept_tokens(self._share, len(unit)) - 1):
-            nearest[chosen[-1]] = -torch.inf
-            chosen.append(nearest.argmax())
-            nearest = torch.minimum(nearest, cosine_distance(unit, unit[chosen[-1]]))
-        return TokenSelection(torch.stack(chosen).sort().values.cpu())

@@ -13,7 +13,6 @@ measured.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -56,14 +55,10 @@ class Reference:
 
     features: of this one group, g = 1.
     pairs: rotated keys, and values [L, T, 2, C].
-    attended, transformed: [L, T, C], what attention and MLP added; None unless "keys" is the
-    strategy.
     """
 
     features: Features
     pairs: Tensor
-    attended: Tensor | None = None
-    transformed: Tensor | None = None
 
 
 class VisionTower(Protocol):
@@ -81,23 +76,13 @@ class VisionTower(Protocol):
         bases: Sequence[int],
         before: Reference | None,
         keep: Sequence[int],
-        outputs: bool,
     ) -> tuple[Features, list[Reference]]:
         """The features of all groups, computing the tokens that are true in `chosen` [g, n], one at
         least.
 
-        bases: of each group the one of these, computed whole, whose other tokens it has; BEFORE for
-        those of `before`.
-        keep: groups computed whole that references are wanted of, with or without `outputs` of the
-        layers.
+        bases: of each group the one of these, computed whole, whose other tokens it has; PREVIOUS
+        for those of `before`. keep: groups computed whole of which references are wanted.
         """
-        ...
-
-    def forward_by_keys(
-        self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
-    ) -> Features:
-        """Recompute in each layer the patches whose keys moved most from the reference's (STC), of
-        every group as many as `counts` [g] says, one at least."""
         ...
 
 
@@ -116,8 +101,8 @@ PREVIOUS = -1  # stands for the reference from before these groups
 class Step:
     """The work for one group.
 
-    base: number of the group that is the reference from here on, this one included; BEFORE, or None
-    for none.
+    base: number of the group that is the reference from here on, this one included; PREVIOUS, or
+    None for none.
     novelty: per token [n], against that reference; in the reference itself, the change between its
     frames.
     """
@@ -228,15 +213,13 @@ class VitCacher:
             self._reference, self._own, self._grid = None, None, grid
         per_frame = token_novelty(novelty, self._tower.merge_size).reshape(groups, size, -1)
         steps = plan(per_frame, keyframes, self._own, self._config)
-        features, references = (
-            self._by_keys if self._config.strategy == "keys" else self._by_novelty
-        )(patches, steps)
+        features, references = self._compute(patches, steps)
         if (last := steps[-1].base) != PREVIOUS:
             self._reference = None if last is None else references[last]
             self._own = None if last is None else steps[last].novelty
         return Encoded(features, tuple(step.work for step in steps))
 
-    def _by_novelty(
+    def _compute(
         self, patches: Tensor, steps: Sequence[Step]
     ) -> tuple[Features, dict[int, Reference]]:
         """What is new and what builds on nothing, in one batch; and the reference that lasts, if it
@@ -253,63 +236,6 @@ class VitCacher:
         bases = [row if step.base is None else step.base for row, step in enumerate(steps)]
         keep = [last] if (last := steps[-1].base) is not None and last != PREVIOUS else []
         features, made = self._tower.forward_partial(
-            patches, self._grid, chosen, bases, self._reference, keep, outputs=False
+            patches, self._grid, chosen, bases, self._reference, keep
         )
         return features, dict(zip(keep, made, strict=True))
-
-    def _by_keys(
-        self, patches: Tensor, steps: Sequence[Step]
-    ) -> tuple[Features, dict[int, Reference]]:
-        """A batch of all whole groups, then one of those refreshed from each reference; and all
-        references.
-        """
-        refreshed, still = (
-            rows_by_reference(steps, Work.REFRESHED),
-            rows_by_reference(steps, Work.STILL),
-        )
-        references = {} if self._reference is None else {PREVIOUS: self._reference}
-        parts = list[tuple[list[int], Features]]()
-        if whole := [row for row, step in enumerate(steps) if step.work is Work.WHOLE]:
-            built_on = {*refreshed, *still, steps[-1].base}
-            keep = [at for at, row in enumerate(whole) if row in built_on]
-            everything = torch.ones(
-                len(whole), len(steps[0].novelty), dtype=torch.bool, device=patches.device
-            )
-            features, made = self._tower.forward_partial(
-                patches[whole], self._grid, everything, range(len(whole)), None, keep, outputs=True
-            )
-            parts.append((whole, features))
-            references |= zip((whole[at] for at in keep), made, strict=True)
-        parts += [(rows, references[base].features) for base, rows in still.items()]
-        for base, rows in refreshed.items():
-            changed = torch.stack([steps[row].novelty for row in rows]) > self._config.still_below
-            counts = changed.sum(1) * self._tower.merge_size**2
-            parts.append(
-                (
-                    rows,
-                    self._tower.forward_by_keys(
-                        patches[rows], self._grid, references[base], counts
-                    ),
-                )
-            )
-        return assemble(len(steps), parts), references
-
-
-def rows_by_reference(steps: Sequence[Step], work: Work) -> dict[int, list[int]]:
-    """The groups that take this work, by what they build on."""
-    found = defaultdict[int, list[int]](list)
-    for row, step in enumerate(steps):
-        if step.work is work and step.base is not None:
-            found[step.base].append(row)
-    return found
-
-
-def assemble(num_groups: int, parts: Sequence[tuple[list[int], Features]]) -> Features:
-    """One run of groups from parts of it, each with its places; a part of one group may stand in
-    many.
-    """
-    wholes = [level.new_empty(num_groups, *level.shape[1:]) for level in parts[0][1]]
-    for places, features in parts:
-        for whole, level in zip(wholes, features, strict=True):
-            whole[places] = level
-    return Features.of(wholes)

@@ -18,7 +18,7 @@ from memory.chunk import KVChunk
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.sampling import TextStream, TokenSampler
-from models.video_llm import PendingAnswer, Turn
+from models.video_llm import AnswerRequest, PendingAnswer, Turn
 
 
 class BatchedAnswer:
@@ -105,19 +105,33 @@ class AnswerBatch:
         options: AnswerConfig,
     ) -> BatchedAnswer:
         """Prefill a question after its context; the answer has its first token then, or is done."""
-        tokens = self._question_tokens(question, dialogue)
-        row = self._decoder.add_row(self._cache, context, len(tokens) + options.max_new_tokens)
-        answer = BatchedAnswer(row, options, self._tokenizer)
-        self._answers.append(answer)
+        return self.add_all([AnswerRequest(question, context, dialogue, options)])[0]
+
+    def add_all(self, requests: Sequence[AnswerRequest]) -> list[BatchedAnswer]:
+        """Prefill several questions in one pass, each after its context: all join, or none."""
+        prompts = [self._question_tokens(r.question, r.dialogue) for r in requests]
+        rooms = [
+            len(tokens) + request.options.max_new_tokens
+            for tokens, request in zip(prompts, requests, strict=True)
+        ]
+        contexts = [request.context for request in requests]
+        rows = self._decoder.add_rows(self._cache, contexts, rooms)
+        added = [
+            BatchedAnswer(row, request.options, self._tokenizer)
+            for row, request in zip(rows, requests, strict=True)
+        ]
+        self._answers += added
         try:
-            logits = self._decoder.next_logits(
-                self._cache, [row], torch.tensor([tokens], device=self._decoder.device)
-            )
+            states = self._decoder.append_prompts(self._cache, rows, prompts)
         except BaseException:
-            self.remove(answer)
+            for answer in added:
+                self.remove(answer)
             raise
-        self._take(answer, answer.sampler(logits[0]))
-        return answer
+        ends = torch.tensor([len(tokens) for tokens in prompts]).cumsum(0) - 1
+        logits = self._decoder.head(states[ends.to(states.device)])
+        for answer, token in zip(added, self._choose(added, logits), strict=True):
+            self._take(answer, token)
+        return added
 
     def step(self) -> None:
         """One more token of every answer; those that end leave the batch."""
@@ -129,7 +143,8 @@ class AnswerBatch:
         logits = self._decoder.next_logits(
             self._cache, [answer.row for answer in self._answers], last
         )
-        for answer, token in zip(self, self._choose(logits), strict=True):
+        answers = list(self._answers)
+        for answer, token in zip(answers, self._choose(answers, logits), strict=True):
             self._take(answer, token)
 
     def remove(self, answer: PendingAnswer) -> None:
@@ -142,14 +157,14 @@ class AnswerBatch:
                     self._answers[number] = last
                 return
 
-    def _choose(self, logits: Tensor) -> list[int]:
-        """The next token of every answer, from logits [answers, vocabulary]; greedy ones come in
+    def _choose(self, answers: Sequence[BatchedAnswer], logits: Tensor) -> list[int]:
+        """The next token of these answers, from logits [answers, vocabulary]; greedy ones come in
         one copy.
         """
         likeliest: list[int] = logits.argmax(-1).tolist()
         return [
             token if answer.sampler.is_greedy else answer.sampler(row)
-            for answer, token, row in zip(self._answers, likeliest, logits, strict=True)
+            for answer, token, row in zip(answers, likeliest, logits, strict=True)
         ]
 
     def _take(self, answer: BatchedAnswer, token: int) -> None:

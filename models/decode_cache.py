@@ -86,28 +86,25 @@ class DecodeCache:
         if not self._rows:
             self._keys = self._values = None
 
-    def begin_step(self, rows: Sequence[CacheRow], num_tokens: int) -> CachedAttention:
-        """How n tokens of each of these rows attend: either one row, or all rows in their order
-        with one token each.
+    def begin_step(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> CachedAttention:
+        """How the next `counts` tokens of these rows attend: of one row, or of neighbours in their
+        order. A row with fewer tokens than another gets padding, which nothing sees.
         """
         assert self._keys is not None and self._values is not None
-        for row in rows:
-            if row.length + num_tokens > row.capacity:
+        for row, count in zip(rows, counts, strict=True):
+            if row.length + count > row.capacity:
                 raise ValueError(
-                    f"a row with room for {row.capacity} tokens cannot hold "
-                    f"{row.length + num_tokens}"
+                    f"a row with room for {row.capacity} tokens cannot hold {row.length + count}"
                 )
+        first = rows[0].row
         if len(rows) == 1:
-            return OneRowAttention(
-                self._keys[:, rows[0].row], self._values[:, rows[0].row], rows[0].length
-            )
-        assert num_tokens == 1 and [row.row for row in rows] == list(range(self.num_rows)), (
-            "not the rows of a batch"
-        )
-        columns = max(row.length for row in rows) + 1
-        keys = self._keys[:, : len(rows), :, :columns]
-        values = self._values[:, : len(rows), :, :columns]
-        return RowsAttention(keys, values, [row.length for row in rows])
+            return OneRowAttention(self._keys[:, first], self._values[:, first], rows[0].length)
+        stop = first + len(rows)
+        assert [row.row for row in rows] == list(range(first, stop)), "not neighbours in order"
+        columns = max(row.length + count for row, count in zip(rows, counts, strict=True))
+        keys = self._keys[:, first:stop, :, :columns]
+        values = self._values[:, first:stop, :, :columns]
+        return RowsAttention(keys, values, [row.length for row in rows], counts)
 
     def next_positions(self, rows: Sequence[CacheRow], num_tokens: int) -> Tensor:
         """Positions of the next tokens of each row, int64 [rows, n]."""
@@ -115,11 +112,15 @@ class DecodeCache:
         starts = torch.tensor([row.position for row in rows], device=self._keys.device)
         return starts[:, None] + torch.arange(num_tokens, device=self._keys.device)
 
-    def end_step(self, rows: Sequence[CacheRow], num_tokens: int) -> None:
+    def end_step(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
         """Counts the tokens that the step has written."""
-        for row in rows:
-            row.length += num_tokens
-            row.position += num_tokens
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+            row.position += count
+
+    def drop_last(self, rows: Sequence[CacheRow], counts: Sequence[int]) -> None:
+        """Takes back the newest tokens of each row; the next step writes over them."""
+        self.end_step(rows, [-count for count in counts])
 
     def memory_bytes_with(self, like: Tensor, num_tokens: int) -> int:
         """Bytes of both buffers once a row of so many tokens has joined; like: keys [layers,
@@ -190,32 +191,40 @@ class OneRowAttention:
 
 
 class RowsAttention:
-    """One new token of every row, each seeing the tokens of its own row."""
+    """New tokens of every row, each seeing the tokens of its own row up to itself."""
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> None:
-        """keys, values: [layers, rows, kv_heads, columns, head_dim]; lengths: of the rows before
-        this step.
+    def __init__(
+        self, keys: Tensor, values: Tensor, lengths: Sequence[int], counts: Sequence[int]
+    ) -> None:
+        """keys, values: [layers, rows, kv_heads, columns, head_dim]; lengths: tokens of the rows
+        before this step; counts: new tokens of each, what is beyond them is padding.
         """
         self._keys, self._values = keys, values
         device = keys.device
-        self._rows = torch.arange(len(lengths), device=device)
-        self._columns = torch.tensor(lengths, device=device)
-        visible = torch.arange(keys.shape[3], device=device) <= self._columns[:, None]
-        self._mask = visible[:, None, None, :]
+        lengths_before = torch.tensor(lengths, device=device)[:, None]
+        tokens = torch.arange(max(counts), device=device)
+        columns = lengths_before + tokens
+        is_real = tokens < torch.tensor(counts, device=device)[:, None]
+        self._rows, self._tokens = is_real.nonzero(as_tuple=True)
+        self._columns = columns[is_real]
+        # [rows, tokens, columns]; what padding sees does not matter, as long as it sees something
+        self._mask = torch.arange(keys.shape[3], device=device) <= columns[..., None]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
-        self._keys[layer][self._rows, :, self._columns] = key[:, :, 0]
-        self._values[layer][self._rows, :, self._columns] = value[:, :, 0]
+        self._keys[layer][self._rows, :, self._columns] = key[self._rows, :, self._tokens]
+        self._values[layer][self._rows, :, self._columns] = value[self._rows, :, self._tokens]
         # Query heads that share a KV head become queries of it, so that its keys are read once and
         # not repeated.
-        num_rows, num_heads, _, head_dim = query.shape
-        shared = query.reshape(num_rows, key.shape[1], -1, head_dim)
+        num_rows, num_heads, num_tokens, head_dim = query.shape
+        num_kv_heads = key.shape[1]
+        shared = query.reshape(num_rows, num_kv_heads, -1, head_dim)
+        mask = self._mask.repeat(1, num_heads // num_kv_heads, 1)[:, None]
         output = scaled_dot_product_attention(
-            shared, self._keys[layer], self._values[layer], attn_mask=self._mask, scale=scaling
+            shared, self._keys[layer], self._values[layer], attn_mask=mask, scale=scaling
         )
-        return output.reshape(num_rows, 1, num_heads, head_dim)
+        return output.reshape(num_rows, num_heads, num_tokens, head_dim).transpose(1, 2)
 
 
 CachedAttention = OneRowAttention | RowsAttention

@@ -16,13 +16,13 @@ Knows nothing of vision, prompts or questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -272,22 +272,48 @@ class Decoder:
         """A row of the cache that holds `context`, rotated at compact positions, with room for more
         tokens.
         """
+        return self.add_rows(cache, [context], [room])[0]
+
+    def add_rows(
+        self, cache: DecodeCache, contexts: Sequence[Sequence[KVChunk]], rooms: Sequence[int]
+    ) -> list[CacheRow]:
+        """The same for several rows; a context that follows itself is rotated once."""
+        rows: list[CacheRow] = []
+        try:
+            for number, (context, room) in enumerate(zip(contexts, rooms, strict=True)):
+                if number == 0 or context is not contexts[number - 1]:
+                    keys, values, extent = self._rotated(context)
+                rows.append(cache.add_row(keys, values, extent, room))
+        except BaseException:
+            for row in reversed(rows):
+                cache.remove_row(row)
+            raise
+        return rows
+
+    def _rotated(self, context: Sequence[KVChunk]) -> tuple[Tensor, Tensor, int]:
+        """Rotated keys and values [layers, kv_heads, n, head_dim], and the next free position."""
         positions, extent = concat_positions([chunk.layout for chunk in context])
         cosines, sines = self._rotation(positions)
         context = [chunk.to(self.device) for chunk in context]
         keys = torch.cat([chunk.keys for chunk in context], dim=2)
         values = torch.cat([chunk.values for chunk in context], dim=2)
-        return cache.add_row(rotate(keys, cosines, sines), values, extent, room)
+        return rotate(keys, cosines, sines), values, extent
 
     @torch.no_grad()
     def decode(
-        self, cache: DecodeCache, rows: Sequence[CacheRow], tokens: Tensor, **options: Any
+        self,
+        cache: DecodeCache,
+        rows: Sequence[CacheRow],
+        tokens: Tensor,
+        counts: Sequence[int] | None = None,
+        **options: Any,
     ) -> Any:
         """Append text tokens, int64 [rows, n], to rows of the cache; the model's output for them.
 
-        Rows of more than one token come alone.
+        counts: how many tokens of each row are real, the first ones; None: all of them.
         """
-        attention_pass = cache.begin_step(rows, tokens.shape[1])
+        counts = counts or [tokens.shape[1]] * len(rows)
+        attention_pass = cache.begin_step(rows, counts)
         positions = cache.next_positions(rows, tokens.shape[1])
         output = self._model(
             inputs_embeds=self._model.embed_tokens(tokens),
@@ -296,8 +322,23 @@ class Decoder:
             attention_pass=attention_pass,
             **options,
         )
-        cache.end_step(rows, tokens.shape[1])
+        cache.end_step(rows, counts)
         return output
+
+    def append_prompts(
+        self, cache: DecodeCache, rows: Sequence[CacheRow], prompts: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Append token ids of different lengths to rows, in one pass; their last hidden states
+        [tokens of all prompts, hidden], prompt by prompt.
+        """
+        counts = [len(prompt) for prompt in prompts]
+        tokens = torch.zeros(len(prompts), max(counts), dtype=torch.int64)
+        for number, prompt in enumerate(prompts):
+            tokens[number, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+        output = self.decode(cache, rows, tokens.to(self.device), counts)
+        states = output.last_hidden_state
+        is_real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        return states[is_real.to(states.device)]  # type: ignore[no-any-return]
 
     def next_logits(self, cache: DecodeCache, rows: Sequence[CacheRow], tokens: Tensor) -> Tensor:
         """Append tokens [rows, n]; float32 logits [rows, vocabulary] of what comes next in each
@@ -341,13 +382,3 @@ class Decoder:
         cosines, sines = rotary(probe, positions[:, None].to(self.device))
         scale = rotary.attention_scaling
         return (cosines[0], sines[0]) if scale == 1 else (cosines[0] / scale, sines[0] / scale)
-
-
-def filled_cache(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A stock cache that holds the rotated keys and the values of every layer, [B, kv_heads, n,
-    head_dim] each.
-    """
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(layers):
-        cache.update(keys, values, layer)
-    return cache

@@ -37,8 +37,7 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
         raise ModelError(
             f"{model} is a {config.get('model_type')!r} model, and longlook drives only: {known}"
         )
-    name = Path(model).resolve().name if Path(source).is_dir() and str(model) != "demo" else model
-    model_id = f"{name}@{_revision(source, config)}"
+    model_id = _model_id(str(model), source, config)
     number = _dtype(dtype, place, config)
     try:
         return family(source, place, number, model_id)
@@ -46,6 +45,17 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
         raise
     except _loading_errors() as error:
         raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
+
+
+def identify(model: str) -> str:
+    """The `model_id` that the loaded model would have. Raises ModelError."""
+    source = source_of(model)
+    return _model_id(model, source, _read_config(source, model))
+
+
+def _model_id(model: str, source: str, config: Mapping[str, Any]) -> str:
+    name = Path(model).resolve().name if Path(source).is_dir() and model != "demo" else model
+    return f"{name}@{_revision(source, config)}"
 
 
 def _device(device: str) -> torch.device:

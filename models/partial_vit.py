@@ -2,14 +2,9 @@
 no weight copied.
 
 The layers run here in the stock arithmetic: with every patch computed the result equals the stock
-tower's. Two ways to do less:
-
-- `forward_partial` recomputes the same subset of patches in every layer. All other patches reuse
-  the reference frame's keys and values. A group whose every patch is chosen is computed whole. All
-  groups of a call are rows of one batch, and so are the references that they build on.
-- `forward_by_keys` is STC (arXiv 2512.00891). Every patch gets a fresh key in every layer. Those
-  whose keys moved most from the reference's get fresh values, attention and MLP; the others keep
-  the reference's outputs.
+tower's. `forward_partial` recomputes the same subset of patches in every layer. All other patches
+reuse the reference frame's keys and values. A group whose every patch is chosen is computed whole.
+All groups of a call are rows of one batch, and so are the references that they build on.
 
 Which groups are computed how is the business of `keyframes/vit_cacher.py`.
 """
@@ -23,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, linear, scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.vision_utils import (
     get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
@@ -105,10 +100,9 @@ class Tower:
         bases: Sequence[int],
         before: Reference | None = None,
         keep: Sequence[int] = (),
-        outputs: bool = False,
     ) -> tuple[Features, list[Reference]]:
         tokens = feature_rows(chosen, bases)
-        kept = ReferenceRecorder(self._of_patches(tokens[[*keep]]), outputs)
+        kept = ReferenceRecorder(self._of_patches(tokens[[*keep]]))
         levels = self._finish(
             self.partial_layers(patches, grid, chosen, tokens, before, kept if keep else None)
         )
@@ -119,14 +113,6 @@ class Tower:
             ]
         features = Features.of(gather_rows(level, tokens) for level in levels)
         return features, kept.references(features, keep)
-
-    @torch.no_grad()
-    def forward_by_keys(
-        self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
-    ) -> Features:
-        layers = self.layers_by_keys(patches, grid, reference, counts)
-        levels = self._finish(hidden.flatten(0, 1) for hidden in layers)
-        return Features.of(level.reshape(len(patches), -1, level.shape[-1]) for level in levels)
 
     def partial_layers(
         self,
@@ -167,37 +153,7 @@ class Tower:
             transformed = layer.mlp(layer.mlp_norm(hidden))
             hidden = hidden + transformed
             if kept is not None:
-                kept.add(pairs, attended, transformed)
-            yield hidden
-
-    def layers_by_keys(
-        self, patches: Tensor, grid: tuple[int, int], reference: Reference, counts: Tensor
-    ) -> Iterator[Tensor]:
-        """[g, T, C] behind each layer; `counts` patches of each group are recomputed in each
-        (STC-Cacher).
-        """
-        assert reference.attended is not None and reference.transformed is not None
-        most = int(counts.max())
-        filled = torch.arange(most, device=patches.device) < counts[:, None]
-        added, rotation = self._places(grid)
-        hidden = self._parts.embed(patches.flatten(0, 1)).reshape(*patches.shape[:2], -1) + added
-        for number, layer in enumerate(self._parts.layers):
-            x = layer.attention_norm(hidden)
-            old_keys, old_values = reference.pairs[number].unbind(1)
-            keys = apply_rotary(layer.project(x, KEY), rotation)[:, :, 0]
-            similarity = cosine_similarity(keys, old_keys, dim=-1)
-            chosen = similarity.topk(most, largest=False).indices
-            # groups with fewer compute their first over again
-            chosen = torch.where(filled, chosen, chosen[:, :1])
-            x = gather_tokens(x, chosen)
-            values = scatter_tokens(old_values, chosen, layer.project(x, VALUE)[:, :, 0])
-            queries = apply_rotary(
-                layer.project(x, QUERY), None if rotation is None else rotation[:, chosen]
-            )[:, :, 0]
-            attended = layer.output(self._attend(queries, keys, values))
-            hidden = hidden + scatter_tokens(reference.attended[number], chosen, attended)
-            transformed = layer.mlp(layer.mlp_norm(gather_tokens(hidden, chosen)))
-            hidden = hidden + scatter_tokens(reference.transformed[number], chosen, transformed)
+                kept.add(pairs)
             yield hidden
 
     def _of_patches(self, tokens: Tensor) -> Tensor:
@@ -242,22 +198,18 @@ def feature_rows(chosen: Tensor, bases: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRecorder:
-    """What references need of the groups at `rows`, int64 [k, T], layer by layer; of what layers
-    add only if `outputs` are wanted."""
+    """What references need of the groups at `rows`, int64 [k, T], layer by layer."""
 
     rows: Tensor
-    outputs: bool
-    layers: list[tuple[Tensor, ...]] = field(default_factory=list)
+    layers: list[Tensor] = field(default_factory=list)
 
-    def add(self, pairs: Tensor, attended: Tensor, transformed: Tensor) -> None:
-        made = (pairs, attended, transformed) if self.outputs else (pairs,)
-        self.layers.append(tuple(x[self.rows] for x in made))
+    def add(self, pairs: Tensor) -> None:
+        self.layers.append(pairs[self.rows])
 
     def references(self, features: Features, groups: Sequence[int]) -> list[Reference]:
         """Of these groups, which stand at the rows."""
-        kinds = [*zip(*self.layers, strict=True)]
         return [
-            Reference(features.alone(group), *(torch.stack([x[k] for x in kind]) for kind in kinds))
+            Reference(features.alone(group), torch.stack([pairs[k] for pairs in self.layers]))
             for k, group in enumerate(groups)
         ]
 
@@ -334,18 +286,6 @@ def apply_rotary(x: Tensor, rotation: Tensor | None) -> Tensor:
     cosines, sines = rotation[..., None, None, :].float()
     heads = x.float().reshape(*x.shape[:-1], -1, rotation.shape[-1])
     return rotate(heads, cosines, sines).flatten(-2).to(x.dtype)
-
-
-def gather_tokens(x: Tensor, chosen: Tensor) -> Tensor:
-    """Rows `chosen` [g, k] of [g, T, ...], each group its own."""
-    return x[torch.arange(len(x), device=x.device)[:, None], chosen]
-
-
-def scatter_tokens(old: Tensor, chosen: Tensor, fresh: Tensor) -> Tensor:
-    """[g, T, C]: [T, C] for every group, with rows `chosen` [g, k] replaced by [g, k, C]."""
-    whole = old.repeat(len(chosen), 1, 1)
-    whole[torch.arange(len(chosen), device=old.device)[:, None], chosen] = fresh
-    return whole
 
 
 def qwen3_vl_tower(visual: Any) -> Tower:

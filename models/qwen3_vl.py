@@ -25,11 +25,12 @@ from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.cache_layout import concat_positions, packed_context
+from models.choices import choose, spelled
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.partial_vit import qwen3_vl_tower
 from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
-from models.video_llm import Head, PrefillRequest, Turn, VisualGroup, groups_of
+from models.video_llm import ChoiceRequest, Head, PrefillRequest, Turn, VisualGroup, groups_of
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
@@ -223,6 +224,12 @@ class Qwen3VL:
             self._decoder, self._prompt.tokenizer, self._prompt.question, self._stops
         )
 
+    def choose(self, requests: Sequence[ChoiceRequest]) -> list[list[float]]:
+        encode, tokenizer = self._prompt.encode, self._prompt.tokenizer
+        sets = [spelled(tokenizer, request.choices, encode) for request in requests]
+        prompts = [self._prompt.question(request.question, ()) for request in requests]
+        return choose(self._decoder, prompts, requests, sets, self._stops)
+
     def answer(
         self,
         question: str,
@@ -359,7 +366,7 @@ class Prompt:
 
     def prefix(self) -> list[int]:
         """Everything before the video."""
-        return self._encode(self._chat([("user", "")])[0])
+        return self.encode(self._chat([("user", "")])[0])
 
     def question(self, question: str, dialogue: Sequence[Turn]) -> list[int]:
         """Everything behind the video: earlier turns, the question, the header of the answer."""
@@ -368,7 +375,7 @@ class Prompt:
             for turn in dialogue
             for part in (("user", turn.question), ("assistant", turn.answer))
         ]
-        return self._encode(self._chat([*turns, ("user", question)])[1])
+        return self.encode(self._chat([*turns, ("user", question)])[1])
 
     def build_inputs(self, groups: Sequence[VisualGroup]) -> ChunkInputs:
         """Time stamps and placeholders of the groups, with the stock positions: text counts up in
@@ -427,7 +434,7 @@ class Prompt:
             list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         ]
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

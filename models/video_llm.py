@@ -16,7 +16,7 @@ from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
 from frames import Frame
-from keyframes.pruner import TokenSelection, owner_means
+from keyframes.pruner import TokenSelection
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 
@@ -78,17 +78,9 @@ class VisualGroup:
         """What stays of a whole group."""
         assert self.kept is None, "pruned already"
         embeddings, *deepstack = (
-            _left(features, stays) for features in (self.embeddings, *self.deepstack)
+            stays.select(features) for features in (self.embeddings, *self.deepstack)
         )
         return replace(self, embeddings=embeddings, deepstack=tuple(deepstack), kept=stays.places)
-
-
-def _left(features: Tensor, stays: TokenSelection) -> Tensor:
-    if stays.owners is None:
-        return features[stays.places.to(features.device)]
-    return owner_means(features, stays.owners.to(features.device), len(stays.places)).to(
-        features.dtype
-    )
 
 
 def _ascend(places: Tensor, stop: int) -> bool:
@@ -120,6 +112,29 @@ class Turn:
 
     question: str
     answer: str
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRequest:
+    """One question with its context, which begins with the prefix."""
+
+    question: str
+    context: Sequence[KVChunk]
+    dialogue: Sequence[Turn]
+    options: AnswerConfig
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceRequest:
+    """One question that has a closed set of answers, with its context, which begins with the
+    prefix.
+
+    choices: the answers, each in one or more spellings whose probabilities are summed.
+    """
+
+    question: str
+    context: Sequence[KVChunk]
+    choices: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +234,12 @@ class VideoLLM(Protocol):
         """An empty batch of answers."""
         ...
 
+    def choose(self, requests: Sequence[ChoiceRequest]) -> list[list[float]]:
+        """How probable each choice of each request is, relative to its other choices; in one
+        batch. Raises LonglookError for a choice that the model has no words for.
+        """
+        ...
+
 
 class PendingAnswer(Protocol):
     """One answer of a batch, as far as it has come."""
@@ -256,6 +277,10 @@ class AnswerBatch(Protocol):
         """An answer joins; it has its first token then, or is done. `context` begins with the
         prefix.
         """
+        ...
+
+    def add_all(self, requests: Sequence[AnswerRequest]) -> Sequence[PendingAnswer]:
+        """Several answers join in one pass: all of them or none."""
         ...
 
     def step(self) -> None:

@@ -27,13 +27,13 @@ from memory.records import Kind
 from models.calibration import Profile, find_profile
 from models.checkpoint import recommended_config
 from models.loading import load
-from models.video_llm import PendingAnswer, VideoLLM
+from models.video_llm import AnswerRequest, PendingAnswer, VideoLLM
 from streaming.batching import max_pass_tokens
 from streaming.event_bus import EventBus
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
 from streaming.live_watch import LiveWatch
-from streaming.scheduler import PrefillJob, QueryJob, Scheduler, Step
-from streaming.session import AnswerRequest, Session
+from streaming.scheduler import BackgroundJob, Job, PrefillJob, QueryJob, Scheduler, Step
+from streaming.session import Session
 from streaming.sources.address import Address
 from streaming.sources.connection import DEFAULT_TIMING, Timing
 from streaming.sources.live import LiveSource
@@ -189,6 +189,14 @@ class Engine:
         self._add(job)
         return job.done
 
+    def run_in_background(self, run_part: Callable[[], bool]) -> Future[None]:
+        """Work in short parts, each called on the device's thread when live watching and questions
+        leave time, until one gives True.
+        """
+        job = BackgroundJob(run_part)
+        self._add(job)
+        return job.done
+
     def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
         """An answer piece by piece, generated in one batch with all others that are under way.
 
@@ -223,6 +231,9 @@ class Engine:
                 self._decode()
             elif step is Step.PREFILL:
                 self._prefill([job for job in jobs if isinstance(job, PrefillJob)])
+            for job in jobs:
+                if isinstance(job, BackgroundJob):
+                    self._run_part(job)
         except BaseException as error:
             for job in jobs:
                 if not job.done.done():
@@ -297,7 +308,18 @@ class Engine:
         for job, result in zip(jobs, results, strict=True):
             job.done.set_result(result)
 
-    def _add(self, job: QueryJob | PrefillJob) -> None:
+    def _run_part(self, job: BackgroundJob) -> None:
+        try:
+            is_done = job.run_part()
+        except Exception as error:  # noqa: BLE001  raised again where the result is waited for
+            job.done.set_exception(_told(error))
+            return
+        if is_done:
+            job.done.set_result(None)
+        else:
+            self.scheduler.add(job)
+
+    def _add(self, job: Job) -> None:
         if self.scheduler.add(job):
             threads = torch.get_num_threads()
             self._worker = threading.Thread(

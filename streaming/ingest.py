@@ -62,13 +62,13 @@ class Ingest:
     """State that one stream's pruning and reuse need; used by one thread at a time."""
 
     def __init__(self, model: VideoLLM, config: Config) -> None:
-        self._model = model
+        self.model = model
         self.pruner: TokenPruner | None = make_pruner(config.prune)
         self.reuse: FeatureReuse | None = model.reuse(config.reuse)
 
     def prepare(self, parts: Sequence[Sequence[Frame]]) -> list[PreparedChunk]:
         """The frames of consecutive chunks in groups, without those that show nothing new."""
-        grouped = [groups_of(frames, self._model) for frames in parts]
+        grouped = [groups_of(frames, self.model) for frames in parts]
         if self.pruner is None:
             return [
                 PreparedChunk(frames, groups) for frames, groups in zip(parts, grouped, strict=True)

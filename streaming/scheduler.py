@@ -1,12 +1,14 @@
 """Whose turn it is on the device, and what shares a pass. Queues and policy; runs nothing itself.
 
-Three kinds of step take turns:
+Four kinds of step take turns:
 
 - QUERY: a question's context is retrieved and its first token computed. It goes first: a question
   waits for the pass under way, for one prefill pass that is owed at most, and for the questions
   before it.
 - DECODE: one more token of every answer under way.
 - PREFILL: the next chunks of one stream or several, up to a number of visual tokens.
+- BACKGROUND: the next part of work that nobody waits for at the screen, such as captions. It takes
+  what the others leave, and a tenth of the device where they leave nothing.
 
 While answers are under way, watching keeps half of the device: a balance of seconds says who is
 owed. Among streams a live one goes before a file; one that was passed over several times goes
@@ -25,6 +27,7 @@ from typing import Any
 
 # of the balance: a stream that paused for long cannot stop all answers when it comes back
 MOST_OWED_SECONDS = 0.5
+BACKGROUND_SHARE = 0.1  # of the device time of others, which background work gets in any case
 MOST_PASSED_OVER = 4  # passes after which a waiting stream goes first, whatever its kind
 
 
@@ -34,6 +37,7 @@ class Step(StrEnum):
     QUERY = "query"
     DECODE = "decode"
     PREFILL = "prefill"
+    BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Load:
     answers: under way. balance_seconds: device time that answers have had more than watching;
     negative if less.
     last: the step before.
+    background: jobs. owed_seconds: of their share of the device; negative if they had more.
     """
 
     queries: int
@@ -50,6 +55,8 @@ class Load:
     prefills: int
     balance_seconds: float = 0.0
     last: Step | None = None
+    background: int = 0
+    owed_seconds: float = 0.0
 
 
 def next_step(load: Load) -> Step | None:
@@ -57,9 +64,13 @@ def next_step(load: Load) -> Step | None:
     prefill_is_owed = load.prefills > 0 and load.balance_seconds > 0
     if load.queries:
         return Step.PREFILL if prefill_is_owed and load.last is not Step.PREFILL else Step.QUERY
+    if load.background and load.owed_seconds > 0:
+        return Step.BACKGROUND
     if load.answers:
         return Step.PREFILL if prefill_is_owed else Step.DECODE
-    return Step.PREFILL if load.prefills else None
+    if load.prefills:
+        return Step.PREFILL
+    return Step.BACKGROUND if load.background else None
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,16 @@ class PrefillJob:
     done: Future[Any] = field(default_factory=Future)
 
 
-Batch = tuple[Step, list[QueryJob] | list[PrefillJob]]
+@dataclass(eq=False)
+class BackgroundJob:
+    """Work in short parts: `run_part` is called on the device's thread until it gives True."""
+
+    run_part: Callable[[], bool]
+    done: Future[None] = field(default_factory=Future)
+
+
+Job = QueryJob | PrefillJob | BackgroundJob
+Batch = tuple[Step, Sequence[Job]]
 
 
 class Scheduler:
@@ -124,7 +144,9 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queries: deque[QueryJob] = deque()
         self._prefills: list[PrefillJob] = []
+        self._background: deque[BackgroundJob] = deque()
         self._answers = 0
+        self._owed_seconds = 0.0
         self._balance_seconds = 0.0
         self._last: Step | None = None
         self._has_worker = False
@@ -135,15 +157,17 @@ class Scheduler:
         """Questions that wait for their first token."""
         return len(self._queries)
 
-    def add(self, job: QueryJob | PrefillJob) -> bool:
+    def add(self, job: Job) -> bool:
         """Queues a job. Whether the caller must start the worker, which then is expected to call
         `wait`.
         """
         with self._changed:
             if isinstance(job, QueryJob):
                 self._queries.append(job)
-            else:
+            elif isinstance(job, PrefillJob):
                 self._prefills.append(job)
+            else:
+                self._background.append(job)
             self._changed.notify_all()
             must_start, self._has_worker = not self._has_worker, True
             return must_start
@@ -176,15 +200,18 @@ class Scheduler:
                 return step, [self._queries.popleft()]
             if step is Step.DECODE:
                 return step, []
+            if step is Step.BACKGROUND:
+                return step, [self._background.popleft()]
             return step, self._take_prefills()
 
-    def abandon(self) -> list[QueryJob | PrefillJob]:
+    def abandon(self) -> list[Job]:
         """Takes everything out of the queues; there is no worker any more, and the next job starts
         another.
         """
         with self._changed:
-            jobs: list[QueryJob | PrefillJob] = [*self._queries, *self._prefills]
+            jobs: list[Job] = [*self._queries, *self._prefills, *self._background]
             self._queries.clear()
+            self._background.clear()
             self._prefills = []
             self._answers = 0
             self._has_worker = False
@@ -196,9 +223,12 @@ class Scheduler:
         """
         with self._changed:
             self._answers = num_answers
+            if step is Step.BACKGROUND:
+                self._owed_seconds = _limited(self._owed_seconds - seconds)
+                return
+            self._owed_seconds = _limited(self._owed_seconds + BACKGROUND_SHARE * seconds)
             change = -seconds if step is Step.PREFILL else seconds
-            balance = self._balance_seconds + change
-            self._balance_seconds = min(max(balance, -MOST_OWED_SECONDS), MOST_OWED_SECONDS)
+            self._balance_seconds = _limited(self._balance_seconds + change)
 
     def _next_step(self) -> Step | None:
         load = Load(
@@ -207,6 +237,8 @@ class Scheduler:
             len(self._prefills),
             self._balance_seconds,
             self._last,
+            len(self._background),
+            self._owed_seconds,
         )
         return next_step(load)
 
@@ -219,3 +251,8 @@ class Scheduler:
         for job in self._prefills:
             job.passed_over += 1
         return chosen
+
+
+def _limited(seconds: float) -> float:
+    """A balance that forgets what lies too far back."""
+    return min(max(seconds, -MOST_OWED_SECONDS), MOST_OWED_SECONDS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from config import AnswerConfig, Config
+from config import Config
 from errors import LonglookError, Notice
 from frames import Frame, Gap
 from keyframes.borders import split_at_cuts
@@ -44,8 +44,18 @@ from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
 from memory.timeline import Timeline
 from models.calibration import Profile
-from models.video_llm import Turn, VideoLLM, num_visual_tokens
+from models.video_llm import AnswerRequest, Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
+from streaming.each import (
+    MAX_ROWS,
+    ChunkSpan,
+    SpanAnswer,
+    SpanPrompt,
+    SpanRow,
+    answer_rows,
+    greedy,
+    pack_rows,
+)
 from streaming.events import (
     MAX_QUESTION_CHARACTERS,
     Answer,
@@ -69,16 +79,6 @@ class SessionClosedError(LonglookError):
     """The session was closed by another thread."""
 
 
-@dataclass(frozen=True, eq=False)
-class AnswerRequest:
-    """One question with the context that was retrieved for it; `context` begins with the prefix."""
-
-    question: str
-    context: Sequence[KVChunk]
-    dialogue: Sequence[Turn]
-    options: AnswerConfig
-
-
 class DeviceOwner(Protocol):
     """What a session needs of the engine, which alone uses the device."""
 
@@ -93,6 +93,10 @@ class DeviceOwner(Protocol):
         self, work: PrefillWork, num_tokens: int, is_live: bool
     ) -> Future[list[PrefilledChunk]]:
         """Chunks go through tower and LLM when it is their turn."""
+        ...
+
+    def run_in_background(self, run_part: Callable[[], bool]) -> Future[None]:
+        """Work in short parts, when live watching and questions leave time."""
         ...
 
     def answer(self, retrieve: Callable[[], AnswerRequest]) -> Iterator[str]:
@@ -203,6 +207,43 @@ class Session:
         yield from self._losses()
         yield from self._keep(Turn(question, text))
         yield Answer(question, text, tuple(evidence), self._stats, self._gaps_near(evidence))
+
+    def each(
+        self,
+        prompts: Sequence[SpanPrompt],
+        spans: Sequence[ChunkSpan],
+        max_new_tokens: int = 64,
+        cancel: threading.Event | None = None,
+        max_rows: int = MAX_ROWS,
+    ) -> Iterator[SpanAnswer]:
+        """Puts every prompt to every span of chunks, as background work; the answers come span by
+        span. max_rows: of a batch. See `streaming/each.py`.
+
+        Raises LonglookError for a span that was not watched, and when closed.
+        """
+        self._check_askable()
+        for span in spans:
+            if span.stop > self._memory.num_chunks:
+                raise LonglookError(
+                    f"chunk {span.stop - 1} has not been watched; there are "
+                    f"{self._memory.num_chunks} chunks"
+                )
+        batches = (self._span_rows(batch) for batch in pack_rows(spans, prompts, max_rows))
+        options = greedy(self._config.answer, max_new_tokens)
+        return answer_rows(self._engine, batches, options, cancel or threading.Event())
+
+    def _span_rows(self, batch: Sequence[tuple[ChunkSpan, SpanPrompt]]) -> list[SpanRow]:
+        """The rows of one batch with their contexts, read from host and disk in this thread."""
+        contexts = {span: self._span_context(span) for span, _ in batch}
+        return [SpanRow(span, prompt, contexts[span]) for span, prompt in batch]
+
+    def _span_context(self, span: ChunkSpan) -> list[KVChunk]:
+        """The prefix and the chunks of a span; empty if one of them can't be had any more."""
+        with self._lock:
+            self._check_open()
+            chunks = [self._still_there(index) for index in range(span.start, span.stop)]
+        found = [chunk for chunk in chunks if chunk is not None]
+        return [self._model.prefix(), *found] if len(found) == len(chunks) else []
 
     @property
     def stats(self) -> Stats:

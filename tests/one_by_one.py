@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from config import AnswerConfig
 from memory.chunk import KVChunk
-from models.video_llm import PendingAnswer, PrefillRequest, Turn, VisualGroup
+from models.video_llm import (
+    AnswerRequest,
+    ChoiceRequest,
+    PendingAnswer,
+    PrefillRequest,
+    Turn,
+    VisualGroup,
+)
 
 
 class OneByOne:
@@ -40,6 +47,9 @@ class OneByOne:
         options: AnswerConfig,
     ) -> Iterator[str]:
         raise NotImplementedError
+
+    def choose(self, requests: Sequence[ChoiceRequest]) -> list[list[float]]:
+        return [[1 / len(request.choices)] * len(request.choices) for request in requests]
 
     def answer_batch(self) -> AnswersByTurns:
         return AnswersByTurns(self.answer)
@@ -94,6 +104,9 @@ class AnswersByTurns:
         if not answer.is_done:
             self._answers.append(answer)
         return answer
+
+    def add_all(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
+        return [self.add(r.question, r.context, r.dialogue, r.options) for r in requests]
 
     def step(self) -> None:
         for answer in list(self._answers):

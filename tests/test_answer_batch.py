@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from config import AnswerConfig
 from memory.chunk import KVChunk
 from models.answer_batch import AnswerBatch, BatchedAnswer
-from models.decode_cache import COLUMN_STEP, DecodeCache, RowsAttention
+from models.decode_cache import COLUMN_STEP, CacheRow, DecodeCache, RowsAttention
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import AnswerRequest
 from tests.tiny import noise_frames
 
 TOLERANCE, NOTICED = 1e-5, 1e-3
@@ -116,8 +118,14 @@ def test_a_row_that_saw_its_neighbours_room_would_be_noticed(
 ) -> None:
     made = RowsAttention.__init__
 
-    def blind(self: RowsAttention, keys: Tensor, values: Tensor, lengths: Sequence[int]) -> None:
-        made(self, keys, values, lengths)
+    def blind(
+        self: RowsAttention,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+    ) -> None:
+        made(self, keys, values, lengths, counts)
         self._mask = torch.ones_like(self._mask)
 
     monkeypatch.setattr(RowsAttention, "__init__", blind)
@@ -140,6 +148,105 @@ def _largest_gap(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> float:
         single = decoder.next_logits(own, [row], tokens[number : number + 1])[0]
         gaps.append(float((together[number] - single).abs().max() / single.abs().max()))
     return max(gaps)
+
+
+PROMPTS = ([40], [41, 42, 43, 44, 45, 46], [47, 48], [49, 50, 51], [52, 53, 54, 55])
+
+
+def test_prompts_of_different_lengths_in_one_pass_give_the_states_of_each_alone(
+    tiny: Qwen3VL, contexts: list[list[KVChunk]]
+) -> None:
+    assert _largest_prompt_gap(tiny, contexts) < TOLERANCE
+
+
+def test_padding_that_took_the_place_of_tokens_would_be_noticed(
+    tiny: Qwen3VL, contexts: list[list[KVChunk]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = RowsAttention.__init__
+
+    def shifted(
+        self: RowsAttention,
+        keys: Tensor,
+        values: Tensor,
+        lengths: Sequence[int],
+        counts: Sequence[int],
+    ) -> None:
+        made(self, keys, values, lengths, counts)
+        self._tokens = self._tokens.clamp(max=0)
+
+    monkeypatch.setattr(RowsAttention, "__init__", shifted)
+    assert _largest_prompt_gap(tiny, contexts) > NOTICED
+
+
+def _largest_prompt_gap(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> float:
+    """Between the hidden states of prompts appended together, twice, and one by one."""
+    decoder = tiny._decoder
+    cache = DecodeCache()
+    rows = decoder.add_rows(cache, contexts, [2 * len(prompt) for prompt in PROMPTS])
+    together = [decoder.append_prompts(cache, rows, PROMPTS) for _ in range(2)]
+    gaps = []
+    at = 0
+    for context, prompt in zip(contexts, PROMPTS, strict=True):
+        own = DecodeCache()
+        row = decoder.add_row(own, context, 2 * len(prompt))
+        for states in together:
+            single = decoder.append_prompts(own, [row], [prompt])
+            part = states[at : at + len(prompt)]
+            gaps.append(float((part - single).abs().max() / single.abs().max()))
+        at += len(prompt)
+    return max(gaps)
+
+
+def test_tokens_that_were_taken_back_leave_no_trace(
+    tiny: Qwen3VL, contexts: list[list[KVChunk]]
+) -> None:
+    decoder = tiny._decoder
+    cache = DecodeCache()
+    rows = decoder.add_rows(cache, contexts, [2 * len(prompt) for prompt in PROMPTS])
+    fresh = decoder.append_prompts(cache, rows, PROMPTS)
+    cache.drop_last(rows, [len(prompt) for prompt in PROMPTS])
+    again = decoder.append_prompts(cache, rows, PROMPTS)
+    assert torch.equal(fresh, again)
+    further = decoder.append_prompts(cache, rows, PROMPTS)  # not taken back: they are seen
+    assert not torch.equal(again, further)
+
+
+def test_answers_that_join_together_say_what_each_says_alone(
+    tiny: Qwen3VL, contexts: list[list[KVChunk]], alone: list[list[int]]
+) -> None:
+    batch = tiny.answer_batch()
+    first = add(tiny, batch, contexts, 0)  # under way before the others come
+    rest = batch.add_all(
+        [
+            AnswerRequest(QUESTIONS[number], contexts[number], (), OPTIONS[number])
+            for number in range(1, 5)
+        ]
+    )
+    assert finished(batch, [first, *rest]) == alone
+
+
+def test_answers_that_find_no_room_together_leave_the_others_as_they_were(
+    tiny: Qwen3VL,
+    contexts: list[list[KVChunk]],
+    alone: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = tiny.answer_batch()
+    first = add(tiny, batch, contexts, 0)
+    made = DecodeCache.add_row
+
+    def full(self: DecodeCache, *arguments: Any) -> CacheRow:
+        if self.num_rows == 3:
+            raise torch.OutOfMemoryError
+        return made(self, *arguments)
+
+    monkeypatch.setattr(DecodeCache, "add_row", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.add_all(
+            [AnswerRequest(QUESTIONS[n], contexts[n], (), OPTIONS[n]) for n in range(1, 5)]
+        )
+    assert len(batch) == 1
+    assert finished(batch, [first]) == [alone[0]]
 
 
 def test_a_row_takes_no_more_tokens_than_it_has_room_for(

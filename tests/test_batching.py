@@ -162,7 +162,7 @@ def tuned(engine: Engine, prune: str, reuse: str) -> Engine:
         ("none", "none", 3),
         ("novelty", "none", 2),
         ("novelty", "novelty", 2),
-        ("none", "keys", 2),
+        ("none", "novelty", 2),
     ],
 )
 def test_a_session_remembers_what_it_would_one_by_one(

@@ -131,7 +131,8 @@ def test_rows_and_targets_are_ratios_to_no_pruning_on_the_same_footage(tmp_path:
 @pytest.mark.timeout(600)
 def test_all_settings_are_asked_the_same_and_tell_what_they_kept(checkpoint: Path) -> None:
     novelty_pruning = PruneConfig("novelty")
-    settings = [Setting(), Setting(novelty_pruning), Setting(PruneConfig("uniform", 0.5))]
+    settings = [Setting(), Setting(novelty_pruning)]
+    settings.append(Setting(PruneConfig("none", 0.5), rival="uniform"))
     settings.append(Setting(novelty_pruning, REUSE))
     stream = calm_stream(0, 24.0)
     watching = Watching(CALM, stream, tiny_engine(checkpoint), settings, questions=1, side=48)

@@ -49,7 +49,7 @@ def test_nothing_changes_a_configuration() -> None:
         ({"memory": {"chunk_frames": "8"}}, "whole number"),
         (
             {"prune": {"strategy": "best"}},
-            "strategy must be one of none, novelty, stc, uniform, merge, coverage, not",
+            "strategy must be one of none, novelty, not",
         ),
         ({"prune": {"budget": 1.5}}, "budget must lie in (0, 1], not 1.5"),
         ({"prune": {"still_below": -0.1}}, "still_below"),

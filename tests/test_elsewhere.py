@@ -27,8 +27,8 @@ def test_another_device_answers_as_the_cpu_does(found: Any, way: str) -> None:
     assert found["there"][way] == found["here"][way]
 
 
-def test_the_tower_was_computed_in_part_there_by_both_strategies(found: Any) -> None:
-    assert all(calls > 0 for calls in found["calls"])
+def test_the_tower_was_computed_in_part_there(found: Any) -> None:
+    assert found["calls"] > 0
 
 
 def test_a_tensor_that_was_forgotten_on_the_cpu_would_be_noticed(found: Any) -> None:

@@ -1,6 +1,4 @@
-"""The pruner's strategies: what each keeps, that a still picture costs nothing, and that drift adds
-up.
-"""
+"""The pruner: what it keeps, that a still picture costs nothing, and that drift adds up."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from bench.rivals.pruners import DualAnchorPruner
 from config import PruneConfig
 from frames import Frame
 from keyframes.pruner import TokenPruner, make_pruner, num_kept_tokens
@@ -24,11 +22,10 @@ from tests.golden import HEIGHT, WIDTH, Recipe, make, paint, steady
 GRID = (4, 6)
 N = 24
 CELL = 16  # pixels
-ALL = ("novelty", "stc", "uniform", "merge", "coverage")
 
 
-def pruner(strategy: str, **knobs: float) -> TokenPruner:
-    made = make_pruner(PruneConfig(strategy, **knobs))
+def pruner(**knobs: float) -> TokenPruner:
+    made = make_pruner(PruneConfig("novelty", **knobs))
     assert made is not None
     return made
 
@@ -59,7 +56,7 @@ def is_news(pruner: TokenPruner, *images: NDArray[np.uint8], at: float = 0.0) ->
 
 
 def test_the_first_group_is_news_and_what_does_not_change_is_not() -> None:
-    novelty, image = pruner("novelty"), plain()
+    novelty, image = pruner(), plain()
     changed = with_cells(image, [3, 14], 200)
     shown = [image, image, changed, changed, image, image]
     assert [is_news(novelty, one, one, at=k) for k, one in enumerate(shown)] == [
@@ -73,7 +70,7 @@ def test_the_first_group_is_news_and_what_does_not_change_is_not() -> None:
 
 
 def test_what_is_news_is_pruned_as_stc_does_and_the_rest_leaves_no_trace_in_its_anchors() -> None:
-    novelty, stc = pruner("novelty", budget=0.25), pruner("stc", budget=0.25)
+    novelty, stc = pruner(budget=0.25), DualAnchorPruner(0.25)
     for number in range(4):
         kept, wanted = novelty.keep(features(number)), stc.keep(features(number))
         assert torch.equal(kept.places, wanted.places) and len(kept.places) == N // 4
@@ -83,7 +80,7 @@ def test_what_is_news_is_pruned_as_stc_does_and_the_rest_leaves_no_trace_in_its_
 def test_behind_a_change_within_a_group_the_next_is_news_so_that_the_last_one_shows_one_thing() -> (
     None
 ):
-    novelty, image = pruner("novelty"), plain()
+    novelty, image = pruner(), plain()
     changed = with_cells(image, [7], 200)
     groups = [(image, image), (image, changed), (changed, changed), (changed, changed)]
     assert [is_news(novelty, *group, at=k) for k, group in enumerate(groups)] == [
@@ -95,7 +92,7 @@ def test_behind_a_change_within_a_group_the_next_is_news_so_that_the_last_one_sh
 
 
 def test_slow_drift_adds_up_against_what_went_on_and_would_not_against_the_group_before() -> None:
-    novelty, image = pruner("novelty"), plain()
+    novelty, image = pruner(), plain()
     is_news(novelty, image)
     drifting = [with_cells(image, [5], 100 + 3 * step) for step in range(30)]
     times = [
@@ -103,7 +100,7 @@ def test_slow_drift_adds_up_against_what_went_on_and_would_not_against_the_group
     ]
     assert 2 <= len(times) <= 20
     for one, other in pairwise(drifting[1:]):
-        beside = pruner("novelty")
+        beside = pruner()
         is_news(beside, one)
         assert not is_news(beside, other)
 
@@ -115,7 +112,7 @@ def test_noise_and_a_change_of_light_are_no_news() -> None:
         .repeat(8, 0)
         .repeat(8, 1)
     )
-    novelty = pruner("novelty")
+    novelty = pruner()
     is_news(novelty, image.astype(np.uint8))
     noisy = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
     lighter = np.clip(1.1 * image + 8, 0, 255).astype(np.uint8)
@@ -124,7 +121,7 @@ def test_noise_and_a_change_of_light_are_no_news() -> None:
 
 
 def test_a_still_picture_is_news_once_in_every_refresh_time() -> None:
-    novelty, image = pruner("novelty", refresh_seconds=10.0), plain()
+    novelty, image = pruner(refresh_seconds=10.0), plain()
     assert [is_news(novelty, image, at=second) for second in range(30)] == [
         second % 10 == 0 for second in range(30)
     ]
@@ -135,7 +132,7 @@ def test_what_comes_next_is_compared_with_the_last_frame_of_a_group() -> None:
         return with_cells(plain(), [5], level)
 
     def is_news_after(*group: NDArray[np.uint8], then: NDArray[np.uint8]) -> bool:
-        novelty = pruner("novelty")
+        novelty = pruner()
         is_news(novelty, *group)
         return is_news(novelty, then, then, at=1)
 
@@ -154,7 +151,7 @@ def test_groups_in_one_call_are_news_as_they_are_one_by_one(size: int) -> None:
     times = [k / 2 for k in range(len(groups))]
 
     def found(step: int) -> list[bool]:
-        novelty = pruner("novelty", refresh_seconds=2.0)
+        novelty = pruner(refresh_seconds=2.0)
         cuts = range(0, len(groups), step)
         return [
             new
@@ -168,7 +165,7 @@ def test_groups_in_one_call_are_news_as_they_are_one_by_one(size: int) -> None:
 
 
 def test_pictures_of_another_size_are_news_where_their_patches_lie_otherwise() -> None:
-    novelty, image = pruner("novelty"), plain()
+    novelty, image = pruner(), plain()
     is_news(novelty, image)
     assert is_news(novelty, np.ascontiguousarray(image.swapaxes(0, 1)), at=1)
     assert not is_news(novelty, np.ascontiguousarray(image.swapaxes(0, 1)), at=2)
@@ -194,7 +191,7 @@ def test_a_minute_of_a_still_camera_costs_a_group_or_little_more(
     for name, draw in (("still", still), ("restless", restless)):
         recipe = Recipe(gop=10, options={"crf": str(crf)}, draw=draw)
         clip = make(tmp_path / f"{name}.mp4", steady(116, 2), recipe)
-        found[name] = number_of_news(pruner("novelty"), list(FileSource(clip.path, 2.0).frames()))
+        found[name] = number_of_news(pruner(), list(FileSource(clip.path, 2.0).frames()))
     assert 1 <= found["still"] <= most
     assert found["restless"] >= 0.95 * 58
 
@@ -208,10 +205,9 @@ def number_of_news(pruner: TokenPruner, frames: Sequence[Frame]) -> int:
     )
 
 
-@pytest.mark.parametrize("strategy", ALL)
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.6, 1.0])
-def test_a_fixed_share_stays_in_order_each_place_once(strategy: str, share: float) -> None:
-    one = pruner(strategy, budget=share)
+def test_a_fixed_share_stays_in_order_each_place_once(share: float) -> None:
+    one = pruner(budget=share)
     for number in range(3):
         places = one.keep(features(number)).places
         assert len(places) == num_kept_tokens(share, N) and bool((places.diff() > 0).all())
@@ -219,54 +215,14 @@ def test_a_fixed_share_stays_in_order_each_place_once(strategy: str, share: floa
 
 
 def test_without_a_budget_a_third_stays_and_none_prunes_nothing() -> None:
-    assert len(pruner("uniform").keep(features(0)).places) == N // 3
+    assert len(pruner().keep(features(0)).places) == N // 3
     assert make_pruner(PruneConfig()) is None
     with pytest.raises(ValueError, match="strategy must be one of"):
         PruneConfig("best")
 
 
-def test_stc_keeps_what_is_unlike_its_frame_and_its_past() -> None:
-    z = features(0).mul(0.1) + torch.eye(8)[0]
-    z[[4, 11]] = torch.eye(8)[1]
-    assert {4, 11} == set(pruner("stc", budget=2 / N).keep(z).places.tolist())
-    stc = pruner("stc", budget=1 / N)
-    for _ in range(20):
-        stc.keep(torch.eye(8)[1].expand(N, 8))
-    half = torch.cat([torch.eye(8)[1].expand(13, 8), torch.eye(8)[2].expand(11, 8)])
-    assert int(stc.keep(half).places[0]) >= 13
-    assert int(pruner("stc", budget=1 / N).keep(half).places[0]) >= 13
-    most = torch.cat([torch.eye(8)[1].expand(11, 8), torch.eye(8)[2].expand(13, 8)])
-    assert int(pruner("stc", budget=1 / N).keep(most).places[0]) < 11
-    assert int(stc.keep(most).places[0]) >= 11, "the past outweighs the frame"
-
-
-def test_uniform_gives_every_cell_its_turn() -> None:
-    uniform = pruner("uniform", budget=0.25)
-    kept = [uniform.keep(features(0)).places.tolist() for _ in range(4)]
-    assert sorted(place for places in kept for place in places) == list(range(N))
-
-
-def test_merging_joins_what_is_alike_and_every_token_counts_once() -> None:
-    kinds = normalize(features(1, 4), dim=-1)
-    which = torch.arange(N) // 6
-    kept = pruner("merge", budget=4 / N).keep(kinds[which] + 0.01 * features(2))
-    assert kept.owners is not None and len(kept.places) == 4
-    for owner in range(4):
-        assert len(set(which[kept.owners == owner].tolist())) == 1
-        assert int(kept.owners[kept.places[owner]]) == owner, (
-            "a mean stands at the place of one of its own"
-        )
-
-
-def test_coverage_takes_one_of_each_kind_before_a_second_of_any() -> None:
-    kinds = torch.eye(8)[:5]
-    which = torch.tensor([0] * 16 + [1] * 5 + [2, 3, 4])
-    places = pruner("coverage", budget=5 / N).keep(kinds[which]).places
-    assert sorted(which[places].tolist()) == [0, 1, 2, 3, 4]
-
-
 def test_pictures_that_are_read_only_or_run_backwards_are_seen_as_they_look() -> None:
-    novelty, image = pruner("novelty"), with_cells(plain(), [1], 220)
+    novelty, image = pruner(), with_cells(plain(), [1], 220)
     frozen = np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape)
     backwards = np.ascontiguousarray(image[::-1, ::-1])[::-1, ::-1]
     is_news(novelty, image)

@@ -47,16 +47,12 @@ def test_nothing_is_reused_unless_it_is_asked_for(tiny: Qwen3VL) -> None:
     assert tiny.reuse(ReuseConfig()) is None
 
 
-@pytest.mark.parametrize("strategy", ["novelty", "keys"])
-def test_all_refreshed_is_the_stock_tower(
-    tiny: Qwen3VL, strategy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_refreshed_is_the_stock_tower(tiny: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noise_frames(10, *SIZE)
-    everything = ReuseConfig(strategy, refresh_share=1.0, still_below=0.0)
+    everything = ReuseConfig("novelty", refresh_share=1.0, still_below=0.0)
     assert apart(reused(tiny, frames, everything), tiny.encode(frames)) < TOLERANCE
-    method = "forward_partial" if strategy == "novelty" else "forward_by_keys"
-    monkeypatch.delattr(Tower, method)
-    with pytest.raises(AttributeError, match=method):
+    monkeypatch.delattr(Tower, "forward_partial")
+    with pytest.raises(AttributeError, match="forward_partial"):
         reused(tiny, frames, everything)
 
 

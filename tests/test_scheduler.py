@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from streaming.scheduler import (
+    BACKGROUND_SHARE,
     MOST_OWED_SECONDS,
     MOST_PASSED_OVER,
+    BackgroundJob,
     Load,
     PrefillJob,
     QueryJob,
@@ -32,6 +34,12 @@ from streaming.scheduler import (
         (Load(0, 1, 1, balance_seconds=-0.1), Step.DECODE),
         (Load(1, 1, 0, balance_seconds=0.1), Step.QUERY),
         (Load(0, 1, 0, balance_seconds=0.1), Step.DECODE),
+        (Load(0, 0, 0, background=1), Step.BACKGROUND),
+        (Load(0, 0, 1, background=1), Step.PREFILL),
+        (Load(0, 1, 0, background=1), Step.DECODE),
+        (Load(1, 0, 0, background=1, owed_seconds=0.1), Step.QUERY),
+        (Load(0, 1, 1, background=1, owed_seconds=0.1), Step.BACKGROUND),
+        (Load(0, 1, 1, background=1, owed_seconds=-0.1), Step.DECODE),
     ],
 )
 def test_the_next_step_follows_from_what_waits(load: Load, step: Step | None) -> None:
@@ -123,3 +131,39 @@ def test_the_worker_is_started_once_and_again_after_it_ended() -> None:
         pass
     assert not scheduler.wait(0.0)
     assert scheduler.add(QueryJob(lambda: None))
+
+
+@pytest.mark.parametrize("part_seconds", [0.001, 0.02, 0.3])
+def test_background_work_takes_a_tenth_of_a_busy_device_and_all_of_an_idle_one(
+    part_seconds: float,
+) -> None:
+    scheduler = Scheduler(max_pass_tokens=100)
+    spent = dict.fromkeys(Step, 0.0)
+    scheduler.add(BackgroundJob(lambda: False))
+    scheduler.add(PrefillJob(None, 100, is_live=True))
+    scheduler.complete(Step.QUERY, 0.0, 1)  # an answer is under way all the time
+    for _ in range(4000):
+        batch = scheduler.next_batch()
+        assert batch is not None
+        step, jobs = batch
+        seconds = {Step.DECODE: 0.01, Step.PREFILL: 0.05, Step.BACKGROUND: part_seconds}[step]
+        spent[step] += seconds
+        for job in jobs:
+            scheduler.add(job)
+        scheduler.complete(step, seconds, 1)
+    others = spent[Step.DECODE] + spent[Step.PREFILL]
+    assert spent[Step.BACKGROUND] / others == pytest.approx(BACKGROUND_SHARE, rel=0.1)
+    assert spent[Step.PREFILL] == pytest.approx(spent[Step.DECODE], rel=0.1)
+
+    scheduler.abandon()
+    scheduler.add(BackgroundJob(lambda: False))
+    assert [_next_step_of(scheduler) for _ in range(5)] == [Step.BACKGROUND] * 5
+
+
+def _next_step_of(scheduler: Scheduler) -> Step:
+    batch = scheduler.next_batch()
+    assert batch is not None
+    for job in batch[1]:
+        scheduler.add(job)
+    scheduler.complete(batch[0], 1.0, 0)
+    return batch[0]

@@ -15,10 +15,9 @@ import torch
 
 from config import PruneConfig
 from frames import Frame
-from memory.chunk import KVChunk
 from memory.disk_tier import SessionStore
 from memory.folders import summary
-from models.video_llm import PrefillRequest, VisualGroup
+from models.video_llm import VisualGroup
 from streaming.engine import Engine
 from streaming.events import Answer, Watched
 from streaming.session import Session
@@ -199,25 +198,3 @@ def test_after_an_error_pruning_begins_anew_as_what_it_saw_was_not_remembered(
             seen(session, frames[8:12])
     seen(session, frames[12:])
     assert tokens_of(session) == [3, 3]
-
-
-def test_merged_tokens_are_the_means_of_all_that_they_stand_for(checkpoint: Path) -> None:
-    engine = pruning(checkpoint, "merge")
-    given: list[VisualGroup] = []
-    whole = engine.model.encode(scene(2))[0]
-    stock = engine.model.prefill_batch
-
-    def prefill(requests: Sequence[PrefillRequest]) -> list[list[KVChunk]]:
-        given.extend(group for request in requests for run in request.runs for group in run)
-        return stock(requests)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(engine.model, "prefill_batch", prefill)
-        session = engine.open()
-        seen(session, scene(2))
-    assert tokens_of(session) == [3] and given[0].num_pruned == 3
-    sums = [features.sum(0) for features in (whole.embeddings, *whole.deepstack)]
-    for kept, total in zip((given[0].embeddings, *given[0].deepstack), sums, strict=True):
-        shares = torch.linalg.lstsq(kept.T, total[:, None]).solution[:, 0]
-        assert torch.allclose(shares.sum(), torch.tensor(6.0), atol=1e-3), "every token counts once"
-        assert torch.allclose(kept.T @ shares, total, atol=1e-3)

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from keyframes.vit_cacher import PREVIOUS, Features, Reference
 from models import partial_vit
-from models.partial_vit import RaggedAttention, feature_rows, gather_tokens
+from models.partial_vit import RaggedAttention, feature_rows
 from tests.towers import Tiny, distance, tiny_qwen, tiny_siglip
 
 TOLERANCE = 1e-5
@@ -39,7 +39,7 @@ def whole(
     """Everything computed, with references of the groups in `keep`."""
     everything = chosen(tiny, *[range(tiny.num_tokens)] * len(patches))
     return tiny.tower.forward_partial(
-        patches, tiny.grid, everything, range(len(patches)), None, keep, outputs=True
+        patches, tiny.grid, everything, range(len(patches)), None, keep
     )
 
 
@@ -52,11 +52,6 @@ def refreshed(tiny: Tiny, patches: Tensor, reference: Reference, marks: Tensor) 
     return tiny.tower.forward_partial(
         patches, tiny.grid, marks, [PREVIOUS] * len(patches), reference
     )[0]
-
-
-def forward_by_keys(tiny: Tiny, patches: Tensor, reference: Reference, *counts: int) -> Features:
-    """So many patches of each group."""
-    return tiny.tower.forward_by_keys(patches, tiny.grid, reference, torch.tensor(counts))
 
 
 @pytest.mark.parametrize("keep", [[], [1], [2, 0], [0, 1, 2]])
@@ -76,17 +71,9 @@ def test_recomputing_every_token_equals_the_stock_tower_whatever_the_reference(t
     stock, _ = tiny.stock(patches)
     everything = chosen(tiny, *[range(tiny.num_tokens)] * 2)
     assert distance(refreshed(tiny, patches, reference, everything), stock) < TOLERANCE
-    assert (
-        distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches] * 2), stock)
-        < TOLERANCE
-    )
     but_one = everything.clone()
     but_one[1, 2] = False
     assert distance(refreshed(tiny, patches, reference, but_one), stock) > 0.01
-    assert (
-        distance(forward_by_keys(tiny, patches, reference, *[tiny.num_patches - 2] * 2), stock)
-        > 0.01
-    )
 
 
 def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(tiny: Tiny) -> None:
@@ -96,7 +83,6 @@ def test_what_is_as_in_the_reference_is_right_whichever_tokens_are_recomputed(ti
     stock, _ = tiny.stock(twice)
     for tokens in ([[0], [3]], [[4, 1], [2]]):
         assert distance(refreshed(tiny, twice, reference, chosen(tiny, *tokens)), stock) < TOLERANCE
-    assert distance(forward_by_keys(tiny, twice, reference, 6, 3), stock) < TOLERANCE
 
 
 @pytest.mark.parametrize("call_work", [0, 2**30], ids=["attending apart", "attending together"])
@@ -114,17 +100,6 @@ def test_groups_with_little_and_with_much_new_are_in_a_batch_as_they_are_alone(
         alone = refreshed(tiny, patches[row : row + 1], reference, marks[row : row + 1])
         assert distance(alone, together.alone(row)) < TOLERANCE
         assert distance(alone, together.alone((row + 1) % 6)) > 0.01
-
-
-def test_by_keys_too_a_group_is_in_a_batch_as_it_is_alone(tiny: Tiny) -> None:
-    reference, patches = reference_of(tiny, tiny.patches(1, seed=1)), tiny.patches(3, seed=2)
-    counts = (12, 4, 8)
-    together = forward_by_keys(tiny, patches, reference, *counts)
-    for row, count in enumerate(counts):
-        alone = forward_by_keys(tiny, patches[row : row + 1], reference, count)
-        assert distance(alone, together.alone(row)) < TOLERANCE
-        more = forward_by_keys(tiny, patches[row : row + 1], reference, count + 4)
-        assert distance(more, together.alone(row)) > 0.01
 
 
 def test_groups_go_with_what_they_build_on_as_they_go_behind_it(tiny: Tiny) -> None:
@@ -203,18 +178,6 @@ def test_layer_by_layer_recomputing_what_changed_is_near_the_stock_tower_and_rec
     assert all(a > b + 0.02 for a, b in zip(ours, control, strict=True)), (ours, control)
 
 
-def test_layer_by_layer_keys_find_what_changed(tiny: Tiny) -> None:
-    before, after = partly_changed(tiny, [1, 2])
-    reference = reference_of(tiny, before)
-    (_, old), (_, stock) = tiny.stock(before), tiny.stock(after)
-    counts = torch.tensor([2 * tiny.tower.merge_size**2])
-    layers = tiny.tower.layers_by_keys(after, tiny.grid, reference, counts)
-    ours = [nearness(a, b) for a, b in zip(layers, stock, strict=True)]
-    control = [nearness(a, b) for a, b in zip(old, stock, strict=True)]
-    assert all(a > 0.98 for a in ours), ours
-    assert all(a > b for a, b in zip(ours, control, strict=True)), (ours, control)
-
-
 def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
     patches, later = tiny.patches(3), tiny.patches(1, seed=1)
     alone = reference_of(tiny, patches[1:2])
@@ -223,9 +186,6 @@ def test_a_reference_is_the_same_alone_and_among_others(tiny: Tiny) -> None:
     wanted = refreshed(tiny, later, alone, tokens)
     assert distance(wanted, refreshed(tiny, later, among, tokens)) < TOLERANCE
     assert distance(wanted, refreshed(tiny, later, last, tokens)) > 0.01
-    by_keys = forward_by_keys(tiny, later, alone, 12)
-    assert distance(by_keys, forward_by_keys(tiny, later, among, 12)) < TOLERANCE
-    assert distance(by_keys, forward_by_keys(tiny, later, last, 12)) > 0.01
 
 
 def test_siglip_has_places_for_its_own_grid_only() -> None:
@@ -278,9 +238,3 @@ def test_every_row_gets_its_own_result(few: int) -> None:
     owners = fresh.nonzero()[:, 0]
     assert seen[:, 0].tolist() == (10 * rows[:, 0] + owners).tolist()
     assert all(a < b for a, b in pairwise(seen[:, 0].tolist()))
-
-
-def test_each_row_of_a_batch_has_its_own_choice() -> None:
-    x = torch.arange(12.0).reshape(2, 3, 2)
-    assert gather_tokens(x, torch.tensor([[2], [0]]))[:, 0].tolist() == [[4.0, 5.0], [6.0, 7.0]]
-    assert Features(x).deepstack == ()

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
-from models.decoder import filled_cache
 from models.demo.architecture import HIDDEN
 from models.demo.world import COLOURS, SHAPES
 from training.optimiser import mixed_precision
 from training.plan import NOT_ASKED, SUMMARY
+from training.stock_cache import filled_cache
 
 TIME_LAYER = 1  # its output carries the time
 TELL_LAYER = 2  # its output carries what came before

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from config import PRUNE_STRATEGIES, Config, Value
+from config import Config, Value
 from errors import LonglookError
 from models.checkpoint import DEMO_FOLDER, read_settings
 
@@ -121,16 +121,15 @@ SAVING = (
     Option(
         "--reuse",
         str | None,
-        "Re-encode only what changed since a reference frame. novelty: the patches that changed; "
-        "keys: those that STC picks, by their keys; none: encode everything.",
+        "What to encode of a frame. novelty: only the patches that changed since a keyframe; "
+        "none: everything.",
         "reuse.strategy",
     ),
     Option(
         "--prune",
         str | None,
         "Which visual tokens to keep. novelty: skip static frames and keep a share of the tokens "
-        f"of the others; {', '.join(PRUNE_STRATEGIES[2:])}: keep a share in every frame; "
-        "none: keep all.",
+        "of the others; none: keep all.",
         "prune.strategy",
     ),
     Option(

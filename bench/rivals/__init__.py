@@ -1,0 +1,1 @@
+"""What the benches measure longlook against; no option of the product."""
