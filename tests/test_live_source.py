@@ -6,6 +6,7 @@ The pictures wear the time at which they were taken, so a wrong time is seen.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -109,10 +110,10 @@ def viewing(url: str, timing: Timing = QUICK, fps: float = FPS) -> Iterator[View
         viewer.close()
 
 
-def check_times(viewer: Viewer, camera: Camera) -> None:
+def check_times(viewer: Viewer, camera: Camera, max_late: float = MAX_LATE_SECONDS) -> None:
     """Every picture is at the moment it was taken, and times grow."""
     late = viewer.lateness(camera)
-    assert all(-0.2 <= seconds <= MAX_LATE_SECONDS for seconds in late), late
+    assert all(-0.2 <= seconds <= max_late for seconds in late), (min(late), max(late))
     times = [frame.pts_seconds for frame in viewer.frames]
     assert times == sorted(set(times))
     assert [frame.index for frame in viewer.frames] == list(range(len(times)))
@@ -176,7 +177,8 @@ def test_a_camera_that_freezes_is_noticed_and_read_again(kind: str) -> None:
         assert viewer.trouble() in (Trouble.TIMED_OUT, Trouble.ENDED)
         camera.thaw()
         viewer.see(10)
-        check_times(viewer, camera)
+        # a playlist that was frozen is some segments late, and nothing in it says so
+        check_times(viewer, camera, 10.0 if kind == "m3u8" else MAX_LATE_SECONDS)
         assert viewer.told(SourceGap)
 
 
@@ -314,7 +316,7 @@ def test_keyframes_alone_are_decoded_while_a_source_is_overloaded() -> None:
         viewer.source.thin(Thinning.NONE)
         viewer.see(40)
         late = viewer.frames[-10:]
-        steps = [b.pts_seconds - a.pts_seconds for a, b in zip(late, late[1:], strict=False)]
+        steps = [b.pts_seconds - a.pts_seconds for a, b in itertools.pairwise(late)]
         assert max(steps) < 0.5, "all pictures are decoded again"
         check_times(viewer, camera)
 
