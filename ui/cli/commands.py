@@ -18,6 +18,7 @@ from streaming.sources.address import is_address, parse_address
 from streaming.sources.file import probe
 from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
+from ui.cli.cameras import cameras_in, watch_cameras
 from ui.cli.console import INTERRUPTED, loading, program, say, show_table, stderr
 from ui.cli.live import check_length, watch_camera, watch_live, with_login
 from ui.cli.progress import counted_progress
@@ -122,9 +123,11 @@ def ask(
 
 @with_options(*options.WATCHING)
 def watch(
-    video: Annotated[str, typer.Argument(help="A video file, camera or stream.", metavar="VIDEO")],
-    session: Annotated[str, typer.Option("--session", "-s", help=SESSION_HELP)],
     chosen: Chosen,
+    video: Annotated[
+        str | None, typer.Argument(help="A video file, camera or stream.", metavar="[VIDEO]")
+    ] = None,
+    session: Annotated[str | None, typer.Option("--session", "-s", help=SESSION_HELP)] = None,
     password_file: PasswordFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="At the end, one line of JSON with counters.")
@@ -137,6 +140,9 @@ def watch(
     rtsp://user@camera/stream, and it is taken from --password-file, from the environment variable
     LONGLOOK_SOURCE_PASSWORD, or asked for.
 
+    Several cameras at once: a --config file with a table [[camera]] for each, with session, url and
+    password_env or password_file.
+
     Ctrl-C stops, and the same command goes on where it stopped. Nothing that was watched is lost,
     whatever happens to this process, but the chunks of the pass under way.
 
@@ -145,8 +151,17 @@ def watch(
       longlook watch clip.mp4 --session trip
       longlook watch clip.mp4 --session ./trip --disk-budget 20
       longlook watch rtsp://cam@192.168.1.20/stream --session door
+      longlook watch --config cameras.toml
       longlook ask --session trip "When does the red circle appear?"
     """
+    cameras = cameras_in(chosen.config_file)
+    if video is None and cameras:
+        watch_cameras(cameras, chosen)
+        return
+    if video is None or session is None:
+        raise LonglookError(
+            "watch needs a video and a --session, or a --config file with [[camera]] tables."
+        )
     folder = session_folder(session)
     if is_address(video):
         watch_camera(video, session, chosen, password_file, as_json)

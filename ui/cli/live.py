@@ -8,9 +8,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from getpass import getpass
 from pathlib import Path
@@ -34,7 +34,7 @@ from streaming.sources.source import (
 )
 from ui.cli import opening
 from ui.cli.answers import rounded
-from ui.cli.console import first_interrupt, program, say, stderr, warn, warn_of_notice
+from ui.cli.console import as_markup, first_interrupt, program, say, stderr, warn, warn_of_notice
 from ui.cli.progress import LINE_SECONDS, counters
 from ui.cli.watching import Outcome
 from ui.cli.wiring import Chosen
@@ -42,6 +42,7 @@ from ui.render import clock
 
 if TYPE_CHECKING:
     from streaming.engine import Engine
+    from streaming.event_bus import Subscription
     from streaming.live_watch import LiveWatch
     from streaming.session import Session
 
@@ -114,24 +115,50 @@ def watch_live(
 
     Raises LonglookError where watching could not go on.
     """
-    stopped = Event()
-    with engine.events.subscribe(session_id) as events:
-        watching = engine.watch_live(session, address, session_id)
+    with engine.events.subscribe() as events:
+        run = LiveRun(engine.watch_live(session, address, session_id), session)
         say(f"Watching {address.shown}; Ctrl-C ends it.")
-        line = LiveLine()
-        with first_interrupt(lambda: stop_calmly(stopped)), stop_on_terminate(stopped):
-            stop_at = math.inf if length_seconds is None else monotonic() + length_seconds
-            while watching.is_running and not stopped.is_set() and monotonic() < stop_at:
-                if (published := events.take(TURN_SECONDS)) is not None:
-                    tell(published)
-                line.update(watching, session)
-            watching.stop()
-            if not watching.join(END_SECONDS):
-                warn("The chunk under way takes too long; it is left out.")
-    if watching.error is not None:
-        raise watching.error
-    if stopped.is_set() and not session.stats.chunks:
+        outcome = watch_until_stopped([run], events, length_seconds)
+    if run.watching.error is not None:
+        raise run.watching.error
+    if outcome is Outcome.STOPPED and not session.stats.chunks:
         raise KeyboardInterrupt
+    return outcome
+
+
+def watch_all(engine: Engine, runs: Sequence[LiveRun]) -> Outcome:
+    """Watches several cameras until Ctrl-C, or until all of them failed."""
+    with engine.events.subscribe() as events:
+        return watch_until_stopped(runs, events)
+
+
+@dataclass(frozen=True, eq=False)
+class LiveRun:
+    """A session that is being filled."""
+
+    watching: LiveWatch
+    session: Session
+
+
+def watch_until_stopped(
+    runs: Sequence[LiveRun], events: Subscription, length_seconds: float | None = None
+) -> Outcome:
+    """Tells what happens until Ctrl-C, for some seconds, or until nothing is watched any more."""
+    stopped = Event()
+    line = LiveLine(names_session=len(runs) > 1)
+    with first_interrupt(lambda: stop_calmly(stopped)), stop_on_terminate(stopped):
+        stop_at = math.inf if length_seconds is None else monotonic() + length_seconds
+        while not stopped.is_set() and monotonic() < stop_at:
+            if not any(run.watching.is_running for run in runs):
+                break
+            if (published := events.take(TURN_SECONDS)) is not None:
+                tell(published, names_session=len(runs) > 1)
+            line.update(runs)
+        for run in runs:
+            run.watching.stop()
+        for run in runs:
+            if not run.watching.join(END_SECONDS):
+                warn("The chunk under way takes too long; it is left out.")
     return Outcome.STOPPED if stopped.is_set() else Outcome.WATCHED
 
 
@@ -153,13 +180,17 @@ def stop_on_terminate(stopped: Event) -> Iterator[None]:
 class LiveLine:
     """How it goes, every ten seconds: for a log, and for who looks on."""
 
-    def __init__(self) -> None:
+    def __init__(self, names_session: bool) -> None:
+        self._names_session = names_session
         self._last = monotonic()
 
-    def update(self, watching: LiveWatch, session: Session) -> None:
-        if monotonic() - self._last >= LINE_SECONDS:
-            self._last = monotonic()
-            say(f"{as_line(watching.health)}, {counters(session.stats)}")
+    def update(self, runs: Sequence[LiveRun]) -> None:
+        if monotonic() - self._last < LINE_SECONDS:
+            return
+        self._last = monotonic()
+        for run in runs:
+            name = f"{run.watching.session_id}: " if self._names_session else ""
+            say(f"{name}{as_line(run.watching.health)}, {counters(run.session.stats)}")
 
 
 def as_line(health: LiveHealth) -> str:
@@ -179,16 +210,17 @@ def as_line(health: LiveHealth) -> str:
     return ", ".join(words)
 
 
-def tell(published: Published) -> None:
+def tell(published: Published, names_session: bool = False) -> None:
     """One event as a line, with the time by the clock on the wall."""
     event = published.event
+    name = as_markup(f"{published.session_id}: ") if names_session else ""
     if isinstance(event, Notice):
         warn_of_notice(event)
     elif isinstance(event, FellBehind):
         warn(f"{event.num_lost} messages were lost; watching goes on.")
     elif (text := sentence_of(event)) is not None:
         at = datetime.fromtimestamp(published.wall_seconds)
-        stderr.print(f"[dim]{at:%H:%M:%S}[/] {text}", soft_wrap=True)
+        stderr.print(f"[dim]{at:%H:%M:%S}[/] {name}{as_markup(text)}", soft_wrap=True)
 
 
 def sentence_of(event: object) -> str | None:
