@@ -31,12 +31,13 @@ from models.video_llm import AnswerRequest, PendingAnswer, VideoLLM
 from streaming.batching import max_pass_tokens
 from streaming.event_bus import EventBus
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
-from streaming.live_watch import LiveWatch
+from streaming.live_watch import LiveFeed, LiveWatch
 from streaming.scheduler import BackgroundJob, Job, PrefillJob, QueryJob, Scheduler, Step
 from streaming.session import Session
 from streaming.sources.address import Address
 from streaming.sources.connection import DEFAULT_TIMING, Timing
 from streaming.sources.live import LiveSource
+from streaming.sources.push import PushedSource
 from streaming.sources.source import Tell
 
 T = TypeVar("T")
@@ -150,7 +151,6 @@ class Engine:
         What happens is published on `events` under `session_id`. allow_private: the source may be
         a machine of the local network. Raises SessionError where the session has another source.
         """
-        session.follow(address.shown)
         fps = session.config.read.fps
 
         def open_feed(tell: Tell, now_seconds: float, seen_seconds: float | None) -> LiveSource:
@@ -164,6 +164,28 @@ class Engine:
                 timing=timing,
             )
 
+        return self._watch_feed(session, address.shown, session_id, open_feed)
+
+    def watch_pushed(self, session: Session, session_id: str) -> LiveWatch:
+        """Begins to watch what is pushed into the returned watch's `feed`, a `PushedSource`."""
+        title = f"push:{session_id}"
+        fps = session.config.read.fps
+
+        def open_feed(tell: Tell, now_seconds: float, seen_seconds: float | None) -> PushedSource:
+            return PushedSource(
+                title, fps, tell=tell, start_seconds=now_seconds, seen_seconds=seen_seconds
+            )
+
+        return self._watch_feed(session, title, session_id, open_feed)
+
+    def _watch_feed(
+        self,
+        session: Session,
+        title: str,
+        session_id: str,
+        open_feed: Callable[[Tell, float, float | None], LiveFeed],
+    ) -> LiveWatch:
+        session.follow(title)
         watching = LiveWatch(session, session_id, open_feed, self.events)
         watching.start()
         return watching

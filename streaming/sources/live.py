@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from frames import Frame, Sampler
 from streaming.sources.address import Address
 from streaming.sources.connection import DEFAULT_TIMING, Connection, Shot, Timing
+from streaming.sources.live_times import LiveTimes
 from streaming.sources.pictures import display_matrix, upright
 from streaming.sources.source import (
     SourceClosed,
     SourceDown,
-    SourceGap,
     SourceHealth,
     SourceLive,
     SourceThinned,
@@ -38,13 +38,7 @@ from streaming.sources.source import (
 )
 from streaming.sources.trouble import Trouble, TroubleError, trouble_of
 
-MIN_STEP_SECONDS = 0.001  # times of a session grow strictly
-MIN_GAP_SECONDS = 2.0  # a shorter jump is jitter
-GAP_STEPS = 5.0  # a jump of so many usual steps is a gap, in a source of one picture a minute too
-RECONNECT_GAP_SECONDS = 1.0
 WAIT_SLICE_SECONDS = 1.0  # between signs of life while down
-UNWATCHED = "not watched"
-LOST_DATA = "pictures lost on the way"
 
 
 class _Superseded(Exception):  # noqa: N818  no error
@@ -87,11 +81,8 @@ class LiveSource:
         self._timing = timing
         self._clock = clock
         self._started = clock() - start_seconds
-        self._last_seconds = seen_seconds  # of the newest picture
-        self._step_seconds: float | None = None  # usual, between pictures
-        self._missed = UNWATCHED  # why pictures are missing, if some are
+        self._times = LiveTimes(fps, seen_seconds, self._tell)
         self._index = 0
-        self._next_seconds = 0.0  # of the next frame that is sampled
         self._reader = 0  # which call of `frames` is in charge
         self._closed = threading.Event()
         self._hurry = threading.Event()
@@ -177,49 +168,21 @@ class LiveSource:
                 overload_seconds=connection.overload_seconds,
                 camera_clock_seconds=connection.camera_clock_seconds,
             )
-            if shot is not None and self._is_new(shot, connection):
-                yield from self._sampled(shot)
+            if shot is not None:
+                yield from self._frame_of(shot, connection)
 
-    def _is_new(self, shot: Shot, connection: Connection) -> bool:
-        """Notes the picture's time and tells of a gap before it; caches of servers repeat some."""
-        last, seconds = self._last_seconds, shot.seconds
-        if last is not None and seconds < last + MIN_STEP_SECONDS:
-            if seconds < last:
-                self._update(stale=self.health.stale + 1)
-                return False
-            seconds = last + MIN_STEP_SECONDS
-        if self.health.state is not State.LIVE:
+    def _frame_of(self, shot: Shot, connection: Connection) -> Iterator[Frame]:
+        """The frame, if it is its turn. Caches of servers repeat pictures, which are stale."""
+        is_first = self.health.state is not State.LIVE
+        if is_first:
             self._go_live(shot.picture, connection)
-            is_gap = last is not None and seconds - last > RECONNECT_GAP_SECONDS
-        else:
-            is_gap = last is not None and seconds - last > self._longest_step()
-            self._missed = LOST_DATA
-            self._learn_step(seconds - (last or 0.0))
-        if is_gap and last is not None:
-            self._tell(SourceGap(last, seconds, self._missed))
-        self._last_seconds = seconds
-        return True
-
-    def _longest_step(self) -> float:
-        return max(MIN_GAP_SECONDS, GAP_STEPS * (self._step_seconds or MIN_GAP_SECONDS))
-
-    def _learn_step(self, seconds: float) -> None:
-        before = seconds if self._step_seconds is None else self._step_seconds
-        self._step_seconds = 0.9 * before + 0.1 * seconds
-
-    def _sampled(self, shot: Shot) -> Iterator[Frame]:
-        """The frame, if it is its turn."""
-        seconds = self._last_seconds
-        assert seconds is not None
-        if seconds < self._next_seconds:
-            return
-        spacing = 1.0 / (self._fps * self.health.thinning.share)
-        # on a grid as long as pictures come, so that jitter does not add up
-        self._next_seconds = max(self._next_seconds + spacing, seconds + spacing / 2)
-        frame = Frame(self._rgb(shot.picture), seconds, self._index)
-        self._index += 1
-        self._update(sampled=self.health.sampled + 1)
-        yield frame
+        seconds = self._times.admit(shot.seconds, is_first)
+        if seconds is None:
+            self._update(stale=self.health.stale + 1)
+        elif self._times.is_sampled(seconds, self.health.thinning):
+            yield Frame(self._rgb(shot.picture), seconds, self._index)
+            self._index += 1
+            self._update(sampled=self.health.sampled + 1)
 
     def _rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
         image = self._reformatter.reformat(picture, format="rgb24").to_ndarray()
@@ -247,7 +210,7 @@ class LiveSource:
                 return
 
     def _go_down(self, trouble: Trouble, next_try_seconds: float) -> None:
-        self._missed = trouble.code
+        self._times.missed = trouble.code
         self._update(state=State.DOWN, trouble=trouble)
         self._tell(SourceDown(self.now_seconds, trouble, next_try_seconds))
 
