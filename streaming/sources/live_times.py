@@ -5,6 +5,7 @@ Shared by everything that is live. Knows nothing of connections.
 
 from __future__ import annotations
 
+from frames import ROUNDING_SECONDS
 from streaming.sources.source import SourceGap, Tell, Thinning
 
 MIN_STEP_SECONDS = 0.001  # times of a session grow strictly
@@ -50,7 +51,7 @@ class LiveTimes:
 
     def is_sampled(self, seconds: float, thinning: Thinning) -> bool:
         """Whether the picture is one of the sample."""
-        if seconds < self._next_seconds:
+        if seconds < self._next_seconds - ROUNDING_SECONDS:
             return False
         spacing = 1.0 / (self._fps * thinning.share)
         # on a grid as long as pictures come, so that jitter does not add up
