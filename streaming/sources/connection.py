@@ -16,14 +16,18 @@ from types import TracebackType
 from typing import Any
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from streaming.sources.address import Address, Kind
 from streaming.sources.hosts import resolve
+from streaming.sources.pictures import display_matrix, upright
 from streaming.sources.stream_clock import Arrival, StreamClock
 from streaming.sources.trouble import Trouble, TroubleError
 from streaming.sources.web import open_web
@@ -256,6 +260,12 @@ def video_stream(container: InputContainer) -> VideoStream:
         raise TroubleError(Trouble.CODEC)
     stream.thread_type = "SLICE"  # frame threads keep pictures back, one for each
     return stream
+
+
+def as_rgb(picture: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """The picture as uint8 [H, W, 3], upright."""
+    image = reformatter.reformat(picture, format="rgb24").to_ndarray()
+    return upright(image.astype(np.uint8, copy=False), display_matrix(picture))
 
 
 def usual_rate(stream: VideoStream) -> float:

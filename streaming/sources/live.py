@@ -15,17 +15,14 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from frames import Frame, Sampler
 from streaming.sources.address import Address
-from streaming.sources.connection import DEFAULT_TIMING, Connection, Shot, Timing
+from streaming.sources.connection import DEFAULT_TIMING, Connection, Shot, Timing, as_rgb
 from streaming.sources.live_times import LiveTimes
-from streaming.sources.pictures import display_matrix, upright
 from streaming.sources.source import (
     SourceClosed,
     SourceDown,
@@ -180,13 +177,9 @@ class LiveSource:
         if seconds is None:
             self._update(stale=self.health.stale + 1)
         elif self._times.is_sampled(seconds, self.health.thinning):
-            yield Frame(self._rgb(shot.picture), seconds, self._index)
+            yield Frame(as_rgb(shot.picture, self._reformatter), seconds, self._index)
             self._index += 1
             self._update(sampled=self.health.sampled + 1)
-
-    def _rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
-        image = self._reformatter.reformat(picture, format="rgb24").to_ndarray()
-        return upright(image.astype(np.uint8, copy=False), display_matrix(picture))
 
     def _go_live(self, picture: VideoFrame, connection: Connection) -> None:
         self._update(state=State.LIVE, trouble=None, connections=self.health.connections + 1)

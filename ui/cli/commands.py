@@ -20,7 +20,7 @@ from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
 from ui.cli.cameras import cameras_in, watch_cameras
 from ui.cli.console import INTERRUPTED, loading, program, say, show_table, stderr
-from ui.cli.live import check_length, watch_camera, watch_live, with_login
+from ui.cli.live import check_length, watch_address, watch_camera, with_login
 from ui.cli.progress import counted_progress
 from ui.cli.settings import as_toml
 from ui.cli.watching import Outcome, watch_video
@@ -103,12 +103,11 @@ def ask(
     engine = opening.open_engine(chosen)
     is_read_only = video is None
     with opening.open_session(engine, folder, chosen.settings, is_read_only) as opened:
+        outcome = Outcome.NOTHING_NEW
         if address is not None:
-            outcome = watch_live(engine, opened, address, session or "", stop_seconds)
+            outcome = watch_address(engine, opened, address, session or "", stop_seconds)
         elif video is not None:
             outcome = watch_video(opened, Path(video), stop_seconds, skim)
-        else:
-            outcome = Outcome.NOTHING_NEW
         if outcome is Outcome.STOPPED:
             say("Stopped; answering from what was seen so far.")
         duration = opening.duration_of(video or opened.source)

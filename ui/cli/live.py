@@ -36,7 +36,7 @@ from ui.cli import opening
 from ui.cli.answers import rounded
 from ui.cli.console import as_markup, first_interrupt, program, say, stderr, warn, warn_of_notice
 from ui.cli.progress import LINE_SECONDS, counters
-from ui.cli.watching import Outcome
+from ui.cli.watching import Outcome, watch_growing
 from ui.cli.wiring import Chosen
 from ui.render import clock
 
@@ -94,7 +94,7 @@ def watch_camera(
     address = with_login(parse_address(video), password_file)
     engine = opening.open_engine(chosen)
     with opening.open_session(engine, session_folder(session), chosen.settings) as opened:
-        watch_live(engine, opened, address, session)
+        watch_address(engine, opened, address, session)
         if as_json:
             found = {"seen_seconds": opened.seen_seconds, "gaps": len(opened.timeline.gaps)}
             typer.echo(json.dumps(rounded({**found, "stats": asdict(opened.stats)})))
@@ -102,6 +102,19 @@ def watch_camera(
         to_ask = shlex.join(["ask", "--session", session])
         say(f"Stopped at {clock(opened.seen_seconds or 0.0)}. To go on: {program()} {again}")
         say(f'To ask: {program()} {to_ask} "..."')
+
+
+def watch_address(
+    engine: Engine,
+    session: Session,
+    address: Address,
+    session_id: str,
+    length_seconds: float | None = None,
+) -> Outcome:
+    """Watches a camera or stream, or a file that grows."""
+    if address.is_live:
+        return watch_live(engine, session, address, session_id, length_seconds)
+    return watch_growing(session, Path(address.place))
 
 
 def watch_live(
