@@ -10,21 +10,29 @@ FAISS  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PORT   ?= 7860
 BIN    := .venv/bin
 STAMP  := .venv/.ready-$(FAISS)
+RUN    := .venv/.runs-$(FAISS)
 
-.PHONY: run setup test check lint types ask clean
+.PHONY: run setup runtime test check lint types ask clean
 
-run: setup
+run: runtime
 	$(BIN)/python app.py serve --port $(PORT)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# What runs longlook; what tests and trains it comes with `setup`, which will do as well.
+runtime: $(if $(wildcard $(STAMP)),$(STAMP),$(RUN))
+
+$(STAMP): EXTRAS := $(FAISS),train,dev
+$(RUN): EXTRAS := $(FAISS)
+
+$(STAMP) $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "longlook needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up .venv, once: some minutes and about 2 GB."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	rm -f .venv/.ready-*
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[$(FAISS),train,dev]"
+	rm -f .venv/.ready-* .venv/.runs-*
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check \
+		--editable ".[$(EXTRAS)]"
 	touch $@
 
 test: setup
@@ -39,7 +47,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy --strict .
 
-ask: setup
+ask: runtime
 	$(BIN)/python app.py ask "$(VIDEO)" "$(Q)"
 
 clean:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from ui.cli import caption, commands, sessions
+from ui.cli import caption, commands, search, sessions
 from ui.cli.console import stderr
 from ui.cli.wiring import PlainCommand
 
@@ -31,6 +31,7 @@ COMMANDS = {
     "ask": commands.ask,
     "watch": commands.watch,
     "caption": caption.caption,
+    "search": search.search,
     "serve": commands.serve,
     "calibrate": commands.calibrate,
     "config": commands.show_config,

@@ -52,6 +52,11 @@ def next_tick_seconds(pts_seconds: float, fps: float) -> float:
     return (math.floor((pts_seconds + ROUNDING_SECONDS) * fps) + 1) / fps
 
 
+def previous_tick_seconds(before_seconds: float, fps: float) -> float:
+    """The last tick of a sample at `fps` that lies before a time."""
+    return (math.ceil((before_seconds - ROUNDING_SECONDS) * fps) - 1) / fps
+
+
 class Sampler:
     """Picks pictures of a stream at a rate by their times, never by counting them.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
+from urllib.parse import quote
 
 from errors import LonglookError
 
@@ -22,6 +23,10 @@ _TABLE = """CREATE TABLE IF NOT EXISTS videos (
     status TEXT NOT NULL, attempts INTEGER NOT NULL, reason TEXT NOT NULL,
     segments INTEGER NOT NULL, seconds REAL NOT NULL, place INTEGER NOT NULL,
     PRIMARY KEY (name))"""
+_ALL = (
+    "SELECT name, path, content, settings, status, attempts, reason, segments, seconds "
+    "FROM videos ORDER BY place"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,24 @@ class Entry:
     def key(self) -> str:
         """Names the video's files: the same content with the same settings has the same."""
         return f"{self.content}-{self.settings}"
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """All videos of an output folder, which another process may be writing.
+
+    Raises LonglookError where there is no archive.
+    """
+    path = folder / "ledger.sqlite"
+    if not path.is_file():
+        raise LonglookError(f"There are no captions in {folder}.")
+    try:
+        db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
+        try:
+            return [Entry(*row) for row in db.execute(_ALL)]
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise LonglookError(f"{path} cannot be used: {error}.") from error
 
 
 class Ledger:
@@ -135,11 +158,7 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All videos in their order."""
-        rows = self._db.execute(
-            "SELECT name, path, content, settings, status, attempts, reason, segments, seconds "
-            "FROM videos ORDER BY place"
-        )
-        return [Entry(*row) for row in rows]
+        return [Entry(*row) for row in self._db.execute(_ALL)]
 
     def _put(self, entry: Entry, place: int) -> None:
         self._db.execute(

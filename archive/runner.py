@@ -20,10 +20,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from archive.head_keys import owner_of, write_keys
 from archive.segments import segments
 from archive.settings import CaptionSettings
 from config import Config
 from frames import Frame
+from memory.chunk import KVChunk
+from models.calibration import Profile
 from models.video_llm import VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_BYTES
 from streaming.each import MAX_ROWS, ChunkSpan, SpanAnswer, SpanRow, answer_rows, greedy
@@ -40,6 +43,7 @@ class DeviceOwner(Protocol):
     """What is needed of the engine."""
 
     model: VideoLLM
+    profile: Profile | None
     config: Config
 
     def prefill(
@@ -56,6 +60,11 @@ class Journal:
     """The finished segments of one video, a JSON line each; a batch is appended and flushed."""
 
     path: Path
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where the keys of the retrieval heads go, a file per batch."""
+        return self.path.with_name(f"{self.path.name.split('.')[0]}.keys")
 
     def read(self) -> list[dict[str, Any]]:
         """What is finished. A batch of which only a part was written is cut off."""
@@ -108,6 +117,10 @@ def caption_video(
             rows = _caption_batch(engine, batch, settings)
             for segment in batch:
                 (thumbnails / segment.thumbnail_name).write_bytes(segment.thumbnail)
+            if engine.profile is not None:
+                owner = owner_of(engine.model.model_id, engine.profile)
+                keys = [engine.profile.keys_of(chunk_of(segment)) for segment in batch]
+                write_keys(journal.keys_folder / f"{batch[0].number:05}.npz", keys, owner)
             journal.append(rows)
             yield rows
 
@@ -138,16 +151,14 @@ def _prefill_batch(
     bytes_under_way = 0
     for number, part in islice(parts, BATCH_SEGMENTS):
         bytes_under_way += sum(frame.image.nbytes for frame in part)
-        batch.append(_prefill_segment(engine, number, part, fps))
+        batch.append(prefill_segment(engine, number, part, fps))
         if bytes_under_way >= BATCH_BYTES:
             batch[-1].chunk.result()
             bytes_under_way = 0
     return batch
 
 
-def _prefill_segment(
-    engine: DeviceOwner, number: int, part: Sequence[Frame], fps: float
-) -> Segment:
+def prefill_segment(engine: DeviceOwner, number: int, part: Sequence[Frame], fps: float) -> Segment:
     """Begins to prefill a segment, which sees the prefix and itself; reuse and pruning begin
     anew.
     """
@@ -169,9 +180,7 @@ def _caption_batch(
     prompts = settings.prompts()
     rows: list[SpanRow] = []
     for segment in batch:
-        chunk = segment.chunk.result()[0].chunk
-        assert chunk is not None, "the first frame of a segment is always new"
-        context = [prefix, chunk]
+        context = [prefix, chunk_of(segment)]
         span = ChunkSpan(segment.number, segment.number + 1)
         rows += [SpanRow(span, prompt, context) for prompt in prompts]
     options = greedy(engine.config.answer, settings.max_new_tokens)
@@ -179,6 +188,13 @@ def _caption_batch(
     answers = list(answer_rows(engine, batches, options, threading.Event()))
     of_segments = (answers[k : k + len(prompts)] for k in range(0, len(answers), len(prompts)))
     return [_row(segment, said, settings) for segment, said in zip(batch, of_segments, strict=True)]
+
+
+def chunk_of(segment: Segment) -> KVChunk:
+    """Waits for a segment's keys and values."""
+    chunk = segment.chunk.result()[0].chunk
+    assert chunk is not None, "the first frame of a segment is always new"
+    return chunk
 
 
 def _row(

@@ -30,6 +30,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
@@ -56,6 +57,8 @@ from memory.plain_files import (
     THUMBS,
     check_folder,
     delete_files,
+    is_left_over,
+    kv_names,
     open_descriptor,
     open_file,
     refuse_journal,
@@ -71,6 +74,7 @@ from memory.session_db import (
     OtherFormatError,
     add_turn,
     connect,
+    connect_read_only,
     create_tables,
     delete_fact,
     has_session,
@@ -81,6 +85,7 @@ from memory.session_db import (
     set_fact,
 )
 
+LOCK_TRIES, LOCK_WAIT_SECONDS = 20, 0.025
 FALLBACK_TEXT = {"dense": "comes back sparse from now on", "exact": "was taken in 8 bits"}
 
 
@@ -140,6 +145,7 @@ class SessionStore:
         self.read_only = read_only
         self._budget_bytes = budget_bytes
         self._keep_chunks = keep_chunks
+        self.num_discarded = 0  # chunks that were not noted down yet when watching was killed
         self._is_unclean = False  # bytes of a chunk that failed may lie about
         self._files = {kept: Segments(folder, f"kv-{kept}") for kept in KEPT}
         self._evicted_files: list[tuple[Kept, int]] = []  # not deleted yet
@@ -147,7 +153,14 @@ class SessionStore:
         with ExitStack() as undo, self._wrap_errors():
             if not read_only:
                 undo.enter_context(lock(folder))
+            if is_left_over(folder) and kv_names(folder):
+                raise SessionError(
+                    f"{folder} has lost its database, and what was remembered cannot be read "
+                    "without it: delete the session, and watch again."
+                )
             self._db = undo.enter_context(closing(open_database(folder, read_only)))
+            opened = (folder / DATABASE).lstat()
+            self._database_id = opened.st_dev, opened.st_ino
             if kind is not None and not read_only and not has_session(self._db):
                 self._create(kind, settings or {}, kv_bits)
             with self._snapshot():
@@ -162,6 +175,7 @@ class SessionStore:
             if not read_only:
                 (folder / THUMBS).mkdir(exist_ok=True)
                 limit_log(self._db, budget_bytes)
+                self.num_discarded = self._num_without_record()
                 self._clean_up()
             self._closing = undo.pop_all()
 
@@ -243,6 +257,7 @@ class SessionStore:
             raise SessionError(f"{self.folder} was opened for questions only.")
         prepared = [self._prepare(new) for new in chunks]
         with self._wrap_errors():
+            self._check_database_is_there()
             if self._is_unclean:
                 self._clean_up()
             self._is_unclean = True
@@ -263,6 +278,7 @@ class SessionStore:
         for new in written:
             self._ledger = new.ledger
             self._watched = new.watched
+            self._facts["seen seconds"] = repr(new.seen_seconds)
             self.chunks.append(new.record)
             self._key_bytes[new.record.index] = new.key_bytes
             self._drop_records()
@@ -396,13 +412,26 @@ class SessionStore:
         """Where the frames come from, once that is known."""
         return self._facts.get("source")
 
-    def set_source(self, source: str) -> None:
+    @property
+    def fingerprint(self) -> tuple[str, int] | None:
+        """Hash of the first packets of the source, and its bytes when that was last said."""
+        found = self._facts.get("fingerprint")
+        if found is None:
+            return None
+        first_packets, num_bytes = json.loads(found)
+        return first_packets, num_bytes
+
+    def set_source(self, source: str, fingerprint: tuple[str, int] | None = None) -> None:
         """Raises SessionError for a name that is not UTF-8, which the database cannot hold."""
         try:
             source.encode()
         except UnicodeEncodeError as error:
             raise SessionError(f"A session cannot keep {source!a}, which is not UTF-8.") from error
-        self._set({"source": source})
+        facts = {"source": source}
+        if fingerprint is not None:
+            facts["fingerprint"] = json.dumps(fingerprint)
+        if any(self._facts.get(name) != value for name, value in facts.items()):
+            self._set(facts)
 
     @property
     def seen_seconds(self) -> float:
@@ -634,8 +663,12 @@ class SessionStore:
                     item.meta, new.num_frames, new.watch_seconds, len(item.thumb), places
                 )
                 frames, seconds = frames + new.num_frames, seconds + new.watch_seconds
+                watched = (frames, seconds)
+                seen_seconds = max(self.seen_seconds, new.seen_seconds)
                 written.append(
-                    WrittenChunk(record, item.keys, ledger, placement.dropped, (frames, seconds))
+                    WrittenChunk(
+                        record, item.keys, ledger, placement.dropped, watched, seen_seconds
+                    )
                 )
             for writer in writers.values():
                 writer.flush()
@@ -666,7 +699,11 @@ class SessionStore:
                     f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row()
                 )
                 self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", keys)
-            self._write_facts(ledger, {"watched": json.dumps(written[-1].watched)})
+            facts = {
+                "watched": json.dumps(written[-1].watched),
+                "seen seconds": repr(written[-1].seen_seconds),
+            }
+            self._write_facts(ledger, facts)
 
     def _write_facts(self, ledger: Ledger, facts: dict[str, str]) -> None:
         """Facts, and what the ledger has evicted, in the transaction that is open."""
@@ -678,6 +715,20 @@ class SessionStore:
                 self._db.execute(f"DELETE FROM {table} WHERE number < ?", (ledger.first("sparse"),))
         for name, value in facts.items():
             set_fact(self._db, name, value)
+
+    def _num_without_record(self) -> int:
+        """How many chunks have a picture and no record; more than a few where the log is lost."""
+        thumbs = thumb_names(self.folder / THUMBS)
+        return sum(int(name.partition(".")[0]) >= self.num_chunks for name in thumbs)
+
+    def _check_database_is_there(self) -> None:
+        """Raises SessionError where it was deleted: what goes into it would be gone at the end."""
+        try:
+            found = (self.folder / DATABASE).lstat()
+        except FileNotFoundError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._database_id:
+            raise SessionError(f"{self.folder} was deleted or replaced while it was being watched.")
 
     def _clean_up(self) -> None:
         """Takes away what does not count: of a chunk under way, or evicted just before a kill."""
@@ -780,6 +831,7 @@ class WrittenChunk:
     ledger: Ledger
     dropped: Sequence[tuple[Kept, int]]
     watched: tuple[int, float]
+    seen_seconds: float
 
     @property
     def key_bytes(self) -> int:
@@ -798,7 +850,8 @@ def open_database(folder: Path, read_only: bool) -> sqlite3.Connection:
         refuse_journal(folder)
     else:
         remove_journal(folder)
-    return connect(folder.resolve() / DATABASE, may_create=not read_only)
+    database = folder.resolve() / DATABASE
+    return connect_read_only(database) if read_only else connect(database, "rwc")
 
 
 def check_is_session(folder: Path) -> None:
@@ -852,11 +905,21 @@ def lock(folder: Path) -> FileIO:
         check_folder(folder)
         file = FileIO(open_descriptor(folder / LOCK, os.O_WRONLY | os.O_CREAT), "w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(file)
     except BlockingIOError as error:
         file.close()
         raise SessionError(f"{folder} is being watched by another process.") from error
     return file
+
+
+def _take_lock(file: FileIO) -> None:
+    """Who only asks whether a folder is being watched holds its lock for a moment."""
+    for _ in range(LOCK_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(LOCK_WAIT_SECONDS)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def as_jpeg(picture: NDArray[np.uint8]) -> bytes:

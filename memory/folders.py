@@ -20,6 +20,7 @@ from memory.plain_files import (
     THUMBS,
     check_folder,
     delete_files,
+    is_left_over,
     kv_names,
     thumb_names,
 )
@@ -52,7 +53,12 @@ class Summary:
 
 
 def sessions_in(root: Path) -> list[Path]:
-    return sorted(path.parent for path in root.glob(f"*/{DATABASE}"))
+    """Raises SessionError where the folder cannot be read."""
+    with wrap_os_errors(root):
+        if not root.is_dir():
+            return []
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+        return [path for path in folders if os.path.lexists(path / DATABASE)]
 
 
 def summary(folder: Path) -> Summary:
@@ -94,7 +100,8 @@ def delete(folder: Path) -> None:
     It may be damaged. Raises SessionError where there is none, where it is being watched and where
     it has links.
     """
-    check_is_session(folder)
+    if not is_left_over(folder):
+        check_is_session(folder)
     with wrap_os_errors(folder), lock(folder):
         check_folder(folder)
         thumbs = folder / THUMBS

@@ -8,6 +8,7 @@ Knows nothing of what the bytes mean or which of them count; `disk_tier.py` keep
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,8 @@ class SegmentWriter:
             self._has_new_file |= not os.path.lexists(path)
             handle = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             self._handles[segment] = handle
+            if os.fstat(handle).st_size != offset:
+                raise OSError(errno.EIO, f"{path.name} was changed by somebody else")
         done = 0
         while done < len(data):
             done += os.write(handle, data[done:])

@@ -111,6 +111,18 @@ def open_folder(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
+def is_left_over(folder: Path) -> bool:
+    """Whether a folder holds what a session leaves that lost its database, as when it was deleted
+    and that was interrupted.
+    """
+    database = folder / DATABASE
+    if os.path.lexists(database):
+        found = database.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > 0:
+            return False
+    return folder.is_dir() and (os.path.lexists(folder / LOCK) or bool(kv_names(folder)))
+
+
 def kv_names(folder: Path) -> list[str]:
     """Names of our files of keys and values, in order."""
     return sorted(name for name in _names(folder) if KV_FILE.fullmatch(name))

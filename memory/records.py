@@ -64,7 +64,8 @@ class NewChunk:
     """A chunk on its way into memory, with all that is kept of it.
 
     index_keys: raw keys of the retrieval heads, [heads, n, head_dim]; None without any such heads.
-    thumbnail: uint8 [h, w, 3]. The last two as in `StoredChunk`.
+    thumbnail: uint8 [h, w, 3]. num_frames, watch_seconds: as in `StoredChunk`. seen_seconds: time
+    of its last frame, which may lie after its last group if it showed nothing new.
     """
 
     chunk: KVChunk
@@ -72,6 +73,7 @@ class NewChunk:
     thumbnail: NDArray[np.uint8] | None = None
     num_frames: int = 0
     watch_seconds: float = 0.0
+    seen_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Mapping
@@ -65,15 +66,32 @@ class OtherFormatError(ForeignDatabaseError):
         super().__init__(f"is of format {found}, and this longlook reads format {FORMAT}")
 
 
-def connect(path: Path, may_create: bool) -> sqlite3.Connection:
-    """Opens the file, whose folder `memory/plain_files.py` has checked; a query reads it first."""
-    uri = f"file:{quote(str(path))}?mode={'rwc' if may_create else 'rw'}"
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Opens the file, whose folder `memory/plain_files.py` has checked; a query reads it first.
+
+    mode: as in an SQLite URI, with what may follow it there.
+    """
+    uri = f"file:{quote(str(path))}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """For questions, which are kept where that is possible.
+
+    SQLite reads a write-ahead log with the help of a file beside it, which it makes. On a medium
+    that cannot be written it needs to be told that nothing will change, and where a log was left
+    behind by a kill that would not be true: then the file beside it has to be there.
+    """
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return connect(path, "rw")
+    log = path.with_name(f"{path.name}-wal")
+    has_log = log.exists() and log.stat().st_size > 0
+    return connect(path, "ro" if has_log else "ro&immutable=1")
 
 
 def log_bytes(budget_bytes: int) -> int:
@@ -111,6 +129,8 @@ def create_tables(db: sqlite3.Connection, facts: Mapping[str, str]) -> None:
             db.execute(command)
         for name, value in facts.items():
             set_fact(db, name, value)
+    # The file is a session by itself from now on, also where its log is lost.
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def set_fact(db: sqlite3.Connection, name: str, value: str) -> None:
@@ -190,6 +210,7 @@ def _check_facts(facts: Mapping[str, str]) -> None:
         "still since": _is_still_since,
         "watched": _is_watched,
         OPEN_GAP: is_open_gap,
+        "fingerprint": _is_fingerprint,
     }
     for name, value in facts.items():
         check = checks.get(name) or _check_of_numbered(name)
@@ -247,6 +268,11 @@ def _is_plain(value: Any) -> bool:
 def _is_still_since(value: str) -> bool:
     chunks, frames, seconds = json.loads(value)
     return type(chunks) is type(frames) is int and min(chunks, frames) >= 0 and _is_time(seconds)
+
+
+def _is_fingerprint(value: str) -> bool:
+    digest, num_bytes = json.loads(value)
+    return isinstance(digest, str) and type(num_bytes) is int and num_bytes >= 0
 
 
 def _is_watched(value: str) -> bool:

@@ -14,11 +14,27 @@ import torch
 from torch import Tensor
 
 from config import AnswerConfig
+from errors import LonglookError
 from memory.chunk import KVChunk
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.sampling import TextStream, TokenSampler
 from models.video_llm import AnswerRequest, PendingAnswer, Turn
+
+
+class NoNumbersError(LonglookError):
+    """What the model computed is not a number."""
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Raises NoNumbersError where a model's numbers have grown beyond its type, or its weights are
+    broken: the answer would be empty or noise.
+    """
+    if not bool(torch.isfinite(logits).any()) or bool(torch.isnan(logits).any()):
+        raise NoNumbersError(
+            "the model computed no numbers: its weights are damaged, or its numbers too large for "
+            "their type, for which bfloat16 or float32 may help"
+        )
 
 
 class BatchedAnswer:
@@ -123,12 +139,13 @@ class AnswerBatch:
         self._answers += added
         try:
             states = self._decoder.append_prompts(self._cache, rows, prompts)
+            ends = torch.tensor([len(tokens) for tokens in prompts]).cumsum(0) - 1
+            logits = self._decoder.head(states[ends.to(states.device)])
+            check_numbers(logits)
         except BaseException:
             for answer in added:
                 self.remove(answer)
             raise
-        ends = torch.tensor([len(tokens) for tokens in prompts]).cumsum(0) - 1
-        logits = self._decoder.head(states[ends.to(states.device)])
         for answer, token in zip(added, self._choose(added, logits), strict=True):
             self._take(answer, token)
         return added

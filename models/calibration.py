@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -286,8 +287,14 @@ def calibrate(
 
 
 def profile_path(model: VideoLLM) -> Path:
-    """Where the profile of this checkpoint and dtype is kept on this machine."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the profile of this checkpoint and dtype is kept on this machine. Raises LonglookError
+    where there is no home folder.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    try:
+        home = Path(cache) if cache else Path.home() / ".cache"
+    except RuntimeError as error:  # a container may run as any user
+        raise LonglookError("There is no home folder to keep a profile in.") from error
     return home / "longlook" / "profiles" / _file_name(model)
 
 
@@ -297,10 +304,24 @@ def find_profile(model: VideoLLM) -> Profile | None:
 
     Raises LonglookError where its file is damaged.
     """
-    for path in (profile_path(model), SHIPPED / _file_name(model)):
-        if path.is_file() and (profile := Profile.load(path)).fits(model):
+    for path in _profile_paths(model):
+        if _is_readable(path) and (profile := Profile.load(path)).fits(model):
             return profile
     return None
+
+
+def _profile_paths(model: VideoLLM) -> Iterator[Path]:
+    with suppress(LonglookError):
+        yield profile_path(model)
+    yield SHIPPED / _file_name(model)
+
+
+def _is_readable(path: Path) -> bool:
+    """False where there is no such file, and where it is another user's."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        return False
 
 
 def _file_name(model: VideoLLM) -> str:

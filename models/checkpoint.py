@@ -61,7 +61,8 @@ def recommended_config(model: str) -> Config:
         return Config().overridden(recommended_settings(model))
     except ModelError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:  # a file written by hand
+    # a file written by hand, or by a stranger
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise LonglookError(f"the {SETTINGS_FILE} of {model} makes no sense: {error}") from error
 
 

@@ -7,15 +7,25 @@ configuration; this is the one place that knows all families. Knows nothing of v
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.checkpoint import ModelError, source_of
+from models.checkpoint_checks import (
+    check_files,
+    check_sizes,
+    quantization,
+    read_json_object,
+    without_code,
+)
 from models.video_llm import VideoLLM
+
+if TYPE_CHECKING:
+    from models.qwen3_vl import Qwen3VL
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SAMPLE_BYTES = 1 << 20  # of each end of a weights file, for its fingerprint
@@ -30,6 +40,8 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
     """
     source = source_of(str(model))
     place = _device(device)
+    if Path(source).is_dir():
+        check_files(Path(source), str(model))
     config = _read_config(source, str(model))
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
@@ -37,14 +49,25 @@ def load(model: str | Path = "demo", device: str = "auto", dtype: str = "auto") 
         raise ModelError(
             f"{model} is a {config.get('model_type')!r} model, and longlook drives only: {known}"
         )
+    check_sizes(config, str(model))
     model_id = _model_id(str(model), source, config)
     number = _dtype(dtype, place, config)
     try:
-        return family(source, place, number, model_id)
-    except ModelError:
+        return family(source, config, place, number, model_id)
+    except (ModelError, torch.OutOfMemoryError):
         raise
-    except _loading_errors() as error:
-        raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
+    except Exception as error:
+        if str(model) == "demo":  # ours: a bug
+            raise
+        raise ModelError(_what_failed(str(model), config, error)) from error
+
+
+def _what_failed(model: str, config: Mapping[str, Any], error: Exception) -> str:
+    """Libraries raise errors of any kind for a checkpoint that is not what it says."""
+    sentence = _first_sentence(error)
+    if method := quantization(config):
+        return f"{model} is quantised with {method} and cannot be loaded here: {sentence}"
+    return f"{model} cannot be loaded: {sentence}"
 
 
 def identify(model: str) -> str:
@@ -82,17 +105,18 @@ def _dtype(dtype: str, device: torch.device, config: Mapping[str, Any]) -> torch
 
 
 def _read_config(source: str, model: str) -> Mapping[str, Any]:
-    """The checkpoint's config.json, read as data."""
+    """The checkpoint's config.json, read as data, without what would choose code."""
     from transformers import PreTrainedConfig
 
     try:
+        if Path(source).is_dir():
+            read_json_object(Path(source) / "config.json")
         found, _ = PreTrainedConfig.get_config_dict(source)
-        config = dict(found)
     except _loading_errors() as error:
         raise ModelError(f"{model} cannot be loaded: {_first_sentence(error)}") from error
-    if not config:
+    if not found:
         raise ModelError(f"{model} cannot be loaded: no config.json was found for it")
-    return config
+    return dict(without_code(found))
 
 
 def _read_json(source: str, name: str) -> dict[str, Any]:
@@ -105,7 +129,7 @@ def _read_json(source: str, name: str) -> dict[str, Any]:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+    return read_json_object(Path(path)) if path else {}
 
 
 def _revision(source: str, config: Mapping[str, Any]) -> str:
@@ -126,27 +150,32 @@ def _revision(source: str, config: Mapping[str, Any]) -> str:
 
 
 def _load_qwen3_vl(
-    source: str, device: torch.device, dtype: torch.dtype, model_id: str
+    source: str,
+    config: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    model_id: str,
 ) -> VideoLLM:
     """The dense and the mixture-of-experts variant, which differ only inside their layers."""
-    from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
     from models.decoder import ATTENTION, register_attention
     from models.pixels import read_spec
     from models.qwen3_vl import VIDEO_PAD, Qwen3VL
 
-    disable_progress_bar()  # ours is the only one on the terminal
     register_attention()
-    network, report = AutoModelForImageTextToText.from_pretrained(
-        source,
-        dtype=dtype,
-        attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # reported below, in our words
-    )
+    plain = {key: value for key, value in config.items() if key != "model_type"}
+    with _quiet_transformers():
+        network, report = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=AutoConfig.for_model(str(config["model_type"]), **plain),
+            dtype=dtype,
+            attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"},
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in our words
+        )
     if wrong := {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}:
         raise ModelError(
             f"{source} lacks weights of its own architecture, or has them in another shape: "
@@ -166,7 +195,7 @@ def _load_qwen3_vl(
         tokenizer.chat_template,
         _read_json(source, "chat_template.json").get("chat_template"),
     ]
-    return Qwen3VL(
+    model = Qwen3VL(
         model=network.to(device).eval().requires_grad_(False),
         tokenizer=tokenizer,
         pixels=read_spec(network.config.vision_config, video, image),
@@ -175,6 +204,31 @@ def _load_qwen3_vl(
             (text for text in templates if isinstance(text, str) and VIDEO_PAD in text), None
         ),
     )
+    _check_template(model)
+    return model
+
+
+def _check_template(model: Qwen3VL) -> None:
+    """A template is a program in a sandbox, and anything can go wrong in it."""
+    try:
+        model.check_template()
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise ValueError(f"its chat template does not work: {what}") from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its progress bar and its tables of weights stay away: we say what is wrong in a sentence."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _loading_errors() -> tuple[type[Exception], ...]:
@@ -188,7 +242,8 @@ def _loading_errors() -> tuple[type[Exception], ...]:
         OSError,
         ValueError,
         KeyError,
-        RuntimeError,
+        TypeError,
+        RuntimeError,  # of which RecursionError is one
         SafetensorError,
         StrictDataclassError,
         HfHubHTTPError,
@@ -199,13 +254,17 @@ def _first_sentence(error: Exception) -> str:
     from safetensors import SafetensorError
 
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"its files name {text}, which is not known here"
     sentence = text.split(". ")[0].rstrip(".")
     return (
         f"its weights are damaged ({sentence})" if isinstance(error, SafetensorError) else sentence
     )
 
 
-FAMILIES: dict[str, Callable[[str, torch.device, torch.dtype, str], VideoLLM]] = {
+FAMILIES: dict[
+    str, Callable[[str, Mapping[str, Any], torch.device, torch.dtype, str], VideoLLM]
+] = {
     "qwen3_vl": _load_qwen3_vl,
     "qwen3_vl_moe": _load_qwen3_vl,
 }

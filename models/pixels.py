@@ -72,6 +72,8 @@ def read_spec(
     frames = int(vision.temporal_patch_size)
     settings = video or image or {}
     size = settings.get("size") or {}
+    if not isinstance(size, Mapping):
+        raise ValueError(f"its processor's size must name edges or pixels, not be {size!r}")
     least = int(size.get("shortest_edge") or settings.get("min_pixels") or CLIP_MIN_PIXELS)
     most = int(size.get("longest_edge") or settings.get("max_pixels") or CLIP_MAX_PIXELS)
     one_token_each = BUDGET_FRAMES * (int(vision.patch_size) * int(vision.spatial_merge_size)) ** 2
@@ -80,12 +82,26 @@ def read_spec(
         patch_size=int(vision.patch_size),
         merge_size=int(vision.spatial_merge_size),
         temporal_patch_size=frames,
-        mean=tuple(settings.get("image_mean") or PixelSpec.mean),
-        std=tuple(settings.get("image_std") or PixelSpec.std),
+        mean=_per_channel(settings, "image_mean", PixelSpec.mean),
+        std=_per_channel(settings, "image_std", PixelSpec.std),
         min_pixels=least if per_clip else least * frames,
         max_pixels=most if per_clip else most * frames,
         budget_frames=BUDGET_FRAMES if per_clip else frames,
     )
+
+
+def _per_channel(
+    settings: Mapping[str, Any], name: str, default: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Three numbers; one stands for all channels. Raises ValueError for anything else."""
+    found = settings.get(name)
+    if found is None:
+        return default
+    values = found if isinstance(found, Sequence) else [found] * 3
+    is_number = [isinstance(value, int | float) and math.isfinite(value) for value in values]
+    if len(values) != 3 or not all(is_number) or (name == "image_std" and min(values) <= 0):
+        raise ValueError(f"its processor's {name} cannot be {found!r}")
+    return tuple(map(float, values))
 
 
 def fit_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:

@@ -70,6 +70,11 @@ class Qwen3VL:
         self._prompt = Prompt(tokenizer, template)
         self._stops = self._prompt.stops(model.generation_config)
 
+    def check_template(self) -> None:
+        """Writes a chat once; whatever is wrong with the checkpoint's template is raised."""
+        self._prompt.prefix()
+        self._prompt.question("?", [Turn("?", "!")])
+
     def prefix(self) -> KVChunk:
         return self._prefix
 

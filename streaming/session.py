@@ -68,11 +68,21 @@ from streaming.events import (
     WatchEvent,
 )
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
-from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, stamp_of
+from streaming.sources.fingerprint import Fingerprint
+from streaming.time_query.expressions import clock
+from streaming.time_query.spans import (
+    Span,
+    chunk_ranges,
+    in_seconds,
+    named_spans,
+    stamp_of,
+    time_beyond,
+)
 from streaming.time_query.wall_clock import WallClock, rewrite_wall_times
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
+LONGEST_FRAME_SECONDS = 1.0  # that the newest frame is said to have been shown
 
 
 class SessionClosedError(LonglookError):
@@ -150,6 +160,7 @@ class Session:
         keep failing. An error leaves what was remembered before it as it was. With a folder, a
         chunk that was told of is safe on the disk.
         """
+        yield from self._discarded()
         yield from self._losses()
         memory = self._config.memory
         parts = in_parts(frames, memory.chunk_frames, memory.borders)
@@ -205,6 +216,7 @@ class Session:
             text += piece
             yield AnswerPiece(piece)
         yield from self._losses()
+        yield from self._times_not_seen(asked)
         yield from self._keep(Turn(question, text))
         yield Answer(question, text, tuple(evidence), self._stats, self._gaps_near(evidence))
 
@@ -350,9 +362,9 @@ class Session:
             with suppress(SessionError):
                 store.set_seen(self._seen_seconds, self._still_since)
 
-    def follow(self, source: str) -> None:
+    def follow(self, source: str, fingerprint: Fingerprint | None = None) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far
-        came from elsewhere.
+        came from elsewhere, or from another recording of that name.
         """
         if self._store is None:
             return
@@ -360,8 +372,19 @@ class Session:
             raise SessionError(
                 f"{self._store.folder} is a session with {self._store.source}, not with {source}."
             )
-        if self._store.source is None:
-            self._store.set_source(source)
+        if fingerprint is not None and not self._is_same_recording(fingerprint):
+            raise SessionError(
+                f"{source} is another recording than the one that was watched into "
+                f"{self._store.folder}: it begins otherwise, or is shorter."
+            )
+        known = None
+        if fingerprint is not None:
+            known = (fingerprint.first_packets, fingerprint.num_bytes)
+        self._store.set_source(source, known)
+
+    def _is_same_recording(self, fingerprint: Fingerprint) -> bool:
+        known = None if self._store is None else self._store.fingerprint
+        return known is None or Fingerprint(*known).can_become(fingerprint)
 
     def _now(self) -> float:
         """Time of the last frame watched, where there is one."""
@@ -497,8 +520,9 @@ class Session:
             seconds = 0.0
             if result.chunk is not None:
                 keys = self._profile.keys_of(result.chunk) if self._profile else None
+                seen = result.prepared.frames[-1].pts_seconds
                 chunks.append(
-                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds)
+                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds, seen)
                 )
                 num_frames, watch_seconds = 0, 0.0
         return chunks
@@ -537,7 +561,10 @@ class Session:
                 self._committed.wait()  # what the model has seen is part of what is asked about
             self._check_askable()
             plan, context = self._retrieve_context(question)
-            memory, stop_seconds = self._memory, self._now() + 1 / self._config.read.fps
+            memory, stop_seconds = (
+                self._memory,
+                self._now() + min(1 / self._config.read.fps, LONGEST_FRAME_SECONDS),
+            )
             evidence += evidence_of(plan, memory.spans(), stop_seconds, memory.first_chunk)
             num_tokens = sum(chunk.num_tokens for chunk in context)
             self._stats = replace(self._stats, context_tokens=num_tokens)
@@ -552,9 +579,13 @@ class Session:
         while True:
             try:
                 plan = self._recall(question)
-                return plan, self._context(plan)
+                context = self._context(plan)
+                break
             except ChunkLostError:
                 continue
+        if not plan.chunks:
+            raise LonglookError("nothing of what was watched can be read or fits any more")
+        return plan, context
 
     def _recall(self, question: str) -> RecallPlan:
         """What comes back for the question: named times and the chunks whose keys it looks for,
@@ -661,6 +692,18 @@ class Session:
         with self._lock:
             self._stats = replace(self._stats, first_token_seconds=seconds)
 
+    def _times_not_seen(self, question: str) -> Iterator[Notice]:
+        """Says so where a question names a time that has not been watched."""
+        seen_seconds = self.seen_seconds
+        if seen_seconds is None:  # closed meanwhile
+            return
+        seconds = time_beyond(question, seen_seconds + LONGEST_FRAME_SECONDS)
+        if seconds is not None:
+            yield Notice(
+                f"{clock(seconds)} was not seen: what has been watched ends at "
+                f"{clock(seen_seconds)}."
+            )
+
     def _keep(self, turn: Turn) -> Iterator[Notice]:
         """Puts a turn into the dialogue; says so where it cannot be kept on the disk as well."""
         self._dialogue.append(turn)
@@ -670,6 +713,15 @@ class Session:
             self._store.add_turn(turn.question, turn.answer)
         except SessionError as error:
             yield Notice(f"This answer was not kept: {error}")
+
+    def _discarded(self) -> Iterator[Notice]:
+        """Says so where watching was killed before it had noted down all that it had seen."""
+        if self._store is not None and self._store.num_discarded:
+            number, self._store.num_discarded = self._store.num_discarded, 0
+            yield Notice(
+                f"Watching was ended before {number} chunk(s) had been noted down; they are "
+                "watched again."
+            )
 
     def _losses(self) -> Iterator[Notice]:
         """What was found to be lost since this was last said."""

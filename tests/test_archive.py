@@ -307,13 +307,13 @@ def test_a_video_that_is_taken_up_again_becomes_the_same_bytes(
         patch.setattr(Journal, "append", stop_after_one)
         captioned(engine, broken)
     prefilled: list[int] = []
-    prefill = runner._prefill_segment
+    prefill = runner.prefill_segment
 
     def counted(engine: Any, number: int, part: Any, fps: float) -> Any:
         prefilled.append(number)
         return prefill(engine, number, part, fps)
 
-    monkeypatch.setattr(runner, "_prefill_segment", counted)
+    monkeypatch.setattr(runner, "prefill_segment", counted)
     assert captioned(engine, broken) == whole
     assert prefilled == list(range(BATCH_SEGMENTS, len(lines))), "finished ones are not done again"
 

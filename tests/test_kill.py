@@ -1,10 +1,9 @@
 """kill -9 at any line of the store's code and at any moment: at most the chunk under way is lost,
-and all else is there bit by bit. LONGLOOK_KILLS=60 makes it longer."""
+and all else is there bit by bit. The long form is `pytest -m slow tests/test_kill.py`."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from memory.records import KEPT, Kept
 from tests.conftest import REPOSITORY
 from tests.tiny import save_tiny
 
-KILLS = int(os.environ.get("LONGLOOK_KILLS", "8"))
+KILLS, MANY_KILLS = 8, 120  # over all ways
 HOW = {
     "without a limit": (1 << 40, 16),
     "while the oldest chunks make room": (280_000, 16),
@@ -126,6 +125,20 @@ def first_difference(found: Content, expected: Content) -> int | None:
 def test_a_killed_process_loses_at_most_the_chunk_under_way(
     victims: Victims, tmp_path: Path, how: str
 ) -> None:
+    kill_and_compare(victims, tmp_path, how, KILLS // len(HOW))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("how", HOW)
+def test_many_kills_lose_at_most_the_chunk_under_way(
+    victims: Victims, tmp_path: Path, how: str
+) -> None:
+    kill_and_compare(victims, tmp_path, how, MANY_KILLS // len(HOW))
+
+
+def kill_and_compare(victims: Victims, tmp_path: Path, how: str, num_kills: int) -> None:
+    """Kills again and again until the end, and from the beginning, until there are enough kills."""
     (budget, bits), rng = HOW[how], np.random.default_rng(len(how))
     unkilled = victims.run(tmp_path / "unkilled", budget, bits)
     expected = content(tmp_path / "unkilled")
@@ -133,7 +146,7 @@ def test_a_killed_process_loses_at_most_the_chunk_under_way(
     assert any(chunk[DENSE] is None for chunk in expected) == (budget < 1 << 40)
     assert any(chunk[EXACT] is not None for chunk in expected) == (bits == 8)
     kills = rounds = 0
-    while kills < KILLS / len(HOW):
+    while kills < num_kills:
         folder, told, killed = tmp_path / str(rounds), 0, True
         while killed:
             at_line = int(rng.integers(1, unkilled["lines"])) if kills % 3 else 0

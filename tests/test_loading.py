@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -11,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from config import AnswerConfig
+from errors import LonglookError
 from models import loading
 from models.checkpoint import DEMO_FOLDER, ModelError
 from models.loading import load
+from models.qwen3_vl import Qwen3VL
 
 
 @pytest.fixture
@@ -159,3 +163,118 @@ def test_a_device_or_dtype_that_is_none_is_said(checkpoint: Path, device: str, d
     with pytest.raises(ModelError) as error:
         load(checkpoint, device=device, dtype=dtype)
     sentence(error)
+
+
+def edit_text(folder: Path, **changes: object) -> None:
+    """Changes the language model's part of a checkpoint's configuration."""
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config={**text, **changes})
+
+
+def deep() -> str:
+    return "[" * 100_000
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no object": (lambda m: (m / "config.json").write_text("[1]"), "config.json holds no object"),
+    "null": (lambda m: (m / "config.json").write_text("null"), "config.json holds no object"),
+    "nested": (lambda m: (m / "config.json").write_text(deep()), "nested too deep"),
+    "no heads": (
+        lambda m: edit_text(m, num_attention_heads=0),
+        "num_attention_heads must be between 1 and 1,024, not 0",
+    ),
+    "a million layers": (
+        lambda m: edit_text(m, num_hidden_layers=10**6),
+        "num_hidden_layers must be between 1 and 512",
+    ),
+    "no such rotary kind": (
+        lambda m: edit_text(m, rope_parameters={"rope_type": "mrope2", "rope_theta": 1}),
+        "its files name 'mrope2', which is not known here",
+    ),
+    "size": (lambda m: edit(m / "preprocessor_config.json", size=224), "size must name edges"),
+    "no spread": (
+        lambda m: edit(m / "preprocessor_config.json", image_std=[0, 0, 0]),
+        "image_std cannot be [0, 0, 0]",
+    ),
+    "mean of two": (
+        lambda m: edit(m / "preprocessor_config.json", image_mean=[0.5, 0.5]),
+        "image_mean cannot be [0.5, 0.5]",
+    ),
+    "pointer": (
+        lambda m: (m / "model.safetensors").write_text("version https://git-lfs.github.com/spec"),
+        "only a pointer of Git LFS for its model.safetensors",
+    ),
+}
+TEMPLATES = {
+    "syntax": "{% for %}",
+    "its own error": "{{ raise_exception('needs two images') }}",
+    "out of the sandbox": "{{ ''.__class__.__mro__ }}",
+    "too large": "{{ 'x' * 10 ** 18 }}",
+    "overflow": "{{ 10.0 ** 999 }}",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_a_checkpoint_says_wrong_of_itself_is_said(copy: Path, mistake: str) -> None:
+    change, words = MISTAKES[mistake]
+    change(copy)
+    with pytest.raises(ModelError) as error:
+        load(copy)
+    assert words in sentence(error)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_that_does_not_work_is_said(copy: Path, template: str) -> None:
+    (copy / "chat_template.jinja").write_text("<|video_pad|>" + TEMPLATES[template])
+    with pytest.raises(ModelError) as error:
+        load(copy)
+    assert "its chat template does not work" in sentence(error)
+
+
+@pytest.mark.parametrize("method", ["fp8", "awq", "bitsandbytes", "gptq", "mxfp4", "torchao"])
+def test_quantised_weights_are_said_with_what_they_need(copy: Path, method: str) -> None:
+    settings = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    edit(copy / "config.json", quantization_config=settings)
+    with pytest.raises(ModelError) as error:
+        load(copy)
+    assert f"is quantised with {method}" in sentence(error)
+
+
+def test_settings_that_older_tools_wrote_are_read(copy: Path) -> None:
+    edit(copy / "preprocessor_config.json", image_mean=0.5, image_std=0.25)
+    model = load(copy)
+    assert isinstance(model, Qwen3VL)
+    assert (model._pixels.mean, model._pixels.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("part", ["all", "text"])
+def test_a_checkpoint_cannot_choose_code_by_the_name_of_an_attention(
+    copy: Path, key: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "transformers.integrations.hub_kernels.load_and_register_attn_kernel",
+        lambda *_, **__: pytest.fail("a repository of kernels was to be loaded"),
+    )
+    change = edit_text if part == "text" else lambda m, **c: edit(m / "config.json", **c)
+    change(copy, **{key: "evil/kernel"})
+    load(copy)
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setitem(loading.FAMILIES, "qwen3_vl", fail)
+    with pytest.raises(AttributeError, match="a bug"):
+        load("demo")
+
+
+def test_a_model_that_computes_no_numbers_says_so(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    weights[name][:] = float("nan")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    model = load(copy)
+    with pytest.raises(LonglookError, match="the model computed no numbers"):
+        model.answer_batch().add("What?", [model.prefix()], [], AnswerConfig())

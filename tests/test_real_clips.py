@@ -68,7 +68,8 @@ def test_each_clip_decodes_to_what_its_manifest_states(shared_videos: Path, name
 )
 def test_moments_of_real_clips_are_those_read_in_order(shared_videos: Path, name: str) -> None:
     frames, warnings = read(shared_videos / name, fps=1.0)
-    assert warnings == []
+    others = [f"{name} holds 2 videos; that of 480x270 (h264) is watched."]
+    assert warnings == (others if "multistream" in name else [])
     wanted = random.Random(0).sample(frames, min(6, len(frames)))
     with Moments(shared_videos / name) as moments:
         again = moments.at([frame.pts_seconds for frame in wanted])

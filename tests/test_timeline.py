@@ -105,7 +105,7 @@ def test_only_the_newest_gaps_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stranger_cannot_hand_us_gaps_that_cannot_be(
     tmp_path: Path, name: str, value: str
 ) -> None:
-    db = connect(tmp_path / "session.sqlite", may_create=True)
+    db = connect(tmp_path / "session.sqlite", mode="rwc")
     facts = {
         "format": "4",
         "settings": "{}",

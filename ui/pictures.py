@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ui.render import Keyframe, thinned
+
 LONGEST_SIDE = 320
 JPEG_QUALITY = 80
+SEEN_LIMIT = 2048  # of a tab: some ten megabytes on the disk, two hours of full chunks
 
 
 class PictureFolder:
@@ -35,6 +38,42 @@ class PictureFolder:
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class SeenPictures:
+    """A picture of every chunk that a tab has seen: evidence needs no file to be read again.
+
+    Beyond a limit they are thinned, evenly over time. One thread adds, others may look.
+    """
+
+    def __init__(self, folder: PictureFolder, limit: int = SEEN_LIMIT) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._all: tuple[Keyframe, ...] = ()
+
+    def add(self, seconds: float, image: NDArray[np.uint8]) -> Keyframe:
+        """Keep a picture, later than all before it; uint8 [H, W, 3]."""
+        new = Keyframe(seconds, self._folder.add(image))
+        kept = (*self._all, new)
+        surplus = thinned(kept, self._limit)
+        if surplus is not None:
+            self._folder.remove(surplus.url)
+            kept = tuple(item for item in kept if item is not surplus)
+        self._all = kept
+        return new
+
+    def has(self, picture: Keyframe) -> bool:
+        """Whether it has not been thinned out."""
+        return picture in self._all
+
+    def within(self, start_seconds: float, stop_seconds: float) -> str | None:
+        """The URL of the picture nearest to the middle of a stretch, None if there is none in
+        it.
+        """
+        middle = (start_seconds + stop_seconds) / 2
+        inside = [item for item in self._all if start_seconds <= item.pts_seconds < stop_seconds]
+        best = min(inside, key=lambda item: abs(item.pts_seconds - middle), default=None)
+        return None if best is None else best.url
 
 
 def url_of(path: Path) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from streaming.events import Evidence, Stats
+from streaming.time_query.expressions import clock as clock
 from ui.conversation import MAX_QUESTION_CHARACTERS, Turn
 
 WEAK_SCORE = 1.0  # standard deviations; up to here a match is no better than chance brings
@@ -68,13 +69,6 @@ class Progress:
     notices: tuple[str, ...] = ()
     problem: str = ""
     is_upload: bool = False
-
-
-def clock(seconds: float) -> str:
-    """`seconds` as m:ss, from an hour on h:mm:ss; fractions are cut off."""
-    whole = max(0, int(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def span(evidence: Evidence) -> str:

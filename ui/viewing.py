@@ -23,7 +23,7 @@ from streaming.sources.file import FileSource
 from streaming.sources.moments import Moments
 from streaming.sources.opening import SourceError
 from ui.conversation import Conversation
-from ui.pictures import PictureFolder
+from ui.pictures import PictureFolder, SeenPictures
 from ui.render import Keyframe, Progress, problem_sentence, strongest, thinned
 
 STRIP_LIMIT = 24  # thumbnails kept per video; more do not fit a strip
@@ -68,6 +68,9 @@ class TabSession:
         self._session = session
         self._config = config
         self._pictures = pictures
+        self._seen = SeenPictures(pictures)
+        self._moments: Moments | None = None  # the file once more, opened when first needed
+        self._moments_lock = threading.Lock()
         self._progress = Progress(title=title, is_upload=is_upload)
         self._lock = threading.Lock()  # of the progress, which watching and answering replace
         self._reader: Reader | None = None
@@ -108,18 +111,31 @@ class TabSession:
         return None if progress.state == "watched" else progress.pts_seconds
 
     def pictures_of(self, evidence: tuple[Evidence, ...]) -> tuple[str, ...]:
-        """A picture from the middle of the best evidence; none if the file can't be re-read."""
-        pictured = strongest(evidence)
-        if not pictured:
-            return ()
-        middles = [(item.start_seconds + item.stop_seconds) / 2 for item in pictured]
-        try:
-            with Moments(self.path) as moments:
-                urls = [self._pictures.add(frame.image) for frame in moments.at(middles)]
-        except SourceError:
-            return ()
-        url_of = dict(zip(pictured, urls, strict=True))
+        """A picture of each of the best pieces of evidence, as it was seen. The file is read again
+        for what has none; without it there are fewer pictures.
+        """
+        url_of: dict[Evidence, str] = {}
+        missing: list[Evidence] = []
+        for item in strongest(evidence):
+            url = self._seen.within(item.start_seconds, item.stop_seconds)
+            if url is None:
+                missing.append(item)
+            else:
+                url_of[item] = url
+        url_of |= zip(missing, self._read_again(missing), strict=False)
         return tuple(url_of.get(item, "") for item in evidence)
+
+    def _read_again(self, evidence: Sequence[Evidence]) -> list[str]:
+        """Pictures of the file, from the middle of each stretch; none where it cannot be read."""
+        middles = [(item.start_seconds + item.stop_seconds) / 2 for item in evidence]
+        with self._moments_lock:
+            if not middles or self.closed:
+                return []
+            try:
+                self._moments = self._moments or Moments(self.path)
+                return [self._pictures.add(frame.image) for frame in self._moments.at(middles)]
+            except SourceError:
+                return []
 
     def stop_watching(self) -> None:
         """Read no further; questions are answered from what was seen."""
@@ -135,6 +151,9 @@ class TabSession:
         if self._thread.is_alive():
             self._thread.join()
         self._session.close()
+        with self._moments_lock:
+            if self._moments is not None:
+                self._moments.close()
         self._pictures.close()
         if self._progress.is_upload:
             self.path.unlink(missing_ok=True)
@@ -185,11 +204,9 @@ class TabSession:
 
     def _extended_strip(self, new: Thumbnail) -> tuple[Keyframe, ...]:
         """The strip with a new picture at its end, evenly spread, never beyond its limit."""
-        strip = (*self._progress.strip, Keyframe(new.pts_seconds, self._pictures.add(new.image)))
+        picture = self._seen.add(new.pts_seconds, new.image)
+        strip = (*filter(self._seen.has, self._progress.strip), picture)
         surplus = thinned(strip, STRIP_LIMIT)
-        if surplus is None:
-            return strip
-        self._pictures.remove(surplus.url)
         return tuple(item for item in strip if item is not surplus)
 
 

@@ -26,8 +26,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from streaming.sources.address import Address, Kind
+from streaming.sources.display import display_matrix, upright
 from streaming.sources.hosts import resolve
-from streaming.sources.pictures import display_matrix, upright
 from streaming.sources.stream_clock import Arrival, StreamClock
 from streaming.sources.trouble import Trouble, TroubleError
 from streaming.sources.web import open_web

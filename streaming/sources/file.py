@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from frames import Frame, Sampler
+from frames import ROUNDING_SECONDS, Frame, Sampler, previous_tick_seconds
 from streaming.sources.opening import SourceError
 from streaming.sources.pictures import Picture, VideoFile
-from streaming.sources.probe import SourceInfo, probe
+from streaming.sources.probe import SourceInfo, open_as_probed, probe
 from streaming.sources.truncation import ends_inside_a_unit
 
 __all__ = ["EmptyStretchError", "FileSource", "SourceError", "SourceInfo", "probe"]
 
 _SEEK_FROM_SECONDS = 5.0  # a start before that is reached sooner by decoding
 _CLAIM_SLACK_SECONDS = 1.0  # headers round, and sound may end a little before what they claim
+_STANDS_SECONDS = 5.0  # of a last picture, from which on it is looked at once more
 # can be wound, and tell their duration
 _INDEXED_CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")
 
@@ -72,13 +73,13 @@ class FileSource:
         damage = _Damage(self.info.path.name, self.warnings)
         index = 0
         wanted = Sampler(self._fps, self._start_seconds).takes if self._only_keyframes else None
-        with VideoFile(self.info.path, self.info.first_stamp, damage.add, wanted) as video:
+        with open_as_probed(self.info, damage.add, wanted) as video:
             self._video = video
-            for picture in self._sampled(video):
+            for picture in self._sampled(video, damage):
                 yield self._frame(video, picture, index)
                 index += 1
             damage.sum_up()
-            self._warn_of_jumps(video)
+            self._warn_of_times(video)
         if not index and not self._closed:
             raise EmptyStretchError(
                 f"{self.info.path.name} shows nothing from {self._start_seconds:g} s on."
@@ -90,16 +91,44 @@ class FileSource:
         if self._video is not None:
             self._video.stop()
 
-    def _sampled(self, video: VideoFile) -> Iterator[Picture]:
+    def _sampled(self, video: VideoFile, damage: _Damage) -> Iterator[Picture]:
         sampler = Sampler(self._fps, self._start_seconds)
-        last_seconds = 0.0
+        last: Picture | None = None
         for picture in self._pictures(video):
-            if self._closed or picture.seconds >= self._stop_seconds:
+            if self._closed:
                 return
-            last_seconds = picture.seconds
+            if picture.seconds >= self._stop_seconds:
+                yield from self._standing(last, self._stop_seconds)
+                return
+            last = picture
             if sampler.takes(picture.seconds):
                 yield picture
-        self._warn_of_end(video, last_seconds)
+        self._warn_of_end(video, last.seconds if last else 0.0)
+        if not damage.places and not self._closed:
+            yield from self._standing(last, min(self._end_seconds(video, last), self._stop_seconds))
+
+    def _standing(self, last: Picture | None, until_seconds: float) -> Iterator[Picture]:
+        """The last picture once more where it stands for long, at its last tick.
+
+        Screen recorders write nothing while nothing moves. Without this a film would end for us
+        where its last change was.
+        """
+        if last is None or until_seconds - last.seconds < _STANDS_SECONDS:
+            return
+        tick_seconds = previous_tick_seconds(until_seconds, self._fps)
+        if tick_seconds > max(last.seconds, self._start_seconds) + ROUNDING_SECONDS:
+            yield Picture(last.frame, tick_seconds)
+
+    def _end_seconds(self, video: VideoFile, last: Picture | None) -> float:
+        """Where the last picture ends for a player, no later than what the file claims."""
+        claimed_seconds = self.info.duration_seconds
+        if last is None or claimed_seconds is None or not self.info.has_times:
+            return 0.0
+        found = last.seconds + float((last.frame.duration or 0) * video.time_base)
+        if not video.clock.jumps_seconds and not video.num_corrected:
+            zero_seconds = self.info.start_seconds - self.info.late_seconds
+            found = max(found, video.end_seconds - zero_seconds)
+        return min(found, claimed_seconds)
 
     def _pictures(self, video: VideoFile) -> Iterator[Picture]:
         if self._start_seconds < _SEEK_FROM_SECONDS or not self.info.container.startswith(
@@ -120,10 +149,20 @@ class FileSource:
             self._size = size
         return frame
 
-    def _warn_of_jumps(self, video: VideoFile) -> None:
+    def _warn_of_times(self, video: VideoFile) -> None:
+        name = self.info.path.name
         for at_seconds in video.clock.jumps_seconds:
             self.warnings.append(
-                f"The times of {self.info.path.name} begin anew at {at_seconds:.1f} s; we count on."
+                f"The times of {name} begin anew at {at_seconds:.1f} s; we count on."
+            )
+        for before_seconds, after_seconds in video.clock.gaps_seconds:
+            self.warnings.append(
+                f"{name} has no pictures from {before_seconds:.1f} s to {after_seconds:.1f} s."
+            )
+        if video.num_corrected:
+            self.warnings.append(
+                f"{name} has {video.num_corrected} times that lie far ahead of the others; their "
+                "pictures were put between their neighbours."
             )
 
     def _warn_of_end(self, video: VideoFile, last_seconds: float) -> None:
@@ -151,22 +190,21 @@ class _Damage:
     def __init__(self, name: str, warnings: list[str]) -> None:
         self._name = name
         self._warnings = warnings
-        self._places = 0
+        self.places = 0
         self._last_seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        self._places += 1
+        self.places += 1
         self._last_seconds = seconds
-        if self._places == 1:
+        if self.places == 1:
             self._warnings.append(
                 f"{self._name} is damaged at {seconds:.1f} s; what could be decoded was used."
             )
 
     def sum_up(self) -> None:
-        if self._places > 1:
+        if self.places > 1:
             told = (
-                f"is damaged in {self._places} places in all, the last at "
-                f"{self._last_seconds:.1f} s"
+                f"is damaged in {self.places} places in all, the last at {self._last_seconds:.1f} s"
             )
             self._warnings.append(f"{self._name} {told}.")
 
@@ -178,8 +216,18 @@ def _warnings_of_kind(info: SourceInfo) -> list[str]:
         warnings.append(
             f"{info.path.name} is HDR ({info.hdr}); its colours are read without tone mapping."
         )
-    if info.first_stamp is None:
+    if not info.has_times:
         warnings.append(
             f"{info.path.name} carries no times; {info.rate:g} pictures a second are assumed."
+        )
+    if info.late_seconds:
+        warnings.append(
+            f"The pictures of {info.path.name} begin at {info.late_seconds:.1f} s, later than its "
+            "sound."
+        )
+    if info.num_videos > 1:
+        warnings.append(
+            f"{info.path.name} holds {info.num_videos} videos; that of {info.width}x{info.height} "
+            f"({info.codec}) is watched."
         )
     return warnings

@@ -1,27 +1,29 @@
 """Pictures of a file re-read at random: the one shown at each moment asked for.
 
-By decord where a probe shows it exact, else by winding PyAV to a keyframe and decoding on; where
-times are missing or begin anew, by reading from the start. Measured on decord2 3.4: wherever
-pictures lean back over a keyframe (open GOPs, whatever the codec) it shows pictures 2 to 10 places
-off, so those files are not for it. Knows nothing of sampling.
+By decord where it is proven exact, else by winding PyAV to a keyframe and decoding on; where times
+are missing or begin anew, by reading from the start. Measured on decord2 3.4: wherever pictures
+lean back over a keyframe (open GOPs, whatever the codec), and wherever a seek does not land on the
+keyframe that the packets name, it shows pictures 2 to 18 places off, so those files are not for it.
+Knows nothing of sampling.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frames import Frame
+from streaming.sources.decord_reader import DecordError, DecordReader
 from streaming.sources.opening import SourceError
 from streaming.sources.packets import PacketScan, scan
-from streaming.sources.pictures import Picture, VideoFile
-from streaming.sources.probe import SourceInfo, probe
+from streaming.sources.pictures import Picture
+from streaming.sources.probe import SourceInfo, open_as_probed, probe
 
 BackendName = Literal["decord", "seek", "in order"]
 # a picture, uint8 [H, W, 3] upright, and its time in seconds
@@ -36,27 +38,42 @@ _DECORD_BATCH = 8  # pictures at a time
 _DECORD_CODECS = ("h264", "vp8", "vp9", "av1")
 # bytes that leave its guessing no choice
 _DECORD_STARTS = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1aE\xdf\xa3")}
-_DECORD_THREADS = 4  # each holds pictures
+# decord reads all of a file when it opens it, and so does a scan of its packets
+_DECORD_FILE_BYTES = 256 << 20
+_INDEXED_CONTAINERS = ("mov", "matroska", "avi")  # whose times never fall back
 
 
 class Moments:
     """Random access to one file. Close it, or use it in a `with`: decord holds hundreds of
-    megabytes.
+    megabytes in a process of its own.
 
     backend: None probes, as does "decord"; "seek" and "in order" force, for tests and measurements.
-    Opening reads the file's packets once, undecoded. Raises SourceError where the file cannot be
-    watched.
+    Opening reads the packets of a file once, undecoded, unless it is large and has an index. Raises
+    SourceError where the file cannot be watched.
     """
 
     def __init__(self, path: Path | str, backend: BackendName | None = None) -> None:
         self.info = probe(path)
+        self._backend = self._open(backend)
+
+    def _open(self, backend: BackendName | None) -> _Backend:
+        if backend == "in order":
+            return _PyAV(self.info, winds=False)
+        if backend == "seek" or self._is_large():
+            is_indexed = self.info.container.startswith(_INDEXED_CONTAINERS)
+            winds = self.info.has_times and (is_indexed or scan(self.info).are_timed)
+            return _PyAV(self.info, winds)
         packets = scan(self.info)
-        if not packets.are_timed or backend == "in order":
-            self._backend: _Backend = _PyAV(self.info, winds=False)
-        elif backend == "seek":
-            self._backend = _PyAV(self.info, winds=True)
-        else:
-            self._backend = _exact_decord(self.info, packets) or _PyAV(self.info, winds=True)
+        if not packets.are_timed:
+            return _PyAV(self.info, winds=False)
+        return _exact_decord(self.info, packets) or _PyAV(self.info, winds=True)
+
+    def _is_large(self) -> bool:
+        """Whether the file is too large to be read for a few pictures, as decord does."""
+        try:
+            return self.info.path.stat().st_size > _DECORD_FILE_BYTES
+        except OSError as error:
+            raise SourceError(f"{self.info.path.name} is gone.") from error
 
     @property
     def backend(self) -> BackendName:
@@ -74,7 +91,7 @@ class Moments:
         wanted = [max(seconds[place], 0.0) for place in order]
         try:
             found = self._backend.shown_at(wanted)
-        except _GaveUpError:
+        except DecordError:
             self._backend.close()
             self._backend = _PyAV(self.info, winds=True)
             found = self._backend.shown_at(wanted)
@@ -99,10 +116,6 @@ class Moments:
         self.close()
 
 
-class _GaveUpError(Exception):
-    """A backend failed where another may not."""
-
-
 class _Backend(Protocol):
     name: BackendName
 
@@ -121,7 +134,7 @@ class _PyAV:
     def __init__(self, info: SourceInfo, winds: bool) -> None:
         self.name: BackendName = "seek" if winds else "in order"
         self._winds = winds
-        self._file = VideoFile(info.path, info.first_stamp)
+        self._file = open_as_probed(info)
         self._pictures: Iterator[Picture] = iter(())
         self._here: Picture | None = None
         self._next: Picture | None = None
@@ -167,18 +180,8 @@ class _Decord:
     name: BackendName = "decord"
 
     def __init__(self, path: Path, times: NDArray[np.float64]) -> None:
-        import decord  # 90 MB of library: only where a file is re-read
-
-        decord.logging.set_level(decord.logging.QUIET)
-        self._error: type[Exception] = decord.DECORDError
         self._times = times
-        try:
-            threads = min(_DECORD_THREADS, os.cpu_count() or 1)
-            self._reader: Any = decord.VideoReader(
-                str(path.resolve()), ctx=decord.cpu(0), num_threads=threads
-            )
-        except self._error as error:
-            raise _GaveUpError(str(error)) from error
+        self._reader = DecordReader(path)
 
     def shown_at(self, seconds: Sequence[float]) -> list[Shown]:
         numbers = (
@@ -188,48 +191,55 @@ class _Decord:
         found: list[Shown] = []
         for start in range(0, len(numbers), _DECORD_BATCH):
             batch = numbers[start : start + _DECORD_BATCH]
-            found += zip(
-                self._images(batch), (float(self._times[number]) for number in batch), strict=True
-            )
+            images = self._reader.pictures(batch)
+            for image, number in zip(images, batch, strict=True):
+                found.append((image.copy(), float(self._times[number])))
         return found
 
     def has_times(self) -> bool:
         """Whether decord counts the pictures as we do, and puts each where we do (its times are
         float32).
         """
-        if len(self._reader) != len(self._times):
+        theirs = self._reader.times
+        if len(theirs) != len(self._times):
             return False
-        theirs = self._reader.get_frame_timestamp(np.arange(len(self._times)))[:, 0]
         ours = self._times - self._times[0]
         return bool(np.allclose(theirs - theirs[0], ours, rtol=2.0**-22, atol=_SAME_SECONDS))
 
-    def close(self) -> None:
-        self._reader = None
+    def has_keyframes(self, numbers: Sequence[int]) -> bool:
+        """Whether decord lists the keyframes that the packets name."""
+        return self._reader.keyframes == list(numbers)
 
-    def _images(self, numbers: list[int]) -> list[NDArray[np.uint8]]:
-        try:
-            return [image.copy() for image in self._reader.get_batch(numbers).asnumpy()]
-        except self._error as error:
-            raise _GaveUpError(str(error)) from error
+    def close(self) -> None:
+        self._reader.close()
 
 
 def _exact_decord(info: SourceInfo, packets: PacketScan) -> _Decord | None:
-    """decord on this file, if it counts, times and decodes as PyAV does.
-
-    It reserves room for all that a header claims and may abort the process, so a header that boasts
-    keeps it out.
-    """
-    is_plain = packets.are_as_claimed and not packets.lean_back and info.codec in _DECORD_CODECS
-    if not is_plain or not _starts_for_decord(info):
+    """decord on this file, if it counts, times and decodes as PyAV does."""
+    is_plain = packets.are_as_claimed and packets.can_be_wound and info.codec in _DECORD_CODECS
+    if not is_plain or packets.lean_back or not _starts_for_decord(info):
         return None
     try:
         decord = _Decord(info.path, packets.times)
-        if decord.has_times() and _same_pictures(decord, info, packets.times):
-            return decord
-    except (ImportError, OSError, _GaveUpError):
+    except (OSError, DecordError):
         return None
-    decord.close()
+    with ExitStack() as undo:
+        undo.callback(decord.close)
+        if _is_exact(decord, info, packets):
+            undo.pop_all()
+            return decord
     return None
+
+
+def _is_exact(decord: _Decord, info: SourceInfo, packets: PacketScan) -> bool:
+    try:
+        return (
+            decord.has_times()
+            and decord.has_keyframes(packets.keyframes)
+            and _same_pictures(decord, info, packets.times)
+        )
+    except (OSError, DecordError):
+        return False
 
 
 def _starts_for_decord(info: SourceInfo) -> bool:
@@ -243,11 +253,9 @@ def _starts_for_decord(info: SourceInfo) -> bool:
 def _same_pictures(decord: _Decord, info: SourceInfo, times: NDArray[np.float64]) -> bool:
     """Compare the first picture and one further on: colours, rotation, and where a jump lands."""
     moments = [0.0, float(times[len(times) * 2 // 3])]
-    pyav = _PyAV(info, winds=True)
-    pairs = zip(decord.shown_at(moments), pyav.shown_at(moments), strict=True)
-    same = all(_is_near(theirs, ours) for (theirs, _), (ours, _) in pairs)
-    pyav.close()
-    return same
+    with closing(_PyAV(info, winds=True)) as pyav:
+        pairs = zip(decord.shown_at(moments), pyav.shown_at(moments), strict=True)
+        return all(_is_near(theirs, ours) for (theirs, _), (ours, _) in pairs)
 
 
 def _is_near(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:

@@ -12,20 +12,30 @@ from typing import BinaryIO
 
 # plain, with arrival times (Blu-ray), with error correction
 _TRANSPORT_PACKET_BYTES = (188, 192, 204)
+_MOST_BOXES = 1 << 20  # a day in fragments has 200,000; a file of nothing else would take minutes
 
 
 def lacks_index(path: Path) -> bool:
-    """True for an MP4 or MOV with neither moov nor moof: its recording was cut off before it could
-    be finished.
+    """True for an MP4 or MOV with neither a whole moov nor moof: its recording was cut off before
+    it could be finished.
     """
-    kinds = [kind for kind, _ in _boxes(path)]
-    return b"ftyp" in kinds[:1] and b"moov" not in kinds and b"moof" not in kinds
+    size = path.stat().st_size
+    found = list(boxes(path))
+    whole = {kind for kind, stop in found if stop <= size}
+    return found[:1] != [] and found[0][0] == b"ftyp" and not whole & {b"moov", b"moof"}
 
 
 def ends_inside_a_unit(path: Path, format_name: str) -> bool:
     """True where the last MP4 box, AVI chunk or transport-stream packet is cut; False where a
-    container cannot tell.
+    container cannot tell, and where the file has gone.
     """
+    try:
+        return _ends_inside_a_unit(path, format_name)
+    except OSError:  # deleted or moved while it was read
+        return False
+
+
+def _ends_inside_a_unit(path: Path, format_name: str) -> bool:
     size = path.stat().st_size
     if format_name == "mpegts":
         return all(size % unit for unit in _TRANSPORT_PACKET_BYTES)
@@ -33,17 +43,18 @@ def ends_inside_a_unit(path: Path, format_name: str) -> bool:
         with path.open("rb") as file:
             return size < int.from_bytes(file.read(8)[4:], "little") + 8
     if format_name.startswith("mov"):
-        return any(stop > size for _, stop in _boxes(path))
+        return any(stop > size for _, stop in boxes(path))
     return False
 
 
-def _boxes(path: Path) -> Iterator[tuple[bytes, int]]:
+def boxes(path: Path) -> Iterator[tuple[bytes, int]]:
     """Kind and end (exclusive, in bytes; beyond the file where cut) of each outermost box of an
     MP4.
     """
     with path.open("rb") as file:
-        start, size = 0, path.stat().st_size
-        while start < size:
+        start, size, num_boxes = 0, path.stat().st_size, 0
+        while start < size and num_boxes < _MOST_BOXES:
+            num_boxes += 1
             kind, length = _box_header(file, start)
             if not kind.isalnum() or length == 1:
                 return  # padding, or no MP4 at all

@@ -1,8 +1,8 @@
 """Times as people write them: where in a text they stand, and how many seconds they mean.
 
-Reads clocks (1:35, 1:02:03), amounts (95 s, 2 minutes and 5 seconds, half an hour, twenty-five
-seconds) and compact forms (2m05s). English. Knows nothing of what a time is used for: `spans.py`
-does.
+Reads clocks (1:35, 1:02:03), and writes them; reads amounts (95 s, 2 minutes and 5 seconds, half an
+hour, twenty-five seconds) and compact forms (2m05s). English. Knows nothing of what a time is used
+for: `spans.py` does.
 """
 
 from __future__ import annotations
@@ -81,6 +81,13 @@ def number(text: str) -> float:
     words = re.split(r"[-\s]+", text.lower())
     whole = " ".join(words)
     return _VALUES[whole] if whole in _VALUES else sum(_VALUES[word] for word in words)
+
+
+def clock(seconds: float) -> str:
+    """`seconds` as m:ss, from an hour on h:mm:ss; fractions are cut off."""
+    whole = max(0, int(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def written_times(text: str) -> list[WrittenTime]:

@@ -196,8 +196,8 @@ def _is_content(question: str, time: WrittenTime) -> bool:
     return time.is_clock and _SEEN.search(question[: time.start].lower()) is not None
 
 
-def _rank(text: str) -> int:
-    return int(text[:-2]) if text[0].isdigit() else _RANKS.index(text) + 1
+def _rank(text: str) -> float:
+    return float(text[:-2]) if text[0].isdigit() else _RANKS.index(text) + 1.0
 
 
 _VIDEO = r"(?:video|clip|stream|recording|film|movie|footage)"
@@ -284,9 +284,10 @@ _MOMENTS: list[tuple[str, Phrase]] = [
     (rf"{_AT} in(?:to)?\b(?! a row| length| total| duration| all\b| between)", Reading.since_start),
     (rf"{_AT}[ -]?(?:mark|point|timestamp)\b", Reading.since_start),
     (
-        r"(?:\bat (?:time |timestamp )?|\bt ?= ?)(?P<number>\d+(?:\.\d+)?)(?= ?(?:[?!,;]|\.(?!\d)|$))",  # noqa: E501
+        r"\bat (?:time |timestamp )?(?P<number>\d+(?:\.\d+)?)(?= ?(?:[?!,;]|\.(?!\d)|$))",
         Reading.bare_seconds,
     ),
+    (r"\bt ?= ?(?P<number>\d+(?:\.\d+)?)(?![\w:]|\.\d)", Reading.bare_seconds),
     (rf"\b(?:half[ -]?way|midway)\b|\bin the middle of (?:the |this )?{_VIDEO}\b", Reading.halfway),
 ]
 

@@ -46,6 +46,17 @@ def named_spans(question: str, now_seconds: float) -> list[Span]:
     return sorted({Span(start, stop) for start, stop in spans if start <= stop})
 
 
+def time_beyond(question: str, now_seconds: float) -> float | None:
+    """The first moment or stretch that a question names and that lies after `now_seconds`, in
+    seconds; None where there is none, and for what no stream can reach.
+    """
+    reading = Reading(question, now_seconds)
+    moments = [reading.times[number].seconds for number in reading.moments]
+    starts = moments or [start for start, _ in reading.spans]
+    later = [start for start in starts if math.isfinite(start) and start > now_seconds]
+    return min(later, default=None)
+
+
 def in_seconds(
     question: str, shown_at: Callable[[float], float] = float, now_seconds: float | None = None
 ) -> str:

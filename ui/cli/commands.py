@@ -19,7 +19,7 @@ from streaming.sources.file import probe
 from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
 from ui.cli.cameras import cameras_in, watch_cameras
-from ui.cli.console import INTERRUPTED, loading, program, say, show_table, stderr
+from ui.cli.console import BROKEN_OFF, INTERRUPTED, loading, program, say, show_table, stderr
 from ui.cli.live import check_length, watch_address, watch_camera, with_login
 from ui.cli.progress import counted_progress
 from ui.cli.settings import as_toml
@@ -86,11 +86,6 @@ def ask(
     if not questions:
         raise typer.BadParameter("there is no question", context)
     address = parse_address(video) if video is not None and is_address(video) else None
-    if video is None:
-        if ask_at is not None:
-            raise LonglookError("--ask-at needs a video to be watched up to there.")
-        assert folder is not None
-        opening.check_is_there(folder)
     if skim and session is not None:
         raise LonglookError(
             "--skim is for a first look; a session keeps what was watched properly."
@@ -99,7 +94,7 @@ def ask(
         address = with_login(address, password_file)
         stop_seconds = check_length(ask_at)
     else:
-        stop_seconds = opening.checked_moment(ask_at, probe(video)) if video else None
+        stop_seconds = check_file(video, folder, ask_at)
     engine = opening.open_engine(chosen)
     is_read_only = video is None
     with opening.open_session(engine, folder, chosen.settings, is_read_only) as opened:
@@ -118,6 +113,21 @@ def ask(
                 show_answer(opened, question, len(questions) > 1)
             if not skim:
                 say_how_far(opened, duration)
+    if outcome is Outcome.BROKEN_OFF:
+        raise typer.Exit(BROKEN_OFF)
+
+
+def check_file(video: str | None, folder: Path | None, ask_at: float | None) -> float | None:
+    """Where to stop watching a file, None at its end. Raises LonglookError for what can't be."""
+    if video is not None:
+        if folder is not None:
+            opening.check_can_be_kept(Path(video))
+        return opening.checked_moment(ask_at, probe(video))
+    if ask_at is not None:
+        raise LonglookError("--ask-at needs a video to be watched up to there.")
+    assert folder is not None
+    opening.check_is_there(folder)
+    return None
 
 
 @with_options(*options.WATCHING)
@@ -166,6 +176,7 @@ def watch(
         watch_camera(video, session, chosen, password_file, as_json)
         return
     path = opening.video_path(video)
+    opening.check_can_be_kept(path)
     duration = probe(path).duration_seconds
     engine = opening.open_engine(chosen)
     with opening.open_session(engine, folder, chosen.settings) as opened:
@@ -176,6 +187,8 @@ def watch(
         say_outcome(opened, outcome, path, session, duration)
     if outcome is Outcome.STOPPED:
         raise typer.Exit(INTERRUPTED)
+    if outcome is Outcome.BROKEN_OFF:
+        raise typer.Exit(BROKEN_OFF)
 
 
 def say_outcome(
@@ -185,7 +198,7 @@ def say_outcome(
     seen = clock(opened.seen_seconds or 0.0)
     total = "" if duration is None else f" of {clock(duration)}"
     to_ask = f'To ask: {program()} {shlex.join(["ask", "--session", session])} "..."'
-    if outcome is Outcome.STOPPED:
+    if outcome in (Outcome.STOPPED, Outcome.BROKEN_OFF):
         again = shlex.join(["watch", str(video), "--session", session])
         say(f"Stopped at {seen}{total}. To go on: {program()} {again}")
     elif outcome is Outcome.NOTHING_NEW:
@@ -262,6 +275,9 @@ def calibrate(
       longlook calibrate --model ./my-checkpoint --needles 64
     """
     check_can_be_had(chosen.model)
+    if chosen.model == "demo":
+        say("The embedded model comes with a profile; this makes it anew.")
+    say(f"This asks {2 * needles} questions: minutes on a GPU, longer on a CPU.")
     with loading(chosen.model):
         from models.calibration import calibrate as run
         from models.calibration import profile_path

@@ -19,6 +19,7 @@ from errors import LonglookError, Notice
 from ui.cli.options import advice
 
 USER_MISTAKE = 2
+BROKEN_OFF = 3  # watching ended before the video did
 INTERRUPTED = 130
 CONTROL = ("Cc", "Cs", "Zl", "Zp")  # categories: control, undecoded bytes, separators of lines
 # Characters without a width that reverse the text after them, and so can disguise a name.

@@ -41,24 +41,44 @@ def video_and_questions(words: Sequence[str], session: str | None) -> tuple[str 
     first, others = words[0], words[1:]
     if session is not None and is_mistyped_file(first):
         raise LonglookError(f"There is no file {first}.")
-    is_video = session is None or is_address(first) or (bool(others) and is_file(first))
+    is_video = session is None or is_address(first) or is_file(first)
     video = first if is_video else None
     questions = list(others if is_video else words)
-    if not all(question.strip() for question in questions):
-        raise LonglookError("A question is empty.")
-    if any("\ud800" <= letter <= "\udfff" for question in questions for letter in question):
-        raise LonglookError("A question is not valid UTF-8.")
     for question in questions:
-        if len(question.strip()) > MAX_QUESTION_CHARACTERS:
-            raise LonglookError(
-                f"A question has {len(question):,} characters; at most "
-                f"{MAX_QUESTION_CHARACTERS:,} are read."
-            )
+        check_question(question)
     return video, questions
 
 
+def check_question(question: str) -> None:
+    """Raises LonglookError for what no model can be asked."""
+    if not question.strip():
+        raise LonglookError("A question is empty.")
+    if any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise LonglookError("A question is not valid UTF-8.")
+    if len(question.strip()) > MAX_QUESTION_CHARACTERS:
+        raise LonglookError(
+            f"A question has {len(question):,} characters; at most "
+            f"{MAX_QUESTION_CHARACTERS:,} are read."
+        )
+
+
+def check_can_be_kept(video: Path) -> None:
+    """Raises LonglookError for a video whose name a session cannot note down."""
+    try:
+        str(video.resolve()).encode()
+    except UnicodeEncodeError as error:
+        raise LonglookError(
+            f"A session cannot keep {str(video)!a}: its name is not UTF-8; rename it."
+        ) from error
+
+
 def is_mistyped_file(word: str) -> bool:
-    return not is_file(word) and Path(word).suffix.lower() in VIDEO_SUFFIXES.split(",")
+    """Whether a word can only be meant as a path, and there is no such file."""
+    if is_file(word):
+        return False
+    has_suffix = Path(word).suffix.lower() in VIDEO_SUFFIXES.split(",")
+    is_path = "/" in word and not any(letter.isspace() or letter == "?" for letter in word)
+    return has_suffix or is_path
 
 
 def is_file(word: str) -> bool:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from errors import LonglookError
 from frames import Gap
-from memory.plain_files import DATABASE_FILES
+from memory.plain_files import DATABASE_FILES, is_left_over
 from memory.session_names import session_folder, sessions_root
 from ui.cli.answers import gap_as_dict
 from ui.cli.console import as_markup, printable, say, show_table, user_errors, warn
@@ -55,7 +55,7 @@ def list_sessions(
     """
     with user_errors():
         root = root or sessions_root()
-    found = summaries(root)
+        found = summaries(root)
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in found]))
     elif not found:
@@ -140,18 +140,22 @@ def delete_session(
     """
     with user_errors():
         folder = session_folder(session)
-        check_is_there(folder)
+        is_rest = is_left_over(folder)
+        if not is_rest:
+            check_is_there(folder)
         from memory.disk_tier import check_is_session
         from memory.folders import delete, summary
 
-        check_is_session(folder)
-        what = str(folder)
-        try:
-            found = summary(folder)
-            seen = clock(found.seen_seconds)
-            what = f"{folder}, {seen} of {found.source or 'nothing yet'}"
-        except LonglookError as error:  # a damaged one can be thrown away all the same
-            warn(str(error))
+        what = f"{folder}, the rest of a session"
+        if not is_rest:
+            check_is_session(folder)
+            what = str(folder)
+            try:
+                found = summary(folder)
+                seen = clock(found.seen_seconds)
+                what = f"{folder}, {seen} of {found.source or 'nothing yet'}"
+            except LonglookError as error:  # a damaged one can be thrown away all the same
+                warn(str(error))
         if not yes:
             typer.confirm(f"Delete {printable(what)}?", abort=True, err=True)
         delete(folder)

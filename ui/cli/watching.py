@@ -14,7 +14,8 @@ from errors import LonglookError, Notice
 from frames import Frame, next_tick_seconds
 from streaming.events import Watched
 from streaming.reader import Reader
-from streaming.sources.file import EmptyStretchError, FileSource
+from streaming.sources.file import EmptyStretchError, FileSource, probe
+from streaming.sources.fingerprint import fingerprint
 from streaming.sources.follow import FollowSource
 from ui.cli.console import first_interrupt, say, warn_of_new, warn_of_notice
 from ui.cli.progress import WatchProgress, watch_progress
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 class Outcome(Enum):
     """How watching ended."""
 
-    WATCHED = "to its end, to the second asked for, or as far as there was room"
+    WATCHED = "to its end, or to the second asked for"
+    BROKEN_OFF = "before its end, since it could not be kept"
     STOPPED = "by Ctrl-C"
     NOTHING_NEW = "it had been watched before"
 
@@ -41,7 +43,8 @@ def watch_video(
 ) -> Outcome:
     """Watches what a session has not seen of a video yet."""
     read, seen_seconds = session.config.read, session.seen_seconds
-    session.follow(str(video.resolve()))
+    if session.is_kept:
+        session.follow(str(video.resolve()), fingerprint(probe(video)))
     start_seconds = 0.0
     if seen_seconds is not None:
         start_seconds = next_tick_seconds(seen_seconds, read.fps)
@@ -77,6 +80,25 @@ def watch_growing(session: Session, path: Path) -> Outcome:
         return watch_with_progress(session, frames, source, progress, ahead=False)
 
 
+class Delivery:
+    """Frames on their way to a session: how far they have come."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        self._frames = frames
+        self._has_ended = False
+        self._last_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self._frames:
+            yield frame
+            self._last_seconds = frame.pts_seconds
+        self._has_ended = True
+
+    def is_complete(self, seen_seconds: float | None) -> bool:
+        """Whether all frames have become part of what was seen."""
+        return self._has_ended and (seen_seconds or 0.0) >= self._last_seconds
+
+
 def announced(frames: Iterable[Frame], start_seconds: float) -> Iterator[Frame]:
     """The frames; says where watching goes on once it is known that there is one."""
     is_announced = start_seconds == 0
@@ -105,10 +127,11 @@ def watch_with_progress(
     """Drains `session.watch`; tells of warnings and notices as they come."""
     stopped = Event()
     num_told = 0
+    given = Delivery(frames)
     if session.is_kept:
-        wanted = stop_on_event(stopped, frames)
+        wanted = stop_on_event(stopped, given)
     else:
-        wanted = takewhile(lambda _: not stopped.is_set(), frames)
+        wanted = takewhile(lambda _: not stopped.is_set(), given)
     with first_interrupt(stop_calmly(stopped, progress)), suppress(StopWatching):
         for event in session.watch(wanted, ahead=ahead):
             if isinstance(event, Watched):
@@ -118,7 +141,8 @@ def watch_with_progress(
             num_told = warn_of_new(source.warnings, num_told)
     warn_of_new(source.warnings, num_told)
     if not stopped.is_set():
-        return Outcome.WATCHED
+        is_complete = given.is_complete(session.seen_seconds)
+        return Outcome.WATCHED if is_complete else Outcome.BROKEN_OFF
     if not session.stats.chunks:
         raise KeyboardInterrupt
     return Outcome.STOPPED
