@@ -87,7 +87,9 @@ def test_damage_is_passed_and_told(shared_videos: Path) -> None:
     frames, warnings = read(shared_videos / "corrupted_h264.mp4", fps=10.0)
     assert len(frames) == 49
     assert frames[-1].pts_seconds == pytest.approx(4.9)
-    assert warnings[0].startswith("corrupted_h264.mp4 is damaged at 3.")
+    assert warnings[0].startswith(
+        ("corrupted_h264.mp4 is damaged at 2.9", "corrupted_h264.mp4 is damaged at 3.")
+    )  # to a picture or two, as threads decode ahead
 
 
 def test_a_damaged_file_is_not_left_to_decord(shared_videos: Path) -> None:
