@@ -315,8 +315,8 @@ def test_an_error_of_the_source_comes_through_after_the_frames_before_it() -> No
         with pytest.raises(OSError, match="unplugged"):
             for event in session.watch(source(), ahead=is_file):
                 told.append(type(event))
-        first = [Thumbnail, Keyframe, Watched]
-        assert told == (first if is_file else [*first, Thumbnail, Watched])
+        told.remove(Keyframe)  # which a live source tells of later
+        assert told == [Thumbnail, Watched] * (1 if is_file else 2)
         assert session.stats.frames_read == num_frames
 
 
