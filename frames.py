@@ -86,3 +86,15 @@ def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
     """Runs of `count` frames; the last one may be shorter."""
     frames = iter(frames)
     return iter(lambda: list(islice(frames, count)), [])
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A stretch of a stream of which no pictures came, half-open; reason: in a word or two.
+
+    stop_seconds is infinite while none have come again.
+    """
+
+    start_seconds: float
+    stop_seconds: float
+    reason: str

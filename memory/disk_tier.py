@@ -89,6 +89,7 @@ from memory.session_db import (
     connect,
     connect_read_only,
     create_tables,
+    delete_fact,
     has_session,
     limit_log,
     log_bytes,
@@ -536,6 +537,26 @@ class SessionStore:
                 raise DamagedDatabaseError(f"keyframe {number} lies before the one it follows")
             found.append(KeyframeRecord(pts_seconds, kind, b"", picture_bytes, chunk, number))
         return found
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        """The facts whose names begin so; of a folder that another process writes, as they are
+        now.
+        """
+        if self.read_only:
+            with self._wrap_errors(), self._db_lock:
+                self._facts = read_facts(self._db)
+        return {name: value for name, value in self._facts.items() if name.startswith(prefix)}
+
+    def set_notes(self, notes: Mapping[str, str | None]) -> None:
+        """Facts, durable together; None takes one away."""
+        facts = {name: value for name, value in notes.items() if value is not None}
+        gone = [name for name, value in notes.items() if value is None]
+        with self._wrap_errors(), self._db_lock, self._db:
+            for name in gone:
+                delete_fact(self._db, name)
+            for name, value in facts.items():
+                set_fact(self._db, name, value)
+        self._facts = {name: self._facts[name] for name in self._facts if name not in gone} | facts
 
     def turns(self) -> list[tuple[str, str]]:
         """All questions and answers, in order."""

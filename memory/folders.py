@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from frames import Gap
 from memory.disk_tier import SessionStore, check_is_session, is_locked, lock, wrap_os_errors
 from memory.plain_files import (
     DATABASE,
@@ -22,6 +24,7 @@ from memory.plain_files import (
     kv_names,
     thumb_names,
 )
+from memory.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Summary:
     """A session in figures. seen_seconds: how far its source was watched.
 
     sparse_chunks: have lost their dense level to the disk budget, forgotten_chunks: the sparse one
-    as well.
+    as well. began: local day and time, of a live session. gaps: of which no pictures came.
     """
 
     folder: str
@@ -46,6 +49,8 @@ class Summary:
     disk_bytes: int
     questions: int
     being_watched: bool
+    began: str | None
+    gaps: tuple[Gap, ...]
 
 
 def sessions_in(root: Path) -> list[Path]:
@@ -61,6 +66,7 @@ def summary(folder: Path) -> Summary:
     """Raises SessionError where there is no session, or none that can be read."""
     store = SessionStore(folder, read_only=True)
     try:
+        timeline = Timeline(store)
         return Summary(
             folder=str(folder),
             source=store.source,
@@ -76,9 +82,18 @@ def summary(folder: Path) -> Summary:
             disk_bytes=store.disk_bytes,
             questions=len(store.turns()),
             being_watched=is_locked(folder),
+            began=local_time(timeline.wall_at(0.0)),
+            gaps=timeline.gaps,
         )
     finally:
         store.close()
+
+
+def local_time(wall_seconds: float | None) -> str | None:
+    """Day and time in the zone of this machine: "2026-11-26 14:03:10"."""
+    if wall_seconds is None:
+        return None
+    return f"{datetime.fromtimestamp(wall_seconds):%Y-%m-%d %H:%M:%S}"
 
 
 def delete(folder: Path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from memory.timeline import GAP, OPEN_GAP, TIE, is_gap, is_open_gap, is_tie
+
 FORMAT = "5"
 BUSY_SECONDS = (
     30.0  # a reader's turn of dialogue and the writer's chunk wait so long for each other
@@ -142,6 +144,10 @@ def set_fact(db: sqlite3.Connection, name: str, value: str) -> None:
     db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", row)
 
 
+def delete_fact(db: sqlite3.Connection, name: str) -> None:
+    db.execute("DELETE FROM facts WHERE name = ?", (name,))
+
+
 def read_facts(db: sqlite3.Connection) -> dict[str, str]:
     """All facts. Raises DamagedDatabaseError where one has changed, is missing or cannot be."""
     facts: dict[str, str] = {}
@@ -254,12 +260,27 @@ def _check_facts(facts: Mapping[str, str]) -> None:
         "seen seconds": lambda value: _is_time(float(value)),
         "still since": _is_still_since,
         "watched": _is_watched,
+        OPEN_GAP: is_open_gap,
         "fingerprint": _is_fingerprint,
     }
     for name, value in facts.items():
-        check = _is_count if name.startswith("first ") else checks.get(name)
+        check = checks.get(name) or _check_of_numbered(name)
         if check is not None and not _holds(check, value):
             raise DamagedDatabaseError(f"the fact {name!a} cannot be")
+
+
+def _check_of_numbered(name: str) -> Callable[[str], bool] | None:
+    """Of facts of which there are several."""
+    if name.startswith("first "):
+        return _is_count
+    for prefix, check in ((GAP, is_gap), (TIE, is_tie)):
+        if name.startswith(prefix):
+            return check if name.removeprefix(prefix).isdecimal() else _never
+    return None
+
+
+def _never(value: str) -> bool:
+    return False
 
 
 def _holds(check: Callable[[str], bool], value: str) -> bool:

@@ -29,9 +29,16 @@ from models.checkpoint import recommended_config
 from models.loading import load
 from models.video_llm import AnswerRequest, PendingAnswer, VideoLLM
 from streaming.batching import max_pass_tokens
+from streaming.event_bus import EventBus
 from streaming.ingest import PrefilledChunk, PrefillWork, run_prefills
+from streaming.live_watch import LiveFeed, LiveWatch
 from streaming.scheduler import BackgroundJob, Job, PrefillJob, QueryJob, Scheduler, Step
 from streaming.session import Session
+from streaming.sources.address import Address
+from streaming.sources.connection import DEFAULT_TIMING, Timing
+from streaming.sources.live import LiveSource
+from streaming.sources.push import PushedSource
+from streaming.sources.source import Tell
 
 T = TypeVar("T")
 IDLE_SECONDS = 5.0  # after which the worker thread ends; the next job starts another
@@ -99,6 +106,7 @@ class Engine:
         self.profile = profile
         self.config = config or Config()
         self.scheduler = Scheduler(max_pass_tokens(model.device.type))
+        self.events = EventBus()
         self._worker: threading.Thread | None = None
         self._batch = model.answer_batch()
         self._answers: list[AnswerStream] = []  # under way
@@ -129,6 +137,58 @@ class Engine:
             session = Session(self, self.config.overridden(store.settings), store)
             undo.pop_all()
         return session
+
+    def watch_live(
+        self,
+        session: Session,
+        address: Address,
+        session_id: str,
+        allow_private: bool = True,
+        timing: Timing = DEFAULT_TIMING,
+    ) -> LiveWatch:
+        """Begins to watch a camera or stream into a session, on threads of their own.
+
+        What happens is published on `events` under `session_id`. allow_private: the source may be
+        a machine of the local network. Raises SessionError where the session has another source.
+        """
+        fps = session.config.read.fps
+
+        def open_feed(tell: Tell, now_seconds: float, seen_seconds: float | None) -> LiveSource:
+            return LiveSource(
+                address,
+                fps,
+                tell=tell,
+                allow_private=allow_private,
+                start_seconds=now_seconds,
+                seen_seconds=seen_seconds,
+                timing=timing,
+            )
+
+        return self._watch_feed(session, address.shown, session_id, open_feed)
+
+    def watch_pushed(self, session: Session, session_id: str) -> LiveWatch:
+        """Begins to watch what is pushed into the returned watch's `feed`, a `PushedSource`."""
+        title = f"push:{session_id}"
+        fps = session.config.read.fps
+
+        def open_feed(tell: Tell, now_seconds: float, seen_seconds: float | None) -> PushedSource:
+            return PushedSource(
+                title, fps, tell=tell, start_seconds=now_seconds, seen_seconds=seen_seconds
+            )
+
+        return self._watch_feed(session, title, session_id, open_feed)
+
+    def _watch_feed(
+        self,
+        session: Session,
+        title: str,
+        session_id: str,
+        open_feed: Callable[[Tell, float, float | None], LiveFeed],
+    ) -> LiveWatch:
+        session.follow(title)
+        watching = LiveWatch(session, session_id, open_feed, self.events)
+        watching.start()
+        return watching
 
     def run(self, work: Callable[[], T]) -> T:
         """Runs something short on the device's thread, before the next pass; gives its result or

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import Notice
+from frames import Gap
 
 MAX_QUESTION_CHARACTERS = 4000  # a person's is shorter; its times are parsed on the device's thread
 
@@ -93,12 +94,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer; `evidence` is best first."""
+    """A finished answer; `evidence` is best first.
+
+    gaps: stretches of which nothing was seen that the answer's time touches.
+    """
 
     question: str
     text: str
     evidence: tuple[Evidence, ...]
     stats: Stats
+    gaps: tuple[Gap, ...] = ()
 
 
 WatchEvent = Watched | Thumbnail | Keyframe | Notice

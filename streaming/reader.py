@@ -2,7 +2,7 @@
 
 When the queue is full, `wait` holds the source up (files), `drop_oldest` throws the oldest frame
 away and counts it (live). Errors of the source are raised at the consumer. A source that stands
-still is given up. Knows nothing of files or codecs.
+still is given up, or read by another thread if it is live. Knows nothing of files or codecs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -21,6 +21,8 @@ QUEUE_FRAMES = 32  # decoded ahead of the model: a pass of a small model takes a
 STALL_SECONDS = 20.0  # a disk that wakes up, or a network drive, is slow for a few seconds only
 _QUEUE_BYTES = 512 << 20  # no more pixels wait than that, however large the frames: 20 of 4K
 _JOIN_SECONDS = 5.0  # a thread inside a C call is not waited for any longer
+_JOIN_LIVE_SECONDS = 1.0  # one that waits for a camera ends by itself when its read times out
+IDLE_SECONDS = 0.5  # between calls of `on_idle`
 
 
 class Source(Protocol):
@@ -62,7 +64,10 @@ class Reader:
     away. Raises, while iterating, whatever the source raised, after the frames before it; and
     SourceError when the source has neither given a frame nor made progress for `stall_seconds` of
     waiting. A decoder that hangs inside a C call cannot be ended: its daemon thread is left behind,
-    and goes with the process.
+    and goes with the process. With `drop_oldest` the source is live: it is never given up, but read
+    by another thread, in a call of `frames` that supersedes the one that hangs.
+
+    on_idle: called now and then by the consumer's thread while it waits for a frame.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Reader:
         queue_frames: int = QUEUE_FRAMES,
         stall_seconds: float = STALL_SECONDS,
         when_full: Literal["wait", "drop_oldest"] = "wait",
+        on_idle: Callable[[], None] | None = None,
     ) -> None:
         if queue_frames < 1 or stall_seconds <= 0:
             raise ValueError(
@@ -88,7 +94,8 @@ class Reader:
         self._stopping = False  # the consumer wants nothing more
         self._gave_up = False
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._fill, name="reader", daemon=True)
+        self._on_idle = on_idle
+        self._thread = self._new_thread()
 
     def __enter__(self) -> Reader:
         return self
@@ -117,7 +124,14 @@ class Reader:
             self._changed.notify_all()
         self._source.close()
         if self._thread.is_alive() and not self._gave_up:
-            self._thread.join(_JOIN_SECONDS)
+            self._thread.join(_JOIN_LIVE_SECONDS if self._drops else _JOIN_SECONDS)
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._fill, name="reader", daemon=True)
+
+    def _is_superseded(self) -> bool:
+        """Whether this thread hung, and another one reads in its place."""
+        return threading.current_thread() is not self._thread
 
     def _fill(self) -> None:
         """The thread: every frame into the queue, and the end in any case."""
@@ -129,10 +143,12 @@ class Reader:
             if isinstance(frames, Generator):
                 frames.close()
         except Exception as error:  # noqa: BLE001 - not handled but handed over: the consumer raises it
-            self._error = error
+            if not self._is_superseded():
+                self._error = error
         finally:
             with self._changed:
-                self._ended = True
+                if not self._is_superseded():
+                    self._ended = True
                 self._changed.notify_all()
 
     def _put(self, frame: Frame) -> bool:
@@ -144,7 +160,7 @@ class Reader:
                     self.dropped += 1
                 else:
                     self._changed.wait()
-            if self._stopping:
+            if self._stopping or self._is_superseded():
                 return False
             self._queue.append(frame)
             self._queue_bytes += frame.image.nbytes
@@ -164,17 +180,31 @@ class Reader:
     def _take(self) -> Frame | None:
         """The next frame, None at the end."""
         watchdog = Watchdog(self._stall_seconds, time.monotonic())
-        with self._changed:
-            while not self._queue and not self._ended:
-                self._changed.wait(self._stall_seconds / 8)
-                if watchdog.is_stalled(self._source.progress, time.monotonic()):
-                    self._gave_up = True
-                    raise SourceError(
-                        f"The source gave no picture for {self._stall_seconds:g} s; it was "
-                        f"given up."
-                    )
-            if self._queue:
-                return self._pop()
+        slice_seconds = min(self._stall_seconds / 8, IDLE_SECONDS)
+        while True:
+            with self._changed:
+                if not self._queue and not self._ended:
+                    self._changed.wait(slice_seconds)
+                if self._queue:
+                    return self._pop()
+                if self._ended:
+                    break
+            if self._on_idle is not None:
+                self._on_idle()
+            if watchdog.is_stalled(self._source.progress, time.monotonic()):
+                self._give_up()
+                watchdog = Watchdog(self._stall_seconds, time.monotonic())
         if self._error is not None:
             raise self._error
         return None
+
+    def _give_up(self) -> None:
+        """A thread inside a C call can't be ended; a live source is read on by another one."""
+        if not self._drops:
+            self._gave_up = True
+            raise SourceError(
+                f"The source gave no picture for {self._stall_seconds:g} s; it was given up."
+            )
+        with self._changed:
+            self._thread = self._new_thread()
+        self._thread.start()

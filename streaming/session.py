@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from config import Config
 from errors import LonglookError, Notice
-from frames import Frame
+from frames import Frame, Gap
 from keyframes.chunk_builder import ChunkBuilder, ChunkFrames, build_chunks
 from keyframes.frame_diff import FrameDiff
 from memory.carriers import Carriers
@@ -41,6 +42,7 @@ from memory.recall_policy import (
 )
 from memory.records import KeyframeRecord, NewChunk
 from memory.retrieval_index import HeadIndex
+from memory.timeline import Timeline
 from models.calibration import Profile
 from models.video_llm import AnswerRequest, Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
@@ -84,6 +86,7 @@ from streaming.time_query.spans import (
     stamp_of,
     time_beyond,
 )
+from streaming.time_query.wall_clock import WallClock, rewrite_wall_times
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
@@ -165,6 +168,7 @@ class Session:
         self._store = store
         index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._memory = KVMemory(config.memory, model.device, store, index, self._lock)
+        self._timeline = Timeline(store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._ingest: Ingest | None = None  # None if it must begin anew
         # held while chunks are prefilled and committed: by who watches, or by a question that takes
@@ -304,16 +308,18 @@ class Session:
         self._take_in_what_came()
         evidence: list[Evidence] = []
         text = ""
-        for piece in self._engine.answer(partial(self._retrieve, question, evidence)):
+        asked, notices = self._in_stream_time(question)
+        yield from notices
+        for piece in self._engine.answer(partial(self._retrieve, asked, evidence)):
             if not text:
                 self._count_first_token(time.perf_counter() - started)
                 yield from self._losses()
             text += piece
             yield AnswerPiece(piece)
         yield from self._losses()
-        yield from self._times_not_seen(question)
+        yield from self._times_not_seen(asked)
         yield from self._keep(Turn(question, text))
-        yield Answer(question, text, tuple(evidence), self._stats)
+        yield Answer(question, text, tuple(evidence), self._stats, self._gaps_near(evidence))
 
     def each(
         self,
@@ -383,6 +389,17 @@ class Session:
         return None if newest is None else max(newest, self._seen_seconds)
 
     @property
+    def timeline(self) -> Timeline:
+        """Gaps and wall-clock times; to be changed with `change_timeline`."""
+        return self._timeline
+
+    def change_timeline(self, change: Callable[[Timeline], None]) -> None:
+        """Changes it while nobody reads it."""
+        with self._lock:
+            self._check_open()
+            change(self._timeline)
+
+    @property
     def dialogue(self) -> tuple[Turn, ...]:
         return tuple(self._dialogue)
 
@@ -402,6 +419,47 @@ class Session:
         if self._store is not None and not was_closed:
             self._keep_seen(self._store)
         self._memory.close()
+
+    def _in_stream_time(self, question: str) -> tuple[str, list[Notice]]:
+        """The question with times by the clock on the wall as seconds of a live stream, and what to
+        say of times when nothing was watched.
+        """
+        with self._lock:
+            self._timeline.refresh()
+            began = self._timeline.wall_at(0.0)
+            if began is None:
+                return question, []
+            now_seconds = self.seen_seconds or 0.0
+            clock = WallClock(
+                datetime.now().astimezone(),
+                datetime.fromtimestamp(began).astimezone(),
+                lambda wall_seconds: self._timeline.seconds_at(wall_seconds) or 0.0,
+                now_seconds,
+            )
+            rewritten = rewrite_wall_times(question, clock)
+            seen_at = self._timeline.wall_at(now_seconds) or began
+        if not rewritten.periods or any(
+            start.timestamp() <= seen_at and began <= stop.timestamp()
+            for start, stop in rewritten.periods
+        ):
+            return rewritten.question, []
+        first, last = (datetime.fromtimestamp(at) for at in (began, seen_at))
+        text = (
+            f"Nothing was watched then: this session has seen {first:%Y-%m-%d %H:%M:%S} to "
+            f"{last:%Y-%m-%d %H:%M:%S}."
+        )
+        return rewritten.question, [Notice(text)]
+
+    def _gaps_near(self, evidence: Sequence[Evidence]) -> tuple[Gap, ...]:
+        """The gaps that the evidence touches, each once, in order."""
+        with self._lock:
+            self._timeline.refresh()
+            found = [
+                gap
+                for item in evidence
+                for gap in self._timeline.touching(item.start_seconds, item.stop_seconds)
+            ]
+        return tuple(sorted(set(found), key=lambda gap: gap.start_seconds))
 
     def _keep_seen(self, store: SessionStore) -> None:
         """Says how far was watched: static frames after the newest chunk need not be seen again."""

@@ -34,7 +34,15 @@ from tests.golden import Recipe, make, make_named, steady
 from tests.tiny import save_tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ANSWER = {"question", "answer", "evidence", "seen_seconds", "duration_seconds", "stats"}
+ANSWER = {
+    "question",
+    "answer",
+    "evidence",
+    "gaps",
+    "seen_seconds",
+    "duration_seconds",
+    "stats",
+}
 STATS = {
     "frames_read",
     "chunks",

@@ -14,10 +14,13 @@ from rich.table import Table
 from errors import LonglookError
 from memory.session_names import session_folder
 from models.checkpoint import check_can_be_had
+from streaming.sources.address import is_address, parse_address
 from streaming.sources.file import probe
 from ui.cli import opening, options
 from ui.cli.answers import answer_as_json, is_seen_to_its_end, rounded, say_how_far, show_answer
+from ui.cli.cameras import cameras_in, watch_cameras
 from ui.cli.console import BROKEN_OFF, INTERRUPTED, loading, program, say, show_table, stderr
+from ui.cli.live import check_length, watch_address, watch_camera, with_login
 from ui.cli.progress import counted_progress
 from ui.cli.settings import as_toml
 from ui.cli.watching import Outcome, watch_video
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from models.calibration import Profile
     from streaming.session import Session
 
+PasswordFile = Annotated[
+    Path | None, typer.Option(help="A file with the password of the camera.", metavar="FILE")
+]
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 SESSION_HELP = "Where to keep what was watched: a name, or a folder written with a slash (./trip)."
 
@@ -39,7 +45,8 @@ def ask(
         list[str],
         typer.Argument(
             metavar="[VIDEO] QUESTION...",
-            help="A video file, which may be left out with --session, and one or more questions.",
+            help="A video file, camera or stream, which may be left out with --session, and "
+            "one or more questions.",
             show_default=False,
         ),
     ],
@@ -51,6 +58,7 @@ def ask(
     skim: Annotated[
         bool, typer.Option("--skim", help="Decode only the file's own keyframes: quick, but rough.")
     ] = False,
+    password_file: PasswordFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object per question, a line each.")
     ] = False,
@@ -77,25 +85,27 @@ def ask(
     video, questions = opening.video_and_questions(words, session)
     if not questions:
         raise typer.BadParameter("there is no question", context)
-    if video is None:
-        if ask_at is not None:
-            raise LonglookError("--ask-at needs a video to be watched up to there.")
-        assert folder is not None
-        opening.check_is_there(folder)
+    address = parse_address(video) if video is not None and is_address(video) else None
     if skim and session is not None:
         raise LonglookError(
             "--skim is for a first look; a session keeps what was watched properly."
         )
-    if video and folder:
-        opening.check_can_be_kept(video)
-    stop_seconds = opening.checked_moment(ask_at, probe(video)) if video else None
+    if address is not None:
+        address = with_login(address, password_file)
+        stop_seconds = check_length(ask_at)
+    else:
+        stop_seconds = check_file(video, folder, ask_at)
     engine = opening.open_engine(chosen)
     is_read_only = video is None
     with opening.open_session(engine, folder, chosen.settings, is_read_only) as opened:
-        outcome = watch_video(opened, video, stop_seconds, skim) if video else None
+        outcome = Outcome.NOTHING_NEW
+        if address is not None:
+            outcome = watch_address(engine, opened, address, session or "", stop_seconds)
+        elif video is not None:
+            outcome = watch_video(opened, Path(video), stop_seconds, skim)
         if outcome is Outcome.STOPPED:
             say("Stopped; answering from what was seen so far.")
-        duration = opening.duration_of(str(video) if video else opened.source)
+        duration = opening.duration_of(video or opened.source)
         for question in questions:
             if as_json:
                 typer.echo(answer_as_json(opened, question, duration))
@@ -107,16 +117,40 @@ def ask(
         raise typer.Exit(BROKEN_OFF)
 
 
+def check_file(video: str | None, folder: Path | None, ask_at: float | None) -> float | None:
+    """Where to stop watching a file, None at its end. Raises LonglookError for what can't be."""
+    if video is not None:
+        if folder is not None:
+            opening.check_can_be_kept(Path(video))
+        return opening.checked_moment(ask_at, probe(video))
+    if ask_at is not None:
+        raise LonglookError("--ask-at needs a video to be watched up to there.")
+    assert folder is not None
+    opening.check_is_there(folder)
+    return None
+
+
 @with_options(*options.WATCHING)
 def watch(
-    video: Annotated[str, typer.Argument(help="The video file.", metavar="VIDEO")],
-    session: Annotated[str, typer.Option("--session", "-s", help=SESSION_HELP)],
     chosen: Chosen,
+    video: Annotated[
+        str | None, typer.Argument(help="A video file, camera or stream.", metavar="[VIDEO]")
+    ] = None,
+    session: Annotated[str | None, typer.Option("--session", "-s", help=SESSION_HELP)] = None,
+    password_file: PasswordFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="At the end, one line of JSON with counters.")
     ] = False,
 ) -> None:
-    """Watch a video into a session that stays, to be asked now or later.
+    """Watch a video, a camera or a stream into a session that stays, to be asked now or later.
+
+    A camera is watched until Ctrl-C: rtsp://, http:// (HLS, MPEG-TS, MJPEG), udp://, rtmp://,
+    device:0, or follow:FILE for a file that still grows. Its password is best not typed: write
+    rtsp://user@camera/stream, and it is taken from --password-file, from the environment variable
+    LONGLOOK_SOURCE_PASSWORD, or asked for.
+
+    Several cameras at once: a --config file with a table [[camera]] for each, with session, url and
+    password_env or password_file.
 
     Ctrl-C stops, and the same command goes on where it stopped. Nothing that was watched is lost,
     whatever happens to this process, but the chunks of the pass under way.
@@ -125,9 +159,22 @@ def watch(
     Examples:
       longlook watch clip.mp4 --session trip
       longlook watch clip.mp4 --session ./trip --disk-budget 20
+      longlook watch rtsp://cam@192.168.1.20/stream --session door
+      longlook watch --config cameras.toml
       longlook ask --session trip "When does the red circle appear?"
     """
+    cameras = cameras_in(chosen.config_file)
+    if video is None and cameras:
+        watch_cameras(cameras, chosen)
+        return
+    if video is None or session is None:
+        raise LonglookError(
+            "watch needs a video and a --session, or a --config file with [[camera]] tables."
+        )
     folder = session_folder(session)
+    if is_address(video):
+        watch_camera(video, session, chosen, password_file, as_json)
+        return
     path = opening.video_path(video)
     opening.check_can_be_kept(path)
     duration = probe(path).duration_seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from errors import LonglookError
 from memory.plain_files import DATABASE
 from models.checkpoint import check_can_be_had, recommended_config
 from streaming.events import MAX_QUESTION_CHARACTERS
+from streaming.sources.address import is_address, parse_address
 from streaming.sources.file import SourceInfo, probe
 from ui.cli.console import loading, program, warn
 from ui.cli.settings import Settings
@@ -27,23 +27,22 @@ if TYPE_CHECKING:  # torch takes seconds to import: help and mistakes should not
     from streaming.session import Session
 
 END_SLACK_SECONDS = 1.0  # containers round their durations
-URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def video_path(word: str) -> Path:
-    """The path of a video. Raises LonglookError for a URL."""
-    if URL.match(word):
-        raise LonglookError(f"{word} is a URL, and longlook reads only files so far.")
+    """The path of a video file. Raises LonglookError for anything else."""
+    if is_address(word):
+        raise LonglookError(f"{parse_address(word).shown} is no file, and only files can be taken.")
     return Path(word)
 
 
-def video_and_questions(words: Sequence[str], session: str | None) -> tuple[Path | None, list[str]]:
+def video_and_questions(words: Sequence[str], session: str | None) -> tuple[str | None, list[str]]:
     """What the words of `ask` mean: with a session, the first one may be a question already."""
     first, others = words[0], words[1:]
     if session is not None and is_mistyped_file(first):
         raise LonglookError(f"There is no file {first}.")
-    is_video = session is None or URL.match(first) or is_file(first)
-    video = video_path(first) if is_video else None
+    is_video = session is None or is_address(first) or is_file(first)
+    video = first if is_video else None
     questions = list(others if is_video else words)
     for question in questions:
         check_question(question)
@@ -172,7 +171,7 @@ def shown(value: Value) -> str:
 
 def duration_of(source: str | None) -> float | None:
     """The length of a session's video, None where it is not known or the file has gone."""
-    if source is None:
+    if source is None or is_address(source):
         return None
     try:
         return probe(Path(source)).duration_seconds

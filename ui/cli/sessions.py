@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -12,8 +13,10 @@ import typer
 from rich.table import Table
 
 from errors import LonglookError
+from frames import Gap
 from memory.plain_files import DATABASE_FILES, is_left_over
 from memory.session_names import session_folder, sessions_root
+from ui.cli.answers import gap_as_dict
 from ui.cli.console import as_markup, printable, say, show_table, user_errors, warn
 from ui.cli.opening import check_is_there
 from ui.cli.wiring import PlainCommand
@@ -27,6 +30,8 @@ SessionName = Annotated[
     str, typer.Argument(help="Its name, or its folder with a slash.", metavar="SESSION")
 ]
 HEADS = ("session", "source", "seen", "frames", "on disk", "questions", "model", "changed")
+
+SHOWN_GAPS = 10  # the newest; --json has them all
 
 app = typer.Typer(help="The sessions kept on this machine.", no_args_is_help=True)
 
@@ -93,11 +98,21 @@ def show_session(session: SessionName, as_json: AsJson = False) -> None:
 
         found = summary(folder)
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        typer.echo(json.dumps(asdict(found) | {"gaps": [gap_as_dict(gap) for gap in found.gaps]}))
         return
     for name, value in asdict(found).items():
-        typer.echo(f"{name.replace('_', ' '):<17} {printable(shown(name, value))}")
+        if name != "gaps" and value is not None:
+            typer.echo(f"{name.replace('_', ' '):<17} {printable(shown(name, value))}")
+    typer.echo(f"{'gaps':<17} {len(found.gaps)}")
+    for gap in found.gaps[-SHOWN_GAPS:]:
+        typer.echo(f"{'':<17} {printable(gap_row(gap))}")
     typer.echo(f"{'changed':<17} {changed(folder)}")
+
+
+def gap_row(gap: Gap) -> str:
+    """A gap for people; the time is that of the session."""
+    stop = clock(gap.stop_seconds) if math.isfinite(gap.stop_seconds) else "now"
+    return f"{clock(gap.start_seconds)} to {stop} ({gap.reason})"
 
 
 def shown(name: str, value: object) -> str:

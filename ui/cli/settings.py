@@ -16,6 +16,7 @@ from errors import LonglookError
 from models.checkpoint import SETTINGS_FILE, recommended_config, recommended_settings
 from ui.cli.options import DEFAULTS, Option
 
+CAMERAS = "camera"  # tables of the same file, which `ui/cli/cameras.py` reads
 Nested = dict[str, dict[str, Any]]
 
 
@@ -81,6 +82,7 @@ def from_file(path: Path) -> Iterator[Setting]:
         raise LonglookError(f"{path} is not TOML: it is not UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
         raise LonglookError(f"{path} is not TOML: {error}.") from error
+    sections.pop(CAMERAS, None)
     for section, knobs in sections.items():
         if not isinstance(knobs, Mapping) or section not in Config.sections():
             known = ", ".join(f"[{name}]" for name in Config.sections())

@@ -16,6 +16,7 @@ from streaming.events import Watched
 from streaming.reader import Reader
 from streaming.sources.file import EmptyStretchError, FileSource, probe
 from streaming.sources.fingerprint import fingerprint
+from streaming.sources.follow import FollowSource
 from ui.cli.console import first_interrupt, say, warn_of_new, warn_of_notice
 from ui.cli.progress import WatchProgress, watch_progress
 from ui.render import clock
@@ -68,6 +69,17 @@ def watch_video(
         return Outcome.NOTHING_NEW
 
 
+def watch_growing(session: Session, path: Path) -> Outcome:
+    """Watches a file that is still written, until nothing is added for a while."""
+    read, seen_seconds = session.config.read, session.seen_seconds
+    start_seconds = 0.0 if seen_seconds is None else next_tick_seconds(seen_seconds, read.fps)
+    source = FollowSource(path, read.fps, start_seconds)
+    session.follow(source.title)
+    with Reader(source) as reader, watch_progress(start_seconds, None) as progress:
+        frames = announced(reader, start_seconds)
+        return watch_with_progress(session, frames, source, progress, ahead=False)
+
+
 class Delivery:
     """Frames on their way to a session: how far they have come."""
 
@@ -106,7 +118,11 @@ def stop_on_event(stopped: Event, frames: Iterable[Frame]) -> Iterator[Frame]:
 
 
 def watch_with_progress(
-    session: Session, frames: Iterable[Frame], source: FileSource, progress: WatchProgress
+    session: Session,
+    frames: Iterable[Frame],
+    source: FileSource | FollowSource,
+    progress: WatchProgress,
+    ahead: bool = True,
 ) -> Outcome:
     """Drains `session.watch`; tells of warnings and notices as they come."""
     stopped = Event()
@@ -117,7 +133,7 @@ def watch_with_progress(
     else:
         wanted = takewhile(lambda _: not stopped.is_set(), given)
     with first_interrupt(stop_calmly(stopped, progress)), suppress(StopWatching):
-        for event in session.watch(wanted, ahead=True):
+        for event in session.watch(wanted, ahead=ahead):
             if isinstance(event, Watched):
                 progress.update(event.pts_seconds, event.stats)
             elif isinstance(event, Notice):

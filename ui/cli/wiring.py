@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperArgument, TyperCommand
@@ -34,6 +35,7 @@ class Chosen:
     device: str
     dtype: str
     settings: Settings
+    config_file: Path | None = None
 
 
 def with_options(*options: Option, model: bool = True) -> Callable[[Command], Command]:
@@ -78,4 +80,5 @@ def chosen_from(options: Sequence[Option], typed: dict[str, Any]) -> Chosen:
         typed.get("device", "auto"),
         typed.get("dtype", "auto"),
         settings,
+        path,
     )
