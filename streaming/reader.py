@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
@@ -19,7 +20,7 @@ from streaming.sources.opening import SourceError
 
 QUEUE_FRAMES = 32  # decoded ahead of the model: a pass of a small model takes as many
 STALL_SECONDS = 20.0  # a disk that wakes up, or a network drive, is slow for a few seconds only
-_QUEUE_BYTES = 512 << 20  # no more pixels wait than that, however large the frames: 20 of 4K
+_QUEUE_BYTES = 512 << 20  # no more pixels wait in this process, however large: 20 frames of 4K
 _JOIN_SECONDS = 5.0  # a thread inside a C call is not waited for any longer
 _JOIN_LIVE_SECONDS = 1.0  # one that waits for a camera ends by itself when its read times out
 IDLE_SECONDS = 0.5  # between calls of `on_idle`
@@ -109,6 +110,7 @@ class Reader:
         self.close()
 
     def __iter__(self) -> Iterator[Frame]:
+        _OPEN.add(self)
         self._thread.start()
         try:
             while (frame := self._take()) is not None:
@@ -118,6 +120,7 @@ class Reader:
 
     def close(self) -> None:
         """Stop reading and join the thread. Frames still waiting are thrown away."""
+        _OPEN.discard(self)
         with self._changed:
             self._stopping = True
             self._queue.clear()
@@ -168,7 +171,8 @@ class Reader:
             return True
 
     def _is_full(self, frame: Frame) -> bool:
-        too_heavy = bool(self._queue) and self._queue_bytes + frame.image.nbytes > _QUEUE_BYTES
+        share_bytes = _QUEUE_BYTES // max(1, len(_OPEN))
+        too_heavy = bool(self._queue) and self._queue_bytes + frame.image.nbytes > share_bytes
         return len(self._queue) >= self._queue_frames or too_heavy
 
     def _pop(self) -> Frame:
@@ -208,3 +212,6 @@ class Reader:
         with self._changed:
             self._thread = self._new_thread()
         self._thread.start()
+
+
+_OPEN: weakref.WeakSet[Reader] = weakref.WeakSet()  # readers share the bytes that may wait

@@ -38,7 +38,8 @@ def with_outliers(folder: Path, numbers: Sequence[int], ahead_seconds: float = 3
     """A camera's clip in which some pictures are stamped hours ahead. TS, since muxers of others
     want stamps that grow."""
     recipe = Recipe(gop=1, time_base=Fraction(1, 90_000))
-    clip = make(folder / "sound.ts", steady(150, 10, recipe.time_base), recipe)
+    pts = [tick + 90_000_000 for tick in steady(150, 10, recipe.time_base)]
+    clip = make(folder / "sound.ts", pts, recipe)
     data = bytearray(clip.path.read_bytes())
     seen = -1
     for start in range(0, len(data), 188):

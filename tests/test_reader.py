@@ -87,6 +87,22 @@ def test_a_few_large_frames_fill_the_queue_too(monkeypatch: pytest.MonkeyPatch) 
         assert reader.dropped == 0
 
 
+def test_all_readers_of_a_process_share_what_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_QUEUE_BYTES", 8 * 48)
+    sources = [FakeSource(None) for _ in range(4)]
+    readers = [Reader(source, queue_frames=100) for source in sources]
+    frames = [iter(reader) for reader in readers]
+    for each in frames:  # from the second on, every one has a smaller share
+        next(each)
+    for taken in range(2, 30):
+        for each, source in zip(frames, sources, strict=True):
+            next(each)
+            if taken > 10:  # what was ahead when it was alone has been taken
+                assert source.given <= taken + 2 + 1, "two in the queue, one in the thread's hand"
+    for reader in readers:
+        reader.close()
+
+
 def test_a_live_reader_drops_the_oldest_and_counts_them() -> None:
     source = FakeSource(50)
     with Reader(source, queue_frames=4, when_full="drop_oldest") as reader:

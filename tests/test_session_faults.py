@@ -194,6 +194,18 @@ def test_a_file_that_vanishes_while_watched_is_told(engine: Engine, tmp_path: Pa
     session.close()
 
 
+def test_a_folder_of_thumbnails_that_vanishes_is_made_again(engine: Engine, tmp_path: Path) -> None:
+    session = engine.open(tmp_path / "s")
+    watched(session, 0, 8)
+    shutil.rmtree(tmp_path / "s" / "thumbs")
+    (told,) = watched(session, 8)
+    assert "Watching ended there" in told
+    session.close()
+    again = engine.open(tmp_path / "s")
+    assert watched(again, 8) == [] and again.memory.num_chunks == 10
+    again.close()
+
+
 def test_a_session_of_which_nothing_can_be_read_gives_no_answer(
     engine: Engine, tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ from streaming.sources.pictures import VideoFile
 from tests.conftest import REPOSITORY
 from tests.golden import ORDERED, TICK, Recipe, make, read_paint, steady
 from tests.odd_clips import (
+    VideoPacket,
+    restamped,
     stamped_alike,
     with_false_keyframe,
     with_outliers,
@@ -55,20 +57,21 @@ def seconds(frames: list[Frame]) -> list[float]:
 # Times.
 
 
+@pytest.mark.parametrize("ahead_seconds", [37_600.0, 40.0, -500.0])
 @pytest.mark.parametrize("places", [(100,), (20, 21, 90), (149,)])
-def test_a_picture_stamped_hours_ahead_is_put_between_its_neighbours(
-    tmp_path: Path, places: tuple[int, ...]
+def test_a_picture_stamped_far_off_is_put_between_its_neighbours(
+    tmp_path: Path, places: tuple[int, ...], ahead_seconds: float
 ) -> None:
-    clip = with_outliers(tmp_path, places)
+    clip = with_outliers(tmp_path, places, ahead_seconds)
     frames, warnings = read(clip.path)
     if places == (149,):  # nothing comes after it that would tell
-        assert frames[-1].pts_seconds > 30_000 and "no pictures from" in warnings[0]
+        assert len(frames) == 150 and len(warnings) == (0 if ahead_seconds == 40 else 1)
         return
     assert numbers(frames) == list(range(150))
     assert [frame.pts_seconds for frame in frames] == pytest.approx(clip.pts_seconds, abs=0.001)
     assert warnings == [
-        f"outlier.ts has {len(places)} times that lie far ahead of the others; their pictures were "
-        "put between their neighbours."
+        f"outlier.ts stamps {len(places)} of its pictures far from the others; they were put "
+        "between their neighbours."
     ]
     with Moments(clip.path) as moments:
         assert moments.backend == "in order"
@@ -102,6 +105,20 @@ def test_times_that_never_move_are_no_times(tmp_path: Path) -> None:
     assert warnings == ["alike.mkv carries no times; 25 pictures a second are assumed."]
     with Moments(clip.path) as moments:
         assert [read_paint(frame.image) for frame in moments.at([1.0])] == [25]
+
+
+def test_pictures_that_share_their_times_are_told(tmp_path: Path) -> None:
+    pts = [tick // 1000 * 1000 for tick in steady(100, 10)]
+    clip = make(tmp_path / "moving.mkv", steady(100, 10), Recipe("libvpx"))
+
+    def stamp(number: int, packet: VideoPacket) -> None:
+        packet.pts = packet.dts = pts[number]
+
+    stuck = restamped(clip.path, tmp_path / "stuck.mkv", stamp)
+    _, warnings = read(stuck)
+    assert warnings == [
+        "90 of 100 pictures of stuck.mkv have the same time as the one before them."
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -307,11 +324,12 @@ def test_an_animation_is_a_video_and_a_single_picture_is_none(
         FileSource(still.path)
 
 
-def test_the_film_is_watched_and_not_a_picture_beside_it(tmp_path: Path) -> None:
-    clip = with_two_videos(tmp_path / "two.mp4")
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_the_film_is_watched_and_not_a_picture_beside_it(tmp_path: Path, suffix: str) -> None:
+    clip = with_two_videos(tmp_path / f"two.{suffix}")
     frames, warnings = read(clip.path, fps=25.0)
     assert numbers(frames) == list(range(75))
-    assert warnings == ["two.mp4 holds 2 videos; that of 160x96 (h264) is watched."]
+    assert warnings == [f"two.{suffix} holds 2 videos; that of 160x96 (h264) is watched."]
 
 
 # Pixels.
@@ -394,6 +412,7 @@ def test_all_files_of_a_process_share_one_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = make(tmp_path / "clip.mp4", steady(25, 25), Recipe())
+    monkeypatch.setattr("streaming.sources.decoder_memory.MOST_THREADS", 1)
     with VideoFile(clip.path) as video:
         num_bytes = decoder_bytes(video.stream)
     memory = DecoderMemory(2 * num_bytes)
@@ -406,6 +425,20 @@ def test_all_files_of_a_process_share_one_bound(
         VideoFile(clip.path)
     for _ in range(5):
         assert len(list(FileSource(clip.path, 25.0).frames())) == 25, "given back each time"
+
+
+def test_where_memory_is_scarce_a_file_is_decoded_on_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make(tmp_path / "clip.mp4", steady(25, 25), Recipe())
+    monkeypatch.setattr("streaming.sources.decoder_memory.os.cpu_count", lambda: 16)
+    with VideoFile(clip.path) as video:
+        assert video.stream.codec_context.thread_count == 16
+        num_bytes = decoder_bytes(video.stream)
+    monkeypatch.setattr("streaming.sources.pictures.DECODERS", DecoderMemory(num_bytes - 1))
+    with VideoFile(clip.path) as video:
+        assert video.stream.codec_context.thread_count == 1
+        assert len(list(video.pictures())) == 25
 
 
 def test_codecs_that_no_video_needs_are_not_decoded(tmp_path: Path) -> None:

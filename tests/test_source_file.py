@@ -279,6 +279,16 @@ def test_a_recording_without_its_index_is_refused(tmp_path: Path) -> None:
         FileSource(cut(clip, 0.5))
 
 
+def test_a_recording_cut_inside_its_index_is_refused_as_cut(tmp_path: Path) -> None:
+    options = {"movflags": "faststart"}
+    recipe = Recipe(draw=noisy, container_options=options)
+    clip = make(tmp_path / "phone.mp4", steady(100, 25), recipe)
+    data = clip.path.read_bytes()
+    clip.path.write_bytes(data[: data.index(b"stsz")])
+    with pytest.raises(SourceError, match=r"^phone.mp4 was cut off before its index was written"):
+        FileSource(clip.path)
+
+
 def test_damage_in_the_middle_is_passed_with_a_warning_that_says_where(tmp_path: Path) -> None:
     clip = make(tmp_path / "scratched.mp4", steady(250, 25), Recipe(gop=25, draw=noisy))
     with av.open(str(clip.path)) as container:

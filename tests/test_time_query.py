@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from streaming.time_query.expressions import written_times
-from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans
+from streaming.time_query.spans import Span, chunk_ranges, in_seconds, named_spans, time_beyond
 
 HOUR = 3600.0
 
@@ -409,3 +409,28 @@ def test_each_span_has_its_own_chunks_and_an_empty_history_has_none() -> None:
     assert chunk_ranges([Span(0, 1), Span(70, 80)], CHUNKS) == [range(1), range(8, 10)]
     assert chunk_ranges([Span(0, 1)], []) == []
     assert chunk_ranges([Span(0, 1)], [(5.0, 6.0), (6.0, 7.0)]) == [range(1)]
+
+
+@pytest.mark.parametrize(
+    ("question", "seconds"),
+    [
+        ("What is at 1:02:03?", 3723.0),
+        ("At t=200 what is shown?", 200.0),
+        ("What happens in the third minute?", 120.0),
+        ("What happens after 3:00?", 180.0),
+        ("What is shown at 0:30?", None),
+        ("What is shown at the end?", None),
+        ("What was shown 4 minutes ago?", None),
+        ("What is in the " + "9" * 400 + "th minute?", None),
+        ("What is in second " + "9" * 400 + "?", None),
+    ],
+)
+def test_a_time_beyond_what_was_seen_is_found(question: str, seconds: float | None) -> None:
+    assert time_beyond(question, 100.0) == seconds
+
+
+def test_a_time_named_by_its_letter_is_one() -> None:
+    (span,) = named_spans("At t=20 what is shown?", 60.0)
+    assert (span.start_seconds, span.stop_seconds) == (19.0, 21.0)
+    assert named_spans("Is list=20 shown?", 60.0) == []
+    assert named_spans("Is t=20x shown?", 60.0) == []

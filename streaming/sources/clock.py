@@ -28,6 +28,8 @@ class Clock:
         self.last_seconds: float | None = None
         self.jumps_seconds: list[float] = []  # where stamps fell back
         self.gaps_seconds: list[tuple[float, float]] = []  # where none came for very long
+        self.num_pictures = 0
+        self.num_alike = 0  # stamped as the picture before them
         self._time_base = time_base
         self._spacing_seconds = float(1 / rate)
         self._shift_seconds = 0.0
@@ -42,6 +44,8 @@ class Clock:
             self._shift_seconds += next_seconds - found
             self.jumps_seconds.append(next_seconds)
             found = next_seconds
+        self.num_pictures += 1
+        self.num_alike += stamp is not None and found == self.last_seconds
         if self.last_seconds is not None and found > self.last_seconds + _GAP_SECONDS:
             self.gaps_seconds.append((self.last_seconds, found))
         self.last_seconds = found
@@ -69,34 +73,29 @@ class Clock:
 class Timeline(Generic[T]):
     """Gives pictures their times, one after the other.
 
-    A recorder may stamp a single picture hours ahead. So a picture far ahead is held back until the
-    next ones come: if they go back to where the stamps were, its stamp was wrong, and it is put
-    between its neighbours.
+    A recorder may stamp a single picture hours ahead, or back. So a picture far from its neighbour
+    is held back until the next ones come: if they are where the stamps were, its stamp was wrong,
+    and it is put between its neighbours.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.num_corrected = 0
         self._clock = clock
         self._held: list[tuple[T, int | None]] = []
+        self._held_seconds = 0.0  # what the first of them claims
 
     def add(self, picture: T, stamp: int | None) -> Iterator[tuple[T, float]]:
         """The pictures whose time is known now, in order, with their seconds."""
         if self._held:
-            first_held = self._held[0][1]
-            assert first_held is not None
-            goes_back = (
-                stamp is not None
-                and self._clock.at(stamp) < self._clock.at(first_held) - _JUMP_SECONDS
-            )
-            if not goes_back:
+            if not self._returns(stamp):
                 self._held.append((picture, stamp))
                 if len(self._held) > _MOST_HELD:
                     yield from self.flush()
                 return
-            self._correct_held()
-            yield from self.flush()
-        if stamp is not None and self._clock.runs_ahead(self._clock.at(stamp)):
+            yield from self._placed_before(stamp)
+        if stamp is not None and self._is_far(self._clock.at(stamp)):
             self._held.append((picture, stamp))
+            self._held_seconds = self._clock.at(stamp)
             return
         yield picture, self._clock.seconds(stamp)
 
@@ -106,6 +105,26 @@ class Timeline(Generic[T]):
         for picture, stamp in held:
             yield picture, self._clock.seconds(stamp)
 
-    def _correct_held(self) -> None:
-        self.num_corrected += len(self._held)
-        self._held = [(picture, None) for picture, _ in self._held]
+    def _is_far(self, seconds: float) -> bool:
+        return self._clock.runs_ahead(seconds) or self._clock.falls_back(seconds)
+
+    def _returns(self, stamp: int | None) -> bool:
+        """Whether a stamp is no longer where the held ones are."""
+        if stamp is None:
+            return False
+        seconds = self._clock.at(stamp)
+        if self._clock.falls_back(self._held_seconds):
+            return not self._clock.falls_back(seconds)
+        return seconds < self._held_seconds - _JUMP_SECONDS
+
+    def _placed_before(self, stamp: int | None) -> Iterator[tuple[T, float]]:
+        """The pictures that are held back, evenly between the one before them and the next."""
+        held, self._held = self._held, []
+        self.num_corrected += len(held)
+        assert stamp is not None and self._clock.last_seconds is not None
+        before_seconds = self._clock.last_seconds
+        gap_seconds = max(0.0, self._clock.at(stamp) - before_seconds)
+        for place, (picture, _) in enumerate(held, 1):
+            seconds = before_seconds + gap_seconds * place / (len(held) + 1)
+            self._clock.last_seconds = seconds
+            yield picture, seconds

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from av.video.stream import VideoStream
 
-PROCESS_BYTES = 3 << 30  # of all files that are open at a time
+LEAST_PROCESS_BYTES = 3 << 30  # of all files that are open at a time, on a small machine
+PROCESS_SHARE = 4  # a larger machine may give a part of its memory
 FILE_BYTES = 512 << 20  # of one file, as far as fewer threads can help
 MOST_THREADS = 16  # FFmpeg's own limit, beyond which it gains nothing
 # Pictures that a decoder keeps at most, for others to lean on.
@@ -24,7 +25,7 @@ BITS_UNKNOWN = 24  # per pixel, before a picture has been decoded: 4:2:0 in 10 b
 class DecoderMemory:
     """What the open files of a process may hold together. Reserve before decoding."""
 
-    def __init__(self, num_bytes: int = PROCESS_BYTES) -> None:
+    def __init__(self, num_bytes: int) -> None:
         self._free_bytes = num_bytes
         self._lock = threading.Lock()
 
@@ -45,7 +46,13 @@ class DecoderMemory:
         return give_back
 
 
-DECODERS = DecoderMemory()
+def process_bytes() -> int:
+    """What the decoders of a process may hold on this machine."""
+    physical_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(LEAST_PROCESS_BYTES, physical_bytes // PROCESS_SHARE)
+
+
+DECODERS = DecoderMemory(process_bytes())
 
 
 def picture_bytes(stream: VideoStream) -> int:

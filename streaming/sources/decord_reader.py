@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 CHILD = Path(__file__).with_name("decord_child.py")
 NUM_THREADS = 4  # each holds pictures
-PATIENCE_SECONDS = 60.0  # of a reply; a jump in a long stretch without keyframes takes seconds
+PATIENCE_SECONDS = 20.0  # of a reply; a jump in a long stretch without keyframes takes seconds
 LONGEST_HEADER = 1 << 24  # bytes; the keyframes of a long file are listed in it
 
 

@@ -18,6 +18,7 @@ __all__ = ["EmptyStretchError", "FileSource", "SourceError", "SourceInfo", "prob
 
 _SEEK_FROM_SECONDS = 5.0  # a start before that is reached sooner by decoding
 _CLAIM_SLACK_SECONDS = 1.0  # headers round, and sound may end a little before what they claim
+_ALIKE_SHARE = 0.1  # of pictures without a time of their own, from which on it is told
 _STANDS_SECONDS = 5.0  # of a last picture, from which on it is looked at once more
 # can be wound, and tell their duration
 _INDEXED_CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")
@@ -161,8 +162,13 @@ class FileSource:
             )
         if video.num_corrected:
             self.warnings.append(
-                f"{name} has {video.num_corrected} times that lie far ahead of the others; their "
-                "pictures were put between their neighbours."
+                f"{name} stamps {video.num_corrected} of its pictures far from the others; they "
+                "were put between their neighbours."
+            )
+        if video.clock.num_alike > _ALIKE_SHARE * video.clock.num_pictures:
+            self.warnings.append(
+                f"{video.clock.num_alike} of {video.clock.num_pictures} pictures of {name} have "
+                "the same time as the one before them."
             )
 
     def _warn_of_end(self, video: VideoFile, last_seconds: float) -> None:

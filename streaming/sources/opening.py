@@ -16,6 +16,7 @@ from av.codec.context import Flags
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from errors import LonglookError
@@ -46,6 +47,7 @@ _DECODERS = ",".join(
         "pcm_s16le,pcm_s16be,pcm_u8,pcm_s24le,pcm_alaw,pcm_mulaw,wmav1,wmav2",
     ]
 )
+_LIMITS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 _MOST_PIXELS = 8192 * 4608  # 8K with room for odd shapes; more takes a gigabyte to decode
 _MOST_PIXELS_OPENING = 1 << 27  # FFmpeg may decode a picture to find out what a file holds
 _MOST_SIDES_RATIO = 200  # the length of a picture against its width; models take no more
@@ -65,7 +67,7 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     container = _open(path)
     try:
         stream = _best_stream(container, path.name)
-        _check_size(stream, path.name)
+        _check_size(stream, path)
     except SourceError:
         container.close()
         raise
@@ -108,15 +110,10 @@ def _check_file(path: Path) -> None:
 
 
 def _open(path: Path) -> InputContainer:
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": _FORMATS,
-        "codec_whitelist": _DECODERS,
-        "max_pixels": str(_MOST_PIXELS_OPENING),
-    }
+    decoding = {"codec_whitelist": _DECODERS, "max_pixels": str(_MOST_PIXELS_OPENING)}
     try:
         name = os.fsdecode(path.resolve())
-        container: InputContainer = av.open(name, options=options, **_lenient())
+        container: InputContainer = av.open(name, options={**_LIMITS, **decoding}, **_lenient())
     except FFmpegError as error:
         if lacks_index(path):
             told = "was cut off before its index was written: nothing in it can be played"
@@ -147,19 +144,31 @@ def _best_stream(container: InputContainer, name: str) -> VideoStream:
 
 def _is_one_picture(stream: VideoStream) -> bool:
     """Whether it is a cover that is not marked as one. `frames` is 0 where a container does not
-    count.
+    count; then the codec of covers has to do.
     """
-    return stream.frames == 1
+    is_picture_codec = stream.codec_context.codec.canonical_name in ("mjpeg", "png")
+    return stream.frames == 1 or (stream.frames == 0 and is_picture_codec)
 
 
-def _check_size(stream: VideoStream, name: str) -> None:
+def _check_size(stream: VideoStream, path: Path) -> None:
+    name = path.name
     width, height = stream.width, stream.height
+    if not width or not height:
+        width, height = _claimed_size(path, stream.index)
     if width * height > _MOST_PIXELS:
         raise SourceError(f"The pictures of {name} are too large ({width}x{height}).")
     if not width or not height:
         return  # told by the first picture
     shown = display_size(width, height, stream.sample_aspect_ratio)
     check_sides(*shown, name)
+
+
+def _claimed_size(path: Path, index: int) -> tuple[int, int]:
+    """What the container says of a size that no decoder was let near."""
+    options = {**_LIMITS, "codec_whitelist": "none"}
+    with av.open(os.fsdecode(path.resolve()), options=options, **_lenient()) as container:
+        found = container.streams[index].codec_context
+        return (found.width, found.height) if isinstance(found, VideoCodecContext) else (0, 0)
 
 
 def check_sides(width: int, height: int, name: str) -> None:

@@ -187,9 +187,13 @@ class VideoFile:
         self.close()
 
     def _reserve_memory(self) -> Callable[[], None]:
-        needed_bytes = decoder_bytes(self.stream)
-        release = DECODERS.reserve(needed_bytes)
+        """Takes its part of what decoders may hold; one thread needs less than several."""
+        release = DECODERS.reserve(decoder_bytes(self.stream))
         if release is None:
+            self.stream.codec_context.thread_count = 1
+            release = DECODERS.reserve(decoder_bytes(self.stream))
+        if release is None:
+            needed_bytes = decoder_bytes(self.stream)
             self.container.close()
             raise SourceError(
                 f"There is no memory left to decode {self._path.name}, which takes up to "

@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from streaming.time_query.phrases import Reading
+from streaming.time_query.phrases import EXACT_SECONDS, Reading
 
 # of a group's length: frame rates such as 29.97 let groups start a little after full seconds
 BEGUN_SHARE = 0.25
@@ -50,10 +50,11 @@ def time_beyond(question: str, now_seconds: float) -> float | None:
     """The first moment or stretch that a question names and that lies after `now_seconds`, in
     seconds; None where there is none, and for what no stream can reach.
     """
-    reading = Reading(question, now_seconds)
-    moments = [reading.times[number].seconds for number in reading.moments]
-    starts = moments or [start for start, _ in reading.spans]
-    later = [start for start in starts if math.isfinite(start) and start > now_seconds]
+    named: list[float] = []
+    for start, stop in Reading(question, now_seconds).spans:
+        is_moment = stop - start <= 2 * EXACT_SECONDS
+        named.append((start + stop) / 2 if is_moment else start)
+    later = [seconds for seconds in named if math.isfinite(seconds) and seconds > now_seconds]
     return min(later, default=None)
 
 
