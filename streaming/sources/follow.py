@@ -17,9 +17,10 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from frames import Frame, Sampler
-from streaming.sources.clock import Clock, stamp_of
+from streaming.sources.clock import Clock
 from streaming.sources.connection import as_rgb, usual_rate, video_stream
 from streaming.sources.opening import SourceError
+from streaming.sources.pictures import stamp_of
 from streaming.sources.trouble import TroubleError, trouble_of
 
 POLL_SECONDS = 0.2
