@@ -8,6 +8,7 @@
 PYTHON ?= python3
 FAISS  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 PORT   ?= 7860
+TEST_PROCESSES ?= 2
 BIN    := .venv/bin
 STAMP  := .venv/.ready-$(FAISS)
 RUN    := .venv/.runs-$(FAISS)
@@ -36,7 +37,7 @@ $(STAMP) $(RUN): pyproject.toml constraints.txt
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 check: lint types test
 

@@ -66,6 +66,7 @@ class MemoryConfig:
     """What is kept, where, and how much of it comes back for a question."""
 
     chunk_frames: int = 16  # frames prefilled together (Video-XL-2)
+    max_chunk_seconds: float = 8.0  # that a chunk covers at most; half of it for a live source
     borders: str = "full"  # a chunk ends when "full"; with "cuts", at a cut in its second half too
     prefill_chunks: int = 2  # newest chunks (of the window) that a new chunk sees in its prefill
     window_chunks: int = 2  # newest chunks, dense on the device, in every answer's context
@@ -95,6 +96,8 @@ class MemoryConfig:
             "disk_bytes": 0,
         }
         _check_least("memory", self, least)
+        seconds = self.max_chunk_seconds
+        _check("memory.max_chunk_seconds", seconds, 0 < seconds < math.inf, "be more than 0")
         _check_choice("memory.borders", self.borders, ("full", "cuts"))
         _check_choice("memory.sparse", self.sparse, ("pooled", "salient"))
         _check_choice("memory.recall", self.recall, ("auto", "always", "never"))

@@ -6,7 +6,9 @@ Knows nothing of codecs, files or cameras: a source makes frames, everything beh
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +80,12 @@ class Sampler:
             return False
         self._next_tick = tick + 1
         return True
+
+
+def in_parts(frames: Iterable[Frame], count: int) -> Iterator[list[Frame]]:
+    """Runs of `count` frames; the last one may be shorter."""
+    frames = iter(frames)
+    return iter(lambda: list(islice(frames, count)), [])
 
 
 @dataclass(frozen=True)

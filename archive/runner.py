@@ -164,7 +164,7 @@ def prefill_segment(engine: DeviceOwner, number: int, part: Sequence[Frame], fps
     """
     ingest = Ingest(engine.model, engine.config)
     prefix = [engine.run(engine.model.prefix)]
-    work = PrefillWork(ingest, ingest.prepare([part]), prefix, [], 0, number)
+    work = PrefillWork(ingest, ingest.prepare_alone(part), prefix, [], 0, number)
     chunk = engine.prefill(work, num_visual_tokens(engine.model, part), False)
     start, stop = part[0].pts_seconds, part[-1].pts_seconds + 1 / fps
     return Segment(number, start, stop, _thumbnail(part[len(part) // 2]), chunk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from frames import Frame
-from keyframes.borders import split_at_cuts
+from keyframes.chunk_builder import split_at_cuts
 
 
 def segments(

@@ -26,11 +26,11 @@ from torch import Tensor
 from bench.asked import Asker, long_stream
 from bench.machine import describe, save
 from bench.report import table
+from frames import in_parts
 from memory.chunk import KVChunk
 from memory.recall_policy import evidence
 from memory.retrieval_index import SEGMENT_TOKENS, HeadIndex
 from streaming.engine import load_engine
-from streaming.session import in_parts
 from streaming.time_query.spans import in_seconds
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,14 +25,14 @@ from bench.machine import describe, now, save
 from bench.report import table
 from bench.rivals.shapes import SHAPES, random_model
 from config import AnswerConfig, MemoryConfig
-from frames import Frame
+from frames import Frame, in_parts
 from memory.kv_memory import KVMemory
 from memory.recall_policy import numbered_from, plan_recall
 from memory.records import NewChunk
 from memory.retrieval_index import HeadIndex
 from models.calibration import Profile, RetrievalHead
+from models.pixels import normalise_patches
 from models.qwen3_vl import Qwen3VL
-from streaming.session import in_parts
 
 RESULTS = Path(__file__).parent / "results"
 # shown again and again: what frames show makes no difference to the cost of a plain ingest
@@ -241,22 +241,23 @@ def stock_cost(model: Qwen3VL, network: Any, side: int, frames: int) -> StockCos
 def stock_inputs(model: Qwen3VL, frames: Sequence[Frame]) -> dict[str, Tensor]:
     """A whole clip with a question as the stock forward takes it."""
     size, prompt = model.frames_per_group, model._prompt
-    cut = [model._patches(frames[k : k + size]) for k in range(0, len(frames), size)]
+    cut = model.cut_patches([frames[k : k + size] for k in range(0, len(frames), size)])
+    patches = normalise_patches(torch.cat([patches for patches, _ in cut]), model._pixels)
     groups = [
         model._group(
             frames[k : k + size],
             grid,
-            torch.empty(patches.shape[0] // model._pixels.merge_size**2, 0),
+            torch.empty(of_group.shape[0] // model._pixels.merge_size**2, 0),
             (),
         )
-        for k, (patches, grid) in zip(range(0, len(frames), size), cut, strict=True)
+        for k, (of_group, grid) in zip(range(0, len(frames), size), cut, strict=True)
     ]
     script = prompt.build_inputs(groups)
     before, after = prompt.prefix(), prompt.question(QUESTION, ())
     marks = torch.cat([torch.zeros(len(before)), 2 * script.visual, torch.zeros(len(after))]).long()
     return {
         "input_ids": torch.tensor([[*before, *script.tokens, *after]], device=model.device),
-        "pixel_values_videos": torch.cat([patches for patches, _ in cut]).to(model.dtype),
+        "pixel_values_videos": patches.to(model.device, model.dtype),
         "video_grid_thw": torch.tensor([[len(cut), *cut[0][1]]], device=model.device),
         "mm_token_type_ids": marks[None].to(model.device),
     }

@@ -1,21 +1,23 @@
 """Hard cuts found in real and synthetic clips, beside PySceneDetect's detectors on the same decoded
-frames.
+frames: in every frame of a clip, and in those that a session sees of it.
 
     python -m bench.keyframes
-    python -m bench.keyframes --videos DIR --truth cuts.json --no-synthetic
+    python -m bench.keyframes --videos DIR --no-synthetic
 
-`cuts.json`: {"clip.mp4": {"hard_cuts": [[frame, seconds], ...], "ambiguous": [...]}, ...}, seconds
-by the container's own clock; or a list of shots [{"start_s": seconds}, ...] in a file named as the
-clip is. What is ambiguous counts neither way. Time is CPU time of one thread, from a decoded
-picture to the verdict; ours finds keyframes as well. Exit code 1 when F1 or speed is behind the
-better of the two. Writes JSON and Markdown into `bench/results/`.
+With --videos, `DIR/truth/*.json` say where the cuts are: {"clip.mp4": {"hard_cuts": [[frame,
+seconds], ...], "ambiguous": [...]}, ...}, seconds by the container's own clock; or a list of shots
+[{"start_s": seconds}, ...] in a file named as the clip is. What is ambiguous counts neither way. At
+the sampled rate a cut lies at the first frame after it that is taken, and several between two
+frames are one. Time is CPU time of one thread, from a decoded picture to the verdict; ours finds
+keyframes as well. Exit code 1 when F1 or speed is behind the better of the two. Writes JSON and
+Markdown into `bench/results/`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -35,15 +37,19 @@ from scenedetect.scene_manager import compute_downscale_factor
 from bench.machine import describe, save
 from bench.report import Target, judged, table
 from bench.shots import KINDS, write
-from frames import Frame
-from keyframes.detector import Keyframe, KeyframeDetector
+from config import ReadConfig
+from frames import ROUNDING_SECONDS, Frame
+from keyframes.chunk_builder import MEASURE_FRAMES
+from keyframes.detector import KeyframeDetector
+from keyframes.frame_diff import FrameDiff, Grid, analysis_grid, measure_frames
+from models.pixels import PixelSpec, fit_size
+from streaming.sources.file import FileSource
 from streaming.sources.pictures import VideoFile
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).parents[2] / "shared" / "videos"
-TRUTHS = (SHARED / "truth" / "cuts.json", SHARED / "truth" / "derived_toys_sequence.json")
 SEEDS = (1, 2)
-TUNED_ON = "the real clips of the default run, and synthetic clips with seeds from 100 on"
+TUNED_ON = "some of the real clips at their own rate, and synthetic clips with seeds from 100 on"
+EVERY_FRAME = "every frame"
 TOLERANCE_SECONDS = 0.1
 BATCH_FRAMES = 16
 OURS = "ours"
@@ -72,6 +78,7 @@ class Score:
     false: tuple[float, ...]
     frames: int
     cpu_seconds: float
+    rate: str = EVERY_FRAME
 
 
 class Way(Protocol):
@@ -85,21 +92,24 @@ class Way(Protocol):
 
 
 class Ours:
-    def __init__(self) -> None:
+    """grid_of: as in a session, where cells are measured besides; None for cuts alone."""
+
+    def __init__(self, grid_of: Callable[[int, int], Grid] | None = None) -> None:
         self.cpu_seconds = 0.0
-        self.found: list[Keyframe] = []
+        self._grid_of = grid_of
+        self.found: list[FrameDiff] = []
         self._detector = KeyframeDetector()
 
     def look(self, frames: Sequence[Frame], bgrs: Sequence[Picture]) -> None:
         started = time.thread_time()
-        self.found += self._detector.step(frames)
+        self.found += self._detector.judge(measure_frames(frames, self._grid_of))
         self.cpu_seconds += time.thread_time() - started
 
     def cuts(self) -> list[float]:
         started = time.thread_time()
         self.found += self._detector.flush()
         self.cpu_seconds += time.thread_time() - started
-        return [keyframe.pts_seconds for keyframe in self.found if keyframe.why == "cut"]
+        return [diff.pts_seconds for diff in self.found if diff.keyframe == "cut"]
 
 
 @dataclass
@@ -139,8 +149,8 @@ def shrunk(bgr: Picture) -> Picture:
 
 
 def ways(fps: float) -> dict[str, Way]:
-    """Theirs as they come, and the better one without the shortest shot that it allows by default
-    (15 frames).
+    """In every frame: theirs as they come, and the better one without the shortest shot that it
+    allows by default (15 frames).
     """
     return {
         OURS: Ours(),
@@ -150,21 +160,62 @@ def ways(fps: float) -> dict[str, Way]:
     }
 
 
-def measure(clip: Clip) -> list[Score]:
-    with VideoFile(clip.path) as video:
-        looking = ways(float(video.rate))
-        count = 0
-        for batch in batches(video):
-            count += len(batch)
-            bgrs = [np.ascontiguousarray(frame.image[:, :, ::-1]) for frame in batch]
-            for way in looking.values():
-                way.look(batch, bgrs)
-    scores = []
+def sampled_ways(fps: float) -> dict[str, Way]:
+    """In the frames that a session sees, of which 15 would be seconds: theirs for any shot."""
+    return {
+        OURS: Ours(session_grid),
+        "Content, any shot": Theirs(ContentDetector(min_scene_len=1), fps),
+        "Adaptive, any shot": Theirs(AdaptiveDetector(min_scene_len=1), fps),
+    }
+
+
+def session_grid(height: int, width: int) -> Grid:
+    """The cells in which a session with a released Qwen3-VL measures a frame."""
+    pixels = PixelSpec(patch_size=16, merge_size=2, temporal_patch_size=2)
+    rows, columns = fit_size(height, width, pixels)
+    return analysis_grid((rows // pixels.patch_size, columns // pixels.patch_size))
+
+
+def measure(clip: Clip, sampled_fps: float | None = None) -> list[Score]:
+    """All ways on one clip: in every frame, or in those that a session sees at this rate."""
+    if sampled_fps is None:
+        with VideoFile(clip.path) as video:
+            return scores_of(clip, ways(float(video.rate)), batches(video), EVERY_FRAME)
+    frames = list(FileSource(clip.path, sampled_fps).frames())
+    times = [frame.pts_seconds for frame in frames]
+    seen = Clip(clip.group, clip.path, snapped(clip.cuts, times), snapped(clip.ambiguous, times))
+    looked_at = (frames[k : k + MEASURE_FRAMES] for k in range(0, len(frames), MEASURE_FRAMES))
+    return scores_of(seen, sampled_ways(sampled_fps), looked_at, rate_name(sampled_fps))
+
+
+def rate_name(fps: float) -> str:
+    return f"{fps:g} frames a second"
+
+
+def snapped(cuts: Sequence[float], times: Sequence[float]) -> tuple[float, ...]:
+    """The first frame at or after each cut, once; none where the frames end before."""
+    found: list[float] = []
+    for cut in cuts:
+        after = next((seconds for seconds in times if seconds >= cut - ROUNDING_SECONDS), None)
+        if after is not None and after not in found and after > 0:
+            found.append(after)
+    return tuple(found)
+
+
+def scores_of(
+    clip: Clip, looking: dict[str, Way], batches: Iterable[Sequence[Frame]], rate: str
+) -> list[Score]:
+    count = 0
+    for batch in batches:
+        count += len(batch)
+        bgrs = [np.ascontiguousarray(frame.image[:, :, ::-1]) for frame in batch]
+        for way in looking.values():
+            way.look(batch, bgrs)
+    scores: list[Score] = []
     for name, way in looking.items():
         hits, missed, false = matched(way.cuts(), clip.cuts, clip.ambiguous)
-        scores.append(
-            Score(clip.group, clip.path.name, name, hits, missed, false, count, way.cpu_seconds)
-        )
+        found = (clip.group, clip.path.name, name, hits, missed, false)
+        scores.append(Score(*found, count, way.cpu_seconds, rate))
     return scores
 
 
@@ -216,19 +267,22 @@ def real_clips(videos: Path, truths: Iterable[Path]) -> list[Clip]:
 
 
 def told_cuts(path: Path, videos: Path) -> dict[str, dict[str, list[float]]]:
+    """What a file says of cuts, by clip; nothing where it is about something else."""
     data = json.loads(path.read_text())
     if isinstance(data, list):
-        name = next(
-            (video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json"),
-            path.stem,
-        )
-        return {name: {"hard_cuts": [shot["start_s"] for shot in data[1:]], "ambiguous": []}}
-    keys = ("hard_cuts", "ambiguous")
-    return {
-        name: {key: [seconds for _, seconds in told.get(key, [])] for key in keys}
-        for name, told in data.items()
-        if not name.startswith("_")
-    }
+        if not all(isinstance(shot, dict) and "start_s" in shot for shot in data):
+            return {}
+        clips = (video.name for video in videos.glob(f"{path.stem}.*") if video.suffix != ".json")
+        cuts = [shot["start_s"] for shot in data[1:]]
+        return {next(clips, path.stem): {"hard_cuts": cuts, "ambiguous": []}}
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, told in data.items():
+        if isinstance(told, dict) and "hard_cuts" in told:
+            found[name] = {
+                key: [seconds for _, seconds in told.get(key, [])]
+                for key in ("hard_cuts", "ambiguous")
+            }
+    return found
 
 
 def synthetic_clips(folder: Path, seeds: Iterable[int]) -> Iterator[Clip]:
@@ -237,7 +291,6 @@ def synthetic_clips(folder: Path, seeds: Iterable[int]) -> Iterator[Clip]:
             path = folder / f"{kind}-{seed}.mp4"
             cuts = write(path, kind, seed)
             yield Clip(f"synthetic {kind}", path, tuple(cuts))
-            path.unlink()
 
 
 def f1(scores: Sequence[Score]) -> tuple[float, float, float]:
@@ -258,9 +311,17 @@ def ms_per_frame(scores: Sequence[Score]) -> float:
 
 
 def targets(scores: Sequence[Score]) -> list[Target]:
-    """Ours beside the best of the others: pooled over the real clips, over the synthetic ones, and
-    in speed.
+    """Ours beside the best of the others at each rate: pooled over the real clips, over the
+    synthetic ones, and in speed.
     """
+    return [
+        target
+        for rate in dict.fromkeys(s.rate for s in scores)
+        for target in targets_at(rate, [s for s in scores if s.rate == rate])
+    ]
+
+
+def targets_at(rate: str, scores: Sequence[Score]) -> list[Target]:
     names = list(dict.fromkeys(s.way for s in scores))
     found = []
     for kind in ("real", "synthetic"):
@@ -269,7 +330,9 @@ def targets(scores: Sequence[Score]) -> list[Target]:
             reached = {name: f1([s for s in of_kind if s.way == name])[2] for name in names}
             mine, best = reached.pop(OURS), max(reached, key=reached.__getitem__)
             wanted, got = f"at least {best}: {reached[best]:.3f}", f"{mine:.3f}"
-            found.append(Target(f"F1, {kind} clips", wanted, got, mine >= reached[best]))
+            found.append(Target(f"F1, {kind} clips, {rate}", wanted, got, mine >= reached[best]))
+    if rate != EVERY_FRAME:
+        return found  # two frames a second cost nothing, whoever looks at them
     spent = {name: ms_per_frame([s for s in scores if s.way == name]) for name in names}
     mine, best = spent.pop(OURS), min(spent, key=spent.__getitem__)
     told = f"{mine:.3f}, ratio {spent[best] / mine:.2f}"
@@ -280,44 +343,30 @@ def targets(scores: Sequence[Score]) -> list[Target]:
 
 
 def report(scores: Sequence[Score]) -> list[str]:
-    """A Markdown table: a row for each group of clips and way."""
-    rows = []
+    """A Markdown table: a row for each rate, group of clips and way."""
+    rows: list[list[str]] = []
+    for rate in dict.fromkeys(s.rate for s in scores):
+        rows += rows_at(rate, [s for s in scores if s.rate == rate])
+    head = ["looked at", "clips", "way", "frames", "cuts", "missed", "false"]
+    return table([*head, "precision", "recall", "F1", "CPU ms a frame"], rows)
+
+
+def rows_at(rate: str, scores: Sequence[Score]) -> list[list[str]]:
+    rows: list[list[str]] = []
     groups = list(dict.fromkeys(s.group for s in scores))
     for group in [*groups, "synthetic", ""]:
         for way in dict.fromkeys(s.way for s in scores):
             some = [s for s in scores if s.way == way and s.group.startswith(group)]
-            if some:
-                counts = [
-                    sum(map(len, part))
-                    for part in ([s.missed for s in some], [s.false for s in some])
-                ]
-                frames, cuts = sum(s.frames for s in some), sum(s.hits for s in some) + counts[0]
-                rates = [f"{rate:.3f}" for rate in f1(some)]
-                row = [
-                    group or "all",
-                    way,
-                    frames,
-                    cuts,
-                    *counts,
-                    *rates,
-                    f"{ms_per_frame(some):.3f}",
-                ]
-                rows.append([str(cell) for cell in row])
-    return table(
-        [
-            "clips",
-            "way",
-            "frames",
-            "cuts",
-            "missed",
-            "false",
-            "precision",
-            "recall",
-            "F1",
-            "CPU ms a frame",
-        ],
-        rows,
-    )
+            if not some:
+                continue
+            missed = sum(len(s.missed) for s in some)
+            false = sum(len(s.false) for s in some)
+            cuts = sum(s.hits for s in some) + missed
+            counts = [str(n) for n in (sum(s.frames for s in some), cuts, missed, false)]
+            rates = [f"{share:.3f}" for share in f1(some)]
+            spent = f"{ms_per_frame(some):.3f}"
+            rows.append([rate, group or "all", way, *counts, *rates, spent])
+    return rows
 
 
 def write_down(out: Path, scores: Sequence[Score], about: dict[str, str]) -> None:
@@ -328,29 +377,42 @@ def write_down(out: Path, scores: Sequence[Score], about: dict[str, str]) -> Non
 
 
 def main(
-    videos: Annotated[Path, typer.Option(help="Folder of the clips.")] = SHARED,
-    truth: Annotated[list[Path] | None, typer.Option(help="Files that tell their cuts.")] = None,
+    videos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real clips, with a folder `truth` that tells their cuts."),
+    ] = None,
     synthetic: Annotated[
         bool, typer.Option(help="Make and measure synthetic clips as well.")
     ] = True,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the synthetic clips.")] = None,
+    sampled_fps: Annotated[
+        float, typer.Option(help="Frames that a session sees of a second.")
+    ] = ReadConfig.fps,
     out: Annotated[Path, typer.Option(help="Results, without suffix.")] = RESULTS / "keyframes",
 ) -> None:
     """Measure, print, write; exit code 1 when a target is missed."""
-    truths, seeds = truth or TRUTHS, seed or SEEDS
+    seeds = seed or SEEDS
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    clips: list[Clip] = []
+    if videos is not None:
+        clips = real_clips(videos, sorted((videos / "truth").glob("*.json")))
+        if not clips:
+            raise typer.BadParameter(f"no clip that {videos / 'truth'} tells of lies in {videos}")
     with TemporaryDirectory() as folder:
-        clips = list(real_clips(videos, [path for path in truths if path.is_file()]))
         made = synthetic_clips(Path(folder), seeds if synthetic else ())
         total = len(clips) + len(seeds) * len(KINDS) * synthetic
-        scores = [
-            score for clip in track(chain(clips, made), "clips", total) for score in measure(clip)
-        ]
+        scores: list[Score] = []
+        for clip in track(chain(clips, made), "clips", total):
+            scores += measure(clip)
+            scores += measure(clip, sampled_fps)
     if not scores:
-        raise typer.BadParameter(f"no clip of {', '.join(map(str, truths))} lies in {videos}")
+        raise typer.BadParameter("there is nothing to measure without clips")
+    rates = dict.fromkeys(score.rate for score in scores)
+    scores.sort(key=lambda score: list(rates).index(score.rate))
     about = {
         **describe(),
+        "clips": "made by the bench" + (", and real ones" if videos else ""),
         "matched within": f"{TOLERANCE_SECONDS} s",
         "thresholds were chosen on": TUNED_ON,
     }

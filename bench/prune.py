@@ -31,7 +31,8 @@ from bench.recall import knobs, plain, progress
 from bench.rivals.pruners import RIVALS, PrunedByRival
 from config import Config, PruneConfig
 from errors import Notice
-from frames import Frame
+from frames import Frame, in_parts
+from keyframes.frame_group import FrameGroup
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from models.qwen3_vl import Qwen3VL
@@ -39,7 +40,7 @@ from models.video_llm import VideoLLM, VisualGroup
 from streaming.engine import Engine, load_engine
 from streaming.events import Answer
 from streaming.ingest import Ingest, PrefillWork, encode_groups
-from streaming.session import Session, in_parts
+from streaming.session import Session
 from streaming.time_query.spans import in_seconds, stamp_of
 from training.evaluate import Clip, make_clip
 from training.scenes import FPS, GROUP_SECONDS
@@ -71,12 +72,12 @@ class EncodedOnce:
             zip(map(id, frames[:: self.frames_per_group]), self._model.encode(frames), strict=True)
         )
 
-    def encode(
-        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    def encode_groups(
+        self, groups: Sequence[FrameGroup], reuse: FeatureReuse | None = None
     ) -> list[VisualGroup]:
         if reuse is not None:
-            return self._model.encode(frames, reuse)
-        return [self._groups[id(frame)] for frame in frames[:: self.frames_per_group]]
+            return self._model.encode_groups(groups, reuse)
+        return [self._groups[id(group.frames[0])] for group in groups]
 
 
 def ask_clip(
@@ -128,7 +129,7 @@ def prune_clip(clip: Clip, model: VideoLLM, setting: Setting) -> list[list[Visua
             ingest = Ingest(
                 pruned_by_rival(model, setting), Config(reuse=setting.reuse, prune=setting.prune)
             )
-        work = PrefillWork(ingest, ingest.prepare([frames]), [], [], 0, 0)
+        work = PrefillWork(ingest, ingest.prepare_alone(frames), [], [], 0, 0)
         parts += encode_groups(ingest.model, [work])[0]
     return parts
 
@@ -243,7 +244,7 @@ class Watching:
 
 
 def watch(session: Session, part: Sequence[Frame]) -> None:
-    for event in session.watch(part):
+    for event in session.watch(part, ahead=True):
         if isinstance(event, Notice):
             raise RuntimeError(event.text)
 

@@ -35,9 +35,10 @@ from bench.machine import describe
 from bench.report import Result, judged, summarise, write
 from bench.targets import targets
 from errors import Notice
+from frames import in_parts
 from streaming.engine import Engine, load_engine
 from streaming.events import Stats
-from streaming.session import Session, in_parts
+from streaming.session import Session
 from training.streams import Stream
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,7 +91,7 @@ class Bench:
         task = bar.add_task(f"{minutes:g} min, seed {seed}", total=num_steps)
         results: list[Result] = []
         for part in in_parts(stream.frames(self.side, fps), size):
-            for event in session.watch(part):
+            for event in session.watch(part, ahead=True):
                 if isinstance(event, Notice):
                     raise RuntimeError(event.text)
             for arm in arms:

@@ -32,6 +32,7 @@ from bench.report import table
 from bench.rivals.shapes import SHAPES, random_model
 from config import Config, PruneConfig, ReuseConfig
 from frames import Frame
+from keyframes.chunk_builder import build_chunks
 from memory.chunk import KVChunk
 from memory.kv_codec import AS_COMPUTED, KVFormat
 from models.checkpoint import recommended_settings
@@ -87,13 +88,13 @@ def watched(
     """The chunks of a clip, as a session makes those of a file."""
     ingest = Ingest(model, Config(reuse=reuse, prune=prune))
     chunks: list[KVChunk] = []
+    frames = [frame for part in parts for frame in part]
+    built = build_chunks(frames, ingest.chunk_builder(is_live=False), ingest.measure)
     max_chunks, max_tokens = (
         max(1, BATCH_FRAMES // len(parts[0])),
         max_pass_tokens(model.device.type),
     )
-    for batch in batch_chunks(
-        iter(parts), max_chunks, partial(num_visual_tokens, model), max_tokens
-    ):
+    for batch in batch_chunks(built, max_chunks, partial(num_visual_tokens, model), max_tokens):
         work = PrefillWork(
             ingest, ingest.prepare(batch), [model.prefix()], chunks[-REACH:], REACH, len(chunks)
         )

@@ -8,7 +8,9 @@ forgotten soon after, so a stream need not end. Knows nothing of times or keyfra
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -16,6 +18,10 @@ from torch import Tensor
 from keyframes.novelty import NOISE_LEVELS, REACH, motion_residual, novelty
 
 LAG_FRAMES = 4  # looked ahead, and as many looked back
+# Longer than LAG_FRAMES take at the rate of a camera; at two frames a second, no other frame is so
+# near, and each may be the first of a shot.
+PEAK_SECONDS = 0.3  # a cut stands out among all frames so near
+FLASH_SECONDS = 0.3  # a flash lasts no longer
 CUT_SHARE = 0.5  # of a picture that its predecessor does not explain
 CUT_RATIO = 3.6  # times what the pictures around leave unexplained ...
 CALM_LEVELS = 0.5  # ... or this, in levels, where they stand still
@@ -48,6 +54,7 @@ class _Seen:
     """share and levels: of what its predecessor leaves unexplained of it."""
 
     picture: Tensor
+    seconds: float
     share: float
     levels: float
 
@@ -63,12 +70,15 @@ class CutFinder:
         self._run: list[_Seen] = []
         self._judged = 0
 
-    def step(self, pictures: Tensor) -> list[CutDecision]:
-        """The verdicts that these pictures [n, 3, h, w] allow: on all but the newest LAG_FRAMES."""
+    def step(self, pictures: Tensor, seconds: Sequence[float]) -> list[CutDecision]:
+        """The verdicts that these pictures [n, 3, h, w] allow: on all but the newest LAG_FRAMES.
+
+        seconds: when each was taken.
+        """
         run = torch.cat([self._run[-1].picture[None] if self._run else pictures[:1], pictures])
         self._run += [
-            _Seen(picture, *gap)
-            for picture, gap in zip(pictures, frame_residuals(run), strict=True)
+            _Seen(picture, at, *gap)
+            for picture, at, gap in zip(pictures, seconds, frame_residuals(run), strict=True)
         ]
         return self._judge(max(self._judged, len(self._run) - LAG_FRAMES))
 
@@ -99,21 +109,28 @@ class CutFinder:
         )
         if seen.share < CUT_SHARE or not earlier:
             return False
-        around = [other.levels for other in earlier + later]
-        stands_out = seen.levels >= CUT_RATIO * (sum(around) / len(around) + CALM_LEVELS)
-        is_peak = all(o.levels < seen.levels for o in earlier) and all(
-            o.levels <= seen.levels for o in later
+        around = median(other.levels for other in earlier + later)
+        if seen.levels < CUT_RATIO * (around + CALM_LEVELS):
+            return False
+        before = [other for other in earlier if seen.seconds - other.seconds <= PEAK_SECONDS]
+        after = [other for other in later if other.seconds - seen.seconds <= PEAK_SECONDS]
+        is_peak = all(other.levels < seen.levels for other in before) and all(
+            other.levels <= seen.levels for other in after
         )
-        return stands_out and is_peak and not self._is_flash(k) and not self._is_same_place(k)
+        return is_peak and not self._is_flash(k) and not self._is_same_place(k)
 
     def _is_flash(self, k: int) -> bool:
         """Whether one begins or ends here: the picture before comes back, or this one was there
         before.
         """
-        before, here = self._run[k - 1].picture, self._run[k].picture
-        later = [seen.picture for seen in self._run[k + 1 : k + 1 + LAG_FRAMES]]
-        earlier = [seen.picture for seen in self._run[max(0, k - 1 - LAG_FRAMES) : k - 1]]
-        return self._is_among(before, later, k) or self._is_among(here, earlier, k)
+        before, here = self._run[k - 1], self._run[k]
+        later = self._run[k + 1 : k + 1 + LAG_FRAMES]
+        earlier = self._run[max(0, k - 1 - LAG_FRAMES) : k - 1]
+        comes_back = [s.picture for s in later if s.seconds - before.seconds <= FLASH_SECONDS]
+        was_there = [s.picture for s in earlier if here.seconds - s.seconds <= FLASH_SECONDS]
+        return self._is_among(before.picture, comes_back, k) or self._is_among(
+            here.picture, was_there, k
+        )
 
     def _is_among(self, picture: Tensor, others: list[Tensor], k: int) -> bool:
         """Whether one of the others shows the same as it, in another light or moved a little."""

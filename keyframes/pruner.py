@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from config import PruneConfig
-from keyframes.novelty import Patches, change, downsample, patch_stats
+from keyframes.frame_diff import FrameDiff, join_patches
+from keyframes.novelty import Patches, change
 
-PATCHES = 16  # along a picture's shorter side, in which change is looked for
 COMPARED_GROUPS = 32  # at once with the last one that went on, at most
 TEMPORAL_SHARE = 0.5  # of the temporal anchor in STC's score; the rest is the spatial one's
 ANCHOR_GROUPS = 4  # that the temporal anchor looks back over, about
-Images = Sequence[NDArray[np.uint8]]  # the frames of a group, [H, W, 3]
+GroupDiffs = Sequence[FrameDiff]  # the frames of a group
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +42,9 @@ class TokenSelection:
 class TokenPruner(Protocol):
     """Holds what one stream needs; groups come in order."""
 
-    def select_groups(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+    def select_groups(
+        self, groups: Sequence[GroupDiffs], pts_seconds: Sequence[float]
+    ) -> list[bool]:
         """Whether each of these groups goes on at all; all have as many frames."""
         ...
 
@@ -103,23 +103,23 @@ class NoveltyPruner:
         self._seconds = 0.0  # when that was
         self._ahead = 1  # groups to be compared at once
 
-    def select_groups(self, groups: Sequence[Images], pts_seconds: Sequence[float]) -> list[bool]:
+    def select_groups(
+        self, groups: Sequence[GroupDiffs], pts_seconds: Sequence[float]
+    ) -> list[bool]:
         found: list[bool] = []
-        for grid, run in groupby(groups, lambda images: patch_grid(images[0].shape[:2])):
-            found += self._follow(list(run), grid, pts_seconds[len(found) :])
+        for _, run in groupby(groups, grid_of_group):
+            found += self._follow(list(run), pts_seconds[len(found) :])
         return found
 
     def keep(self, features: Tensor) -> TokenSelection:
         return TokenSelection(best_places(self._anchor.score(features), self._share))
 
-    def _follow(
-        self, groups: Sequence[Images], grid: tuple[int, int], pts_seconds: Sequence[float]
-    ) -> list[bool]:
+    def _follow(self, groups: Sequence[GroupDiffs], pts_seconds: Sequence[float]) -> list[bool]:
         """The same for groups of one shape of picture. Where nothing is new, more and more are
         compared at once.
         """
         size = len(groups[0])
-        patches = patch_stats(downsample([image for images in groups for image in images], grid))
+        patches = join_patches([diff for diffs in groups for diff in diffs])
         own = self._change_inside(patches, size)
         found: list[bool] = []
         while (start := len(found)) < len(groups):
@@ -169,10 +169,11 @@ class NoveltyPruner:
         )
 
 
-def patch_grid(size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of about square patches over a picture of (height, width) pixels."""
-    least = min(size)
-    return round(PATCHES * size[0] / least), round(PATCHES * size[1] / least)
+def grid_of_group(diffs: GroupDiffs) -> tuple[int, int]:
+    """The cells in which a group's change is told."""
+    patches = diffs[0].patches
+    assert patches is not None, "frames that were not measured in cells"
+    return patches.grid
 
 
 def best_places(scores: Tensor, share: float) -> Tensor:

@@ -128,13 +128,18 @@ def token_novelty(novelty: Tensor, merge_size: int) -> Tensor:
 
 
 def plan(
-    novelty: Tensor, keyframes: Sequence[bool], own: Tensor | None, config: ReuseConfig
+    novelty: Tensor,
+    keyframes: Sequence[bool],
+    own: Tensor | None,
+    config: ReuseConfig,
+    anew: Sequence[bool] = (),
 ) -> list[Step]:
     """The work for each group.
 
     novelty: [g, frames, n] per token against the last keyframe, whose own row is not read.
     keyframes: of g * frames frames.
     own: change between the frames of the reference from before, [n]; None where there is none.
+    anew: of the groups, those for which no earlier one is a reference; none without.
 
     A group builds on a whole *group*, whose frames may differ among themselves, so that change
     counts as novelty too. A keyframe that is not the first of its group makes a mixed group, on
@@ -145,16 +150,21 @@ def plan(
         max((k for k in range(size) if keyframes[start + k]), default=None)
         for start in range(0, len(keyframes), size)
     ]
+    anew = anew or [False] * len(novelty)
     steps: list[Step] = []
     base = None if own is None else PREVIOUS
     while (number := len(steps)) < len(novelty):
         key = newest[number]
+        if anew[number]:
+            own = None
         if own is None or key is not None:
             change = novelty_after_keyframe(novelty[number], key)
             base, own = (None, None) if key else (number, change)
             steps.append(Step(Work.WHOLE, base, change))
             continue
-        stop = next((k for k in range(number, len(novelty)) if newest[k] is not None), len(novelty))
+        stop = number
+        while stop < len(novelty) and newest[stop] is None and not anew[stop]:
+            stop += 1
         changes = torch.maximum(novelty[number:stop].amax(1), own)
         counts = (changes > config.still_below).sum(1).tolist()
         most = num_tokens_in_share(len(own), config.refresh_share)
@@ -196,12 +206,17 @@ class VitCacher:
 
     @torch.no_grad()
     def encode(
-        self, patches: Tensor, grid: tuple[int, int], novelty: Tensor, keyframes: Sequence[bool]
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        novelty: Tensor,
+        keyframes: Sequence[bool],
+        anew: Sequence[bool] = (),
     ) -> Encoded:
         """The features of consecutive groups of one stream.
 
         patches: [g, T, values]. grid: (rows, columns) of the T. novelty: [frames, T], in [0, 1],
-        against the last keyframe. keyframes: of as many frames.
+        against the last keyframe. keyframes: of as many frames. anew: as for `plan`.
 
         Raises ValueError where these do not fit together.
         """
@@ -212,7 +227,7 @@ class VitCacher:
         if grid != self._grid:
             self._reference, self._own, self._grid = None, None, grid
         per_frame = token_novelty(novelty, self._tower.merge_size).reshape(groups, size, -1)
-        steps = plan(per_frame, keyframes, self._own, self._config)
+        steps = plan(per_frame, keyframes, self._own, self._config, anew)
         features, references = self._compute(patches, steps)
         if (last := steps[-1].base) != PREVIOUS:
             self._reference = None if last is None else references[last]

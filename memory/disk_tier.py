@@ -4,8 +4,8 @@
     kv-sparse-00000000.bin   those of the sparse level, which outlasts the dense one
     kv-exact-00000000.bin    the newest chunks as computed, where the others are in 8 bits:
                              watching goes on from them
-    session.sqlite           what the folder is, every chunk's record and index keys, the dialogue
-                             (write-ahead log)
+    session.sqlite           what the folder is, every chunk's record and index keys, keyframes with
+                             their pictures, the dialogue (write-ahead log)
     thumbs/00000000.jpg      a picture of every chunk
     lock                     held by the one process that watches
 
@@ -32,9 +32,10 @@ import sqlite3
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,24 @@ from memory.plain_files import (
     replace_file,
     thumb_names,
 )
-from memory.records import KEPT, ROW_BYTES, TOKEN_BYTES, Kept, Kind, NewChunk, Place, StoredChunk
+from memory.records import (
+    KEPT,
+    KEYFRAME_KINDS,
+    ROW_BYTES,
+    TOKEN_BYTES,
+    Kept,
+    KeyframeRecord,
+    Kind,
+    NewChunk,
+    Place,
+    StoredChunk,
+)
 from memory.session_db import (
     FORMAT,
     DamagedDatabaseError,
     ForeignDatabaseError,
     OtherFormatError,
+    add_keyframe,
     add_turn,
     connect,
     connect_read_only,
@@ -81,6 +94,8 @@ from memory.session_db import (
     limit_log,
     log_bytes,
     read_facts,
+    read_keyframe_picture,
+    read_keyframes,
     read_turns,
     set_fact,
 )
@@ -167,6 +182,7 @@ class SessionStore:
                 self._facts = self._checked_facts(kind)
                 self.chunks = self._read_chunks()
                 self._key_bytes = self._read_key_bytes()
+                self._keyframes = self._read_keyframes()
             self._ledger = self._counted(
                 {kept: int(self._facts.get(f"first {kept}", 0)) for kept in KEPT}
             )
@@ -281,6 +297,7 @@ class SessionStore:
             self._facts["seen seconds"] = repr(new.seen_seconds)
             self.chunks.append(new.record)
             self._key_bytes[new.record.index] = new.key_bytes
+            self._keyframes.extend(new.keyframes)
             self._drop_records()
             self._evicted_files += new.dropped
 
@@ -322,12 +339,18 @@ class SessionStore:
     def _drop_records(self) -> None:
         for record in self.chunks.drop_before(self.first_chunk):
             del self._key_bytes[record.index]
+        self._drop_keyframes(self.first_chunk)
+
+    def _drop_keyframes(self, first_chunk: int) -> None:
+        while self._keyframes and self._keyframes[0].chunk < first_chunk:
+            self._keyframes.popleft()
 
     def forget_before(self, number: int) -> None:
         """Keeps no records of these chunks in memory; they stay on the disk until they make room
         there.
         """
         self.chunks.drop_before(number)
+        self._drop_keyframes(number)
 
     def read(self, index: int, kept: Kept = "dense") -> Tensor:
         """The packed keys and values of a chunk: uint8 [n] on the CPU. Raises ChunkLostError."""
@@ -468,6 +491,53 @@ class SessionStore:
             }
         )
 
+    @property
+    def keyframes(self) -> list[KeyframeRecord]:
+        """Those of the chunks that are there, in order, without their pictures."""
+        return list(self._keyframes)
+
+    @property
+    def num_keyframes(self) -> int:
+        return len(self._keyframes)
+
+    def add_keyframes(self, keyframes: Sequence[KeyframeRecord]) -> None:
+        """Keeps keyframes that came after the newest chunk, with that one; without any chunk they
+        are nobody's.
+        """
+        if not keyframes or not len(self.chunks):
+            return
+        with self._wrap_errors(), self._db_lock, self._db:
+            rows = self._insert_keyframes(self.num_chunks - 1, keyframes)
+        self._keyframes.extend(rows)
+        self._ledger.add_record_bytes(sum(keyframe.num_bytes for keyframe in rows))
+
+    def keyframe_picture(self, keyframe: KeyframeRecord) -> bytes | None:
+        """A JPEG; None where it had to make room, or is damaged."""
+        with self._wrap_errors(), self._db_lock:
+            return read_keyframe_picture(self._db, keyframe.number)
+
+    def _insert_keyframes(
+        self, chunk: int, keyframes: Sequence[KeyframeRecord]
+    ) -> list[KeyframeRecord]:
+        """In the transaction that is open: the rows as they are on the disk."""
+        rows: list[KeyframeRecord] = []
+        for keyframe in keyframes:
+            row = (chunk, float(keyframe.pts_seconds), keyframe.kind)
+            number = add_keyframe(self._db, row, keyframe.picture)
+            rows.append(replace(keyframe, picture=b"", chunk=chunk, number=number))
+        return rows
+
+    def _read_keyframes(self) -> deque[KeyframeRecord]:
+        found: deque[KeyframeRecord] = deque()
+        for number, row, picture_bytes in read_keyframes(self._db, self.chunks.first):
+            chunk, pts_seconds, kind = row
+            if kind not in KEYFRAME_KINDS or chunk >= self.chunks.stop:
+                raise DamagedDatabaseError(f"keyframe {number} cannot be")
+            if found and chunk < found[-1].chunk:
+                raise DamagedDatabaseError(f"keyframe {number} lies before the one it follows")
+            found.append(KeyframeRecord(pts_seconds, kind, b"", picture_bytes, chunk, number))
+        return found
+
     def notes(self, prefix: str) -> dict[str, str]:
         """The facts whose names begin so; of a folder that another process writes, as they are
         now.
@@ -538,6 +608,11 @@ class SessionStore:
                     assert self.read_only or rows == list(
                         range(self.first_chunk, self.num_chunks)
                     ), f"rows of {table}"
+            if not self.read_only:
+                rows = [number for (number,) in self._db.execute("SELECT number FROM keyframes")]
+                wanted = {keyframe.number for keyframe in self._keyframes}
+                if self.chunks.first == self.first_chunk:
+                    assert set(rows) == wanted, "rows of keyframes"
 
     def _create(self, kind: Kind, settings: Mapping[str, Any], kv_bits: int) -> None:
         (self.folder / THUMBS).mkdir(exist_ok=True)
@@ -596,7 +671,11 @@ class SessionStore:
     def _counted(self, firsts: Mapping[Kept, int]) -> Ledger:
         """The books, from the records."""
         budget_bytes = self._budget_bytes - log_bytes(self._budget_bytes)
-        return Ledger.of(self.chunks, self._key_bytes, firsts, budget_bytes, self._keep_chunks)
+        extra_bytes = dict(self._key_bytes)
+        for keyframe in self._keyframes:
+            others = extra_bytes.get(keyframe.chunk, 0)
+            extra_bytes[keyframe.chunk] = others + keyframe.num_bytes
+        return Ledger.of(self.chunks, extra_bytes, firsts, budget_bytes, self._keep_chunks)
 
     def _check_sizes(self, chunk: StoredChunk) -> None:
         """Raises DamagedDatabaseError where a record names another number of bytes than it has.
@@ -667,7 +746,13 @@ class SessionStore:
                 seen_seconds = max(self.seen_seconds, new.seen_seconds)
                 written.append(
                     WrittenChunk(
-                        record, item.keys, ledger, placement.dropped, watched, seen_seconds
+                        record,
+                        item.keys,
+                        ledger,
+                        placement.dropped,
+                        watched,
+                        seen_seconds,
+                        list(new.keyframes),
                     )
                 )
             for writer in writers.values():
@@ -677,7 +762,11 @@ class SessionStore:
     def _placed(self, ledger: Ledger, item: _PreparedChunk) -> Placement:
         sizes = {kept: len(data) for kept, data in item.packed.items()}
         record_bytes = (
-            ROW_BYTES + TOKEN_BYTES * item.meta.num_tokens + len(item.thumb) + len(item.keys)
+            ROW_BYTES
+            + TOKEN_BYTES * item.meta.num_tokens
+            + len(item.thumb)
+            + len(item.keys)
+            + item.new.keyframe_bytes
         )
         try:
             return ledger.add(item.meta.index, sizes, record_bytes)
@@ -699,6 +788,7 @@ class SessionStore:
                     f"INSERT INTO chunks VALUES ({', '.join('?' * 12)})", new.record.row()
                 )
                 self._db.execute("INSERT INTO index_keys VALUES (?, ?, ?)", keys)
+                new.keyframes[:] = self._insert_keyframes(new.record.index, new.keyframes)
             facts = {
                 "watched": json.dumps(written[-1].watched),
                 "seen seconds": repr(written[-1].seen_seconds),
@@ -713,6 +803,7 @@ class SessionStore:
         if ledger.first("sparse") > self.first_chunk:
             for table in ("chunks", "index_keys"):
                 self._db.execute(f"DELETE FROM {table} WHERE number < ?", (ledger.first("sparse"),))
+            self._db.execute("DELETE FROM keyframes WHERE chunk < ?", (ledger.first("sparse"),))
         for name, value in facts.items():
             set_fact(self._db, name, value)
 
@@ -740,6 +831,7 @@ class SessionStore:
                         self._db.execute(
                             f"DELETE FROM {table} WHERE number >= ?", (self.num_chunks,)
                         )
+                    self._db.execute("DELETE FROM keyframes WHERE chunk >= ?", (self.num_chunks,))
         for kept, files in self._files.items():
             files.cut({file.first: file.num_bytes for file in self._ledger.files(kept)})
         thumbs = self.folder / THUMBS
@@ -823,7 +915,7 @@ class Eviction:
 @dataclass(frozen=True, eq=False)
 class WrittenChunk:
     """A chunk that is durable and not yet published; ledger, watched: as they are with it. dropped:
-    files.
+    files. keyframes: as rows, once they are committed.
     """
 
     record: StoredChunk
@@ -832,6 +924,7 @@ class WrittenChunk:
     dropped: Sequence[tuple[Kept, int]]
     watched: tuple[int, float]
     seen_seconds: float
+    keyframes: list[KeyframeRecord]
 
     @property
     def key_bytes(self) -> int:

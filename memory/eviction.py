@@ -111,6 +111,13 @@ class Ledger:
             self._put(kept, index, places[kept][0], size, record_bytes if kept == "sparse" else 0)
         return Placement(places, dropped)
 
+    def add_record_bytes(self, num_bytes: int) -> None:
+        """The newest chunk's record has grown."""
+        files = self._files["sparse"]
+        last = files.pop()
+        files.append(replace(last, record_bytes=last.record_bytes + num_bytes))
+        self.num_bytes += num_bytes
+
     def drop_oldest(self, num_chunks: int) -> list[tuple[Kept, int]]:
         """Drops the oldest file of a history of so many chunks. Raises BudgetTooSmallError where
         none can go.

@@ -41,6 +41,7 @@ class Summary:
     dtype: str
     chunks: int
     frames: int
+    keyframes: int
     tokens: int
     seen_seconds: float
     sparse_chunks: int
@@ -73,6 +74,7 @@ def summary(folder: Path) -> Summary:
             dtype=store.kind.dtype,
             chunks=store.num_chunks,
             frames=store.frames_watched,
+            keyframes=store.num_keyframes,
             tokens=sum(chunk.meta.num_tokens for chunk in store.chunks),
             seen_seconds=store.seen_seconds,
             sparse_chunks=store.num_sparse,

@@ -44,7 +44,7 @@ from memory.heap import return_free_memory
 from memory.host_pool import HostPool, PoolFullError
 from memory.kv_codec import KVFormat
 from memory.numbered import Numbered
-from memory.records import Kept, NewChunk
+from memory.records import KEYFRAME_BYTES, Kept, KeyframeRecord, NewChunk
 from memory.retrieval_index import HeadIndex
 
 HEADROOM = 1.25  # blocks are larger than the first chunk: timestamps get longer as a stream goes on
@@ -137,6 +137,7 @@ class KVMemory:
         self._host_bytes = config.host_bytes
         self._host = HostPool(config.host_bytes, pinned=device.type == "cuda")
         self._metas: Numbered[ChunkMeta] = Numbered()
+        self._keyframes: deque[KeyframeRecord] = deque()  # without a disk, else it has them
         # in the host pool, of the chunks that left the window last
         self._addresses: deque[int] = deque()
         # what was found damaged or gone on disk, and what to say of it
@@ -195,7 +196,8 @@ class KVMemory:
     @property
     def search_bytes(self) -> int:
         """Bytes of index and records in host memory; they count in the host's budget."""
-        return self._meta_bytes + (self._index.host_bytes if self._index else 0)
+        on_disk = 0 if self._store is None else self._store.num_keyframes * KEYFRAME_BYTES
+        return self._meta_bytes + on_disk + (self._index.host_bytes if self._index else 0)
 
     @property
     def window_indices(self) -> range:
@@ -310,6 +312,23 @@ class KVMemory:
         chunks |= self._loaded(sorted({index for index in indices if index not in chunks}))
         return [chunks[index] for index in indices]
 
+    @property
+    def keyframes(self) -> list[KeyframeRecord]:
+        """Those of the chunks that are remembered, in order."""
+        if self._store is None:
+            return list(self._keyframes)
+        return self._store.keyframes
+
+    @property
+    def num_keyframes(self) -> int:
+        return len(self._keyframes) if self._store is None else self._store.num_keyframes
+
+    def keyframe_picture(self, keyframe: KeyframeRecord) -> bytes | None:
+        """A JPEG; None where it had to make room, or is damaged."""
+        if keyframe.picture or self._store is None:
+            return keyframe.picture or None
+        return self._store.keyframe_picture(keyframe)
+
     def meta(self, index: int) -> ChunkMeta:
         """What is known of a remembered chunk, wherever it is."""
         return self._metas[index]
@@ -409,7 +428,10 @@ class KVMemory:
         assert self._num_visual_tokens == sum(meta.num_visual_tokens for meta in metas), (
             "visual token count"
         )
-        assert self._meta_bytes == sum(meta.memory_bytes for meta in metas), "bytes of the records"
+        num_bytes = sum(meta.memory_bytes for meta in metas)
+        num_bytes += sum(keyframe.num_bytes for keyframe in self._keyframes)
+        assert self._meta_bytes == num_bytes, "bytes of the records"
+        assert all(k.chunk >= self.first_chunk for k in self._keyframes), "keyframes of nobody"
 
     def stop(self) -> None:
         """Waits for chunks that are being appended; none can be from then on."""
@@ -430,6 +452,7 @@ class KVMemory:
             self._addresses.clear()
             self._lost.clear()
             self._pending.clear()
+            self._keyframes.clear()
             self._host.close()
             self._index = None
             self._num_tokens = self._num_visual_tokens = self._meta_bytes = 0
@@ -477,7 +500,7 @@ class KVMemory:
         self._add_to_index(new)
         try:
             is_on_host = left is not None and self._move_to_host(
-                leaving[left.meta.index], meta.memory_bytes
+                leaving[left.meta.index], meta.memory_bytes + new.keyframe_bytes
             )
         except BaseException:
             if self._index is not None:
@@ -490,6 +513,9 @@ class KVMemory:
         self._num_tokens += meta.num_tokens
         self._num_visual_tokens += meta.num_visual_tokens
         self._meta_bytes += meta.memory_bytes
+        if self._store is None:
+            self._keyframes.extend(replace(k, chunk=meta.index) for k in new.keyframes)
+            self._meta_bytes += new.keyframe_bytes
         self._format = KVFormat.of(resident.chunk.keys, self._bits)
         if self._store is not None:
             self._pending[meta.index] = resident.chunk
@@ -511,6 +537,8 @@ class KVMemory:
             self._num_tokens -= meta.num_tokens
             self._num_visual_tokens -= meta.num_visual_tokens
             self._meta_bytes -= meta.memory_bytes
+            while self._keyframes and self._keyframes[-1].chunk == meta.index:
+                self._meta_bytes -= self._keyframes.pop().num_bytes
             self._pending.pop(meta.index, None)
             if self._index is not None:
                 self._index.remove_newest()
@@ -681,6 +709,8 @@ class KVMemory:
             self._num_tokens -= meta.num_tokens
             self._num_visual_tokens -= meta.num_visual_tokens
             self._meta_bytes -= meta.memory_bytes
+        while self._keyframes and self._keyframes[0].chunk < self.first_chunk:
+            self._meta_bytes -= self._keyframes.popleft().num_bytes
         if self._index is not None:
             self._index.evict_before(self.first_chunk)
         for key in [key for key in self._lost if key[0] < self.first_chunk]:

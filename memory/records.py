@@ -24,6 +24,8 @@ Kept = Literal["dense", "sparse", "exact"]
 KEPT: tuple[Kept, ...] = ("dense", "sparse", "exact")
 MAX_TOKENS = 1 << 20  # of a chunk; so much is computed for one at most, whatever its record says
 ROW_BYTES = 512  # of a record and its row of index keys, beside their contents
+KEYFRAME_BYTES = 160  # of a keyframe's record beside its picture
+KEYFRAME_KINDS = ("head", "cut", "change", "gap", "tail")
 TOKEN_BYTES = 13  # of a record: four for each of a token's three positions and one for its mark
 
 
@@ -59,13 +61,36 @@ class Place(NamedTuple):
     checksum: int = 0
 
 
+@dataclass(frozen=True)
+class KeyframeRecord:
+    """A frame that stands for what a stream shows.
+
+    kind: one of KEYFRAME_KINDS. picture: a JPEG; empty where it is on the disk only.
+    picture_bytes: its size, wherever it is. chunk: number of the chunk that it is kept with, and
+    evicted with; -1 before that is known. number: of its row on the disk, 0 where there is none.
+    """
+
+    pts_seconds: float
+    kind: str
+    picture: bytes = b""
+    picture_bytes: int = 0
+    chunk: int = -1
+    number: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of record and picture."""
+        return KEYFRAME_BYTES + self.picture_bytes
+
+
 @dataclass(frozen=True, eq=False)
 class NewChunk:
     """A chunk on its way into memory, with all that is kept of it.
 
     index_keys: raw keys of the retrieval heads, [heads, n, head_dim]; None without any such heads.
     thumbnail: uint8 [h, w, 3]. num_frames, watch_seconds: as in `StoredChunk`. seen_seconds: time
-    of its last frame, which may lie after its last group if it showed nothing new.
+    of its last frame, which may lie after its last group if it showed nothing new. keyframes: those
+    found with it.
     """
 
     chunk: KVChunk
@@ -74,6 +99,11 @@ class NewChunk:
     num_frames: int = 0
     watch_seconds: float = 0.0
     seen_seconds: float = 0.0
+    keyframes: tuple[KeyframeRecord, ...] = ()
+
+    @property
+    def keyframe_bytes(self) -> int:
+        return sum(keyframe.num_bytes for keyframe in self.keyframes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """The SQLite file of a session: its tables, facts and dialogue under checksums, what is refused.
 
 A stranger may have made the file. It has exactly the tables below and nothing else: no views or
-triggers, which could compute without an end. Knows nothing of keys, values or thumbnails.
+triggers, which could compute without an end. Knows nothing of keys and values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from memory.timeline import GAP, OPEN_GAP, TIE, is_gap, is_open_gap, is_tie
 
-FORMAT = "4"
+FORMAT = "5"
 BUSY_SECONDS = (
     30.0  # a reader's turn of dialogue and the writer's chunk wait so long for each other
 )
@@ -34,6 +34,8 @@ SCHEMA = (
     " num_frames INTEGER, watch_seconds REAL, extent INTEGER, thumb_bytes INTEGER,"
     " group_starts BLOB, places BLOB, positions BLOB, visual BLOB, checksum INTEGER)",
     "CREATE TABLE index_keys (number INTEGER PRIMARY KEY, data BLOB, checksum INTEGER)",
+    "CREATE TABLE keyframes (number INTEGER PRIMARY KEY, chunk INTEGER, pts_seconds REAL,"
+    " kind TEXT, picture BLOB, picture_checksum INTEGER, checksum INTEGER)",
     "CREATE TABLE turns (number INTEGER PRIMARY KEY, question TEXT, answer TEXT, checksum INTEGER)",
 )
 OLDER_FACTS = "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)"  # up to format 3
@@ -49,6 +51,9 @@ REQUIRED_FACTS = (
     "kv_heads",
     "head_dim",
 )
+
+
+KeyframeRow = tuple[int, float, str]  # chunk, pts_seconds, kind
 
 
 class DamagedDatabaseError(ValueError):
@@ -112,9 +117,10 @@ def has_session(db: sqlite3.Connection) -> bool:
     if not found or found == _expected_objects():
         return bool(found)
     is_plain = all(kind == "table" or (kind == "index" and sql is None) for kind, _, sql in found)
-    if is_plain and ("table", "facts", OLDER_FACTS) in found:
+    has_facts = any(("table", "facts", facts) in found for facts in (OLDER_FACTS, SCHEMA[0]))
+    if is_plain and has_facts:
         row = db.execute("SELECT value FROM facts WHERE name = 'format'").fetchone()
-        if row is not None:
+        if row is not None and row[0] != FORMAT:
             raise OtherFormatError(row[0])
     raise ForeignDatabaseError("has a database that is not of longlook")
 
@@ -169,6 +175,51 @@ def read_turns(db: sqlite3.Connection) -> list[tuple[str, str]]:
             raise DamagedDatabaseError(f"answer {number} of the dialogue has changed")
         turns.append((question, answer))
     return turns
+
+
+def add_keyframe(db: sqlite3.Connection, keyframe: KeyframeRow, picture: bytes) -> int:
+    """The number of the row."""
+    picture_checksum = zlib.crc32(picture)
+    checksum = text_checksum(*map(repr, (*keyframe, len(picture), picture_checksum)))
+    row = (*keyframe, picture, picture_checksum, checksum)
+    cursor = db.execute(
+        "INSERT INTO keyframes (chunk, pts_seconds, kind, picture, picture_checksum, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        row,
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def read_keyframes(db: sqlite3.Connection, first_chunk: int) -> list[tuple[int, KeyframeRow, int]]:
+    """Number, row and bytes of the picture of those kept with chunks from `first_chunk` on, in
+    order. Raises DamagedDatabaseError where one has changed or cannot be.
+    """
+    found: list[tuple[int, KeyframeRow, int]] = []
+    rows = db.execute(
+        "SELECT number, chunk, pts_seconds, kind, typeof(picture), length(picture),"
+        " picture_checksum, checksum FROM keyframes WHERE chunk >= ? ORDER BY number",
+        (first_chunk,),
+    )
+    for number, chunk, pts_seconds, kind, holds, num_bytes, picture_checksum, checksum in rows:
+        row = (chunk, pts_seconds, kind)
+        wanted = text_checksum(*map(repr, (*row, num_bytes, picture_checksum)))
+        if holds != "blob" or wanted != checksum:
+            raise DamagedDatabaseError(f"keyframe {number} has changed")
+        if type(chunk) is not int or type(pts_seconds) is not float or not _is_time(pts_seconds):
+            raise DamagedDatabaseError(f"keyframe {number} cannot be")
+        found.append((number, row, num_bytes))
+    return found
+
+
+def read_keyframe_picture(db: sqlite3.Connection, number: int) -> bytes | None:
+    """A JPEG; None where it has gone or changed."""
+    row = db.execute(
+        "SELECT picture, picture_checksum FROM keyframes WHERE number = ?", (number,)
+    ).fetchone()
+    if row is None or not isinstance(row[0], bytes) or zlib.crc32(row[0]) != row[1]:
+        return None
+    return row[0]
 
 
 def text_checksum(*texts: str) -> int:

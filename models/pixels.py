@@ -168,20 +168,30 @@ def patchify(frames: Tensor, spec: PixelSpec) -> Tensor:
     return cells.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(groups, -1, c * t * p * p)
 
 
-def clip_patches(images: Tensor, spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
-    """The patches [g, n, values] of g groups of frames of one size, and their grid (rows, columns)
-    in patches.
+def normalise_patches(patches: Tensor, spec: PixelSpec) -> Tensor:
+    """uint8 patches [..., C * values] -> float32, as `normalise` of the pictures before they were
+    cut.
+    """
+    by_colour = patches.reshape(*patches.shape[:-1], len(spec.mean), -1).float()
+    mean = torch.tensor(spec.mean, device=patches.device) * 255
+    std = torch.tensor(spec.std, device=patches.device) * 255
+    return ((by_colour - mean[:, None]) / std[:, None]).flatten(-2)
+
+
+def cut_clip(images: Tensor, spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
+    """The patches [g, n, values] of g groups of frames of one size, uint8, and their grid (rows,
+    columns) in patches.
 
     images: uint8 [g * temporal_patch_size, H, W, C].
     """
     size = fit_size(int(images.shape[1]), int(images.shape[2]), spec)
-    pixels = normalise(resize(images.permute(0, 3, 1, 2), size), spec)
+    pixels = resize(images.permute(0, 3, 1, 2), size)
     grid = (size[0] // spec.patch_size, size[1] // spec.patch_size)
     return patchify(pixels.reshape(-1, spec.temporal_patch_size, *pixels.shape[1:]), spec), grid
 
 
-def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
-    """The patches of one group and its grid (rows, columns) in patches.
+def cut_group(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
+    """The patches [n, values] of one group, uint8, and its grid (rows, columns) in patches.
 
     images: `temporal_patch_size` uint8 [H, W, C]; the first decides the size.
     """
@@ -189,4 +199,16 @@ def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tu
     size = fit_size(int(images[0].shape[0]), int(images[0].shape[1]), spec)
     resized = torch.cat([resize(image.permute(2, 0, 1)[None], size) for image in images])
     grid = (size[0] // spec.patch_size, size[1] // spec.patch_size)
-    return patchify(normalise(resized, spec)[None], spec)[0], grid
+    return patchify(resized[None], spec)[0], grid
+
+
+def clip_patches(images: Tensor, spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
+    """`cut_clip`, normalised: float32 [g, n, values]."""
+    patches, grid = cut_clip(images, spec)
+    return normalise_patches(patches, spec), grid
+
+
+def group_patches(images: Sequence[Tensor], spec: PixelSpec) -> tuple[Tensor, tuple[int, int]]:
+    """`cut_group`, normalised: float32 [n, values]."""
+    patches, grid = cut_group(images, spec)
+    return normalise_patches(patches, spec), grid

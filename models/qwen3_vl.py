@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from config import AnswerConfig, ReuseConfig
 from errors import LonglookError
 from frames import Frame
+from keyframes.frame_group import FrameGroup
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.answer_batch import AnswerBatch, BatchedAnswer
@@ -29,13 +31,19 @@ from models.choices import choose, spelled
 from models.decode_cache import CacheRow, DecodeCache
 from models.decoder import Decoder
 from models.partial_vit import qwen3_vl_tower
-from models.pixels import PixelSpec, clip_patches, fit_size, group_patches
-from models.video_llm import ChoiceRequest, Head, PrefillRequest, Turn, VisualGroup, groups_of
+from models.pixels import PixelSpec, cut_clip, cut_group, fit_size, normalise_patches
+from models.video_llm import (
+    ChoiceRequest,
+    Head,
+    PrefillRequest,
+    Turn,
+    VisualGroup,
+    cut_groups,
+)
 
 VISION_START, VISION_END, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
 VIDEO = VISION_START + VIDEO_PAD + VISION_END  # how chat templates write a video
 TURN_END = "<|im_end|>"
-PerGroup = tuple[Tensor, ...]
 
 
 class Qwen3VL:
@@ -96,56 +104,61 @@ class Qwen3VL:
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
         if config.strategy == "none":
             return None
-        return FeatureReuse(self._tower, config, self._pixels.mean, self._pixels.std)
+        return FeatureReuse(self._tower, config)
 
     def num_group_tokens(self, height: int, width: int) -> int:
         rows, columns = fit_size(height, width, self._pixels)
         return rows * columns // self._pixels.factor**2
 
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = fit_size(height, width, self._pixels)
+        return rows // self._pixels.patch_size, columns // self._pixels.patch_size
+
+    def cut_patches(
+        self, groups: Sequence[Sequence[Frame]]
+    ) -> list[tuple[Tensor, tuple[int, int]]]:
+        cut: list[tuple[Tensor, tuple[int, int]]] = []
+        for sizes, run in groupby(groups, lambda group: {frame.image.shape for frame in group}):
+            batch = list(run)
+            if len(sizes) > 1:
+                cut += [
+                    cut_group([as_tensor(frame) for frame in group], self._pixels)
+                    for group in batch
+                ]
+                continue
+            images = np.stack([frame.image for group in batch for frame in group])
+            patches, grid = cut_clip(torch.from_numpy(images), self._pixels)
+            cut += [(of_group, grid) for of_group in patches]
+        return cut
+
     @torch.no_grad()
-    def encode(
-        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    def encode_groups(
+        self, groups: Sequence[FrameGroup], reuse: FeatureReuse | None = None
     ) -> list[VisualGroup]:
-        groups = groups_of(frames, self)
-        if not groups:
-            return []
-        if len({frame.image.shape for group in groups for frame in group}) > 1:
-            return self._encode_mixed_sizes(groups)
-        patches, grid = self._clip_patches([frame for group in groups for frame in group])
-        features = (
-            self._tower.encode(patches, grid)
-            if reuse is None
-            else reuse.encode(patches, grid).features
-        )
-        levels = [level.unbind() for level in features.deepstack]
-        return [
-            self._group(group, grid, embeddings, tuple(level[i] for level in levels))
-            for i, (group, embeddings) in enumerate(
-                zip(groups, features.embeddings.unbind(), strict=True)
-            )
-        ]
+        found: list[VisualGroup] = []
+        for grid, run in groupby(groups, lambda group: group.grid):
+            batch = list(run)
+            patches = self._on_device(batch)
+            if reuse is None:
+                features = self._tower.encode(patches, grid)
+            else:
+                features = reuse.encode(patches, grid, batch).features
+            levels = [level.unbind() for level in features.deepstack]
+            for number, (group, embeddings) in enumerate(
+                zip(batch, features.embeddings.unbind(), strict=True)
+            ):
+                deepstack = tuple(level[number] for level in levels)
+                found.append(self._group(group.frames, grid, embeddings, deepstack))
+        return found
 
-    def _encode_mixed_sizes(self, groups: Sequence[Sequence[Frame]]) -> list[VisualGroup]:
-        """Groups whose frames differ in size, through the stock tower."""
-        cut = [self._patches(group) for group in groups]
-        embeddings, levels = self._encode_stock(cut)
-        return [
-            self._group(group, grid, embeddings[i], tuple(level[i] for level in levels))
-            for i, (group, (_, grid)) in enumerate(zip(groups, cut, strict=True))
-        ]
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        return self.encode_groups(cut_groups(frames, self))
 
-    def _encode_stock(
-        self, cut: Sequence[tuple[Tensor, tuple[int, int]]]
-    ) -> tuple[PerGroup, list[PerGroup]]:
-        """Embeddings and DeepStack levels of groups of any sizes."""
-        grids = torch.tensor([[1, *grid] for _, grid in cut], device=self.device)
-        output = self._visual(
-            torch.cat([patches for patches, _ in cut]).to(self.dtype), grid_thw=grids
-        )
-        sizes = (grids.prod(-1) // self._pixels.merge_size**2).tolist()
-        return output.pooler_output.split(sizes), [
-            level.split(sizes) for level in output.deepstack_features
-        ]
+    def _on_device(self, groups: Sequence[FrameGroup]) -> Tensor:
+        """The patches of groups of one grid, [g, T, values], normalised."""
+        cut = [group.patches for group in groups if group.patches is not None]
+        assert len(cut) == len(groups), "a group without patches cannot be encoded"
+        return normalise_patches(torch.stack(cut).to(self.device), self._pixels)
 
     def prefill(
         self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int
@@ -310,16 +323,6 @@ class Qwen3VL:
         row = self._decoder.add_row(cache, context, len(tokens) + max_new_tokens)
         return row, torch.tensor([tokens], device=self.device)
 
-    def _clip_patches(self, frames: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
-        """Patches [groups, n, values] of whole groups of frames of one size, and their grid."""
-        images = torch.from_numpy(np.stack([frame.image for frame in frames]))
-        return clip_patches(images.to(self.device), self._pixels)
-
-    def _patches(self, group: Sequence[Frame]) -> tuple[Tensor, tuple[int, int]]:
-        # copied, since a decoder's or a rotated picture's memory may be read-only or run backwards
-        images = [torch.from_numpy(np.array(frame.image, order="C")) for frame in group]
-        return group_patches([image.to(self.device) for image in images], self._pixels)
-
     def _group(
         self,
         frames: Sequence[Frame],
@@ -450,6 +453,11 @@ def render_plainly(turns: Sequence[tuple[str, str]]) -> str:
         f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in [(role, VIDEO + text), *later]
     )
     return said + "<|im_start|>assistant\n"
+
+
+def as_tensor(frame: Frame) -> Tensor:
+    """A copy: a decoder's or a rotated picture's memory may be read-only or run backwards."""
+    return torch.from_numpy(np.array(frame.image, order="C"))
 
 
 def text_layout(n: int) -> PositionLayout:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
 from frames import Frame
+from keyframes.frame_group import FrameGroup
 from keyframes.pruner import TokenSelection
 from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, order=True)
@@ -88,15 +91,24 @@ def _ascend(places: Tensor, stop: int) -> bool:
     return bool((borders.diff() > 0).all())
 
 
-def groups_of(frames: Sequence[Frame], model: VideoLLM) -> list[list[Frame]]:
-    """Frames as the model takes them together; the last one is repeated where the last group lacks
-    some.
+def split_into_groups(items: Sequence[T], size: int) -> list[list[T]]:
+    """Frames, or what is known of each, as a model takes `size` of them together; the last one is
+    repeated where the last group lacks some.
     """
-    size = model.frames_per_group
-    groups = [list(frames[k : k + size]) for k in range(0, len(frames), size)]
+    groups = [list(items[k : k + size]) for k in range(0, len(items), size)]
     if groups:
         groups[-1] += groups[-1][-1:] * (size - len(groups[-1]))
     return groups
+
+
+def cut_groups(frames: Sequence[Frame], model: VideoLLM) -> list[FrameGroup]:
+    """The groups of frames of which nothing is measured, ready for the tower."""
+    groups = split_into_groups(frames, model.frames_per_group)
+    cut = model.cut_patches(groups)
+    return [
+        FrameGroup(group, patches=patches, grid=grid)
+        for group, (patches, grid) in zip(groups, cut, strict=True)
+    ]
 
 
 def num_visual_tokens(model: VideoLLM, frames: Sequence[Frame]) -> int:
@@ -170,22 +182,43 @@ class VideoLLM(Protocol):
         ...
 
     def reuse(self, config: ReuseConfig) -> FeatureReuse | None:
-        """What `encode` needs to use the vision tower's work again along one stream; None where
-        nothing is reused.
+        """What `encode_groups` needs to use the vision tower's work again along one stream; None
+        where nothing is reused.
+        """
+        ...
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches that the vision tower reads of a frame of this size in
+        pixels. Raises LonglookError for a frame that it cannot read.
         """
         ...
 
     def num_group_tokens(self, height: int, width: int) -> int:
-        """Visual tokens of one group of frames of this size in pixels. Raises ValueError as
-        `encode` does.
+        """Visual tokens of one group of frames of this size in pixels. Raises
+        LonglookError as `patch_grid` does.
         """
         ...
 
-    def encode(
-        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    def cut_patches(
+        self, groups: Sequence[Sequence[Frame]]
+    ) -> list[tuple[Tensor, tuple[int, int]]]:
+        """The patches of each group as the tower reads them, uint8 [T, values] on the CPU, and
+        their grid. Does not touch the device; any thread may call it.
+        """
+        ...
+
+    def encode_groups(
+        self, groups: Sequence[FrameGroup], reuse: FeatureReuse | None = None
     ) -> list[VisualGroup]:
-        """Frames through the vision tower, one batch for all groups; an odd last frame is
-        repeated.
+        """Groups with their patches through the vision tower, those of one size in one batch.
+
+        reuse: of the one stream that all of them belong to, in order.
+        """
+        ...
+
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        """Frames that nobody has prepared: grouped, cut and through the vision tower; an odd last
+        frame is repeated.
         """
         ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 from frames import Frame
 
@@ -21,7 +22,7 @@ BATCH_FRAMES = 64
 # Large pictures take longer to decode than to share a pass would save: 1080p goes one by one.
 BATCH_BYTES = 64 << 20
 
-Part = Sequence[Frame]
+Part = TypeVar("Part", bound=Sequence[Frame])
 
 
 def max_pass_tokens(device_type: str) -> int:

@@ -408,6 +408,7 @@ def kept_settings(config: Config) -> dict[str, dict[str, Any]]:
     """
     knobs = (
         "chunk_frames",
+        "max_chunk_seconds",
         "borders",
         "prefill_chunks",
         "window_chunks",

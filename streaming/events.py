@@ -22,7 +22,8 @@ class Stats:
     stands for pieces of picture; `pruned_tokens` were left out since the session was opened. The
     seconds are wall-clock. Those to the first token and the tokens of the context are those of the
     last answer. Of `sparse_chunks` only the sparse level is left on the disk, `forgotten_chunks`
-    had to make room altogether: they are no longer recalled."""
+    had to make room altogether: they are no longer recalled. `keyframes` are remembered with the
+    chunks that are left."""
 
     frames_read: int = 0
     chunks: int = 0
@@ -37,6 +38,7 @@ class Stats:
     sparse_chunks: int = 0
     visual_tokens: int = 0
     pruned_tokens: int = 0
+    keyframes: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,19 @@ class Thumbnail:
     """A small picture of what was just seen: uint8 [h, w, 3]."""
 
     pts_seconds: float
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Keyframe:
+    """A frame that stands for what the stream shows from there on, told of once that is sure.
+
+    kind: "head" of the stream, "cut" for the first frame of a new shot, "change" where most of the
+    picture is new, "gap" where nothing happened for long, "tail". image: uint8 [h, w, 3], small.
+    """
+
+    pts_seconds: float
+    kind: str
     image: NDArray[np.uint8]
 
 
@@ -91,5 +106,5 @@ class Answer:
     gaps: tuple[Gap, ...] = ()
 
 
-WatchEvent = Watched | Thumbnail | Notice
+WatchEvent = Watched | Thumbnail | Keyframe | Notice
 AskEvent = AnswerPiece | Answer | Notice

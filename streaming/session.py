@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -26,10 +25,11 @@ from torch import Tensor
 from config import Config
 from errors import LonglookError, Notice
 from frames import Frame, Gap
-from keyframes.borders import split_at_cuts
+from keyframes.chunk_builder import ChunkBuilder, ChunkFrames, build_chunks
+from keyframes.frame_diff import FrameDiff
 from memory.carriers import Carriers
 from memory.chunk import KVChunk
-from memory.disk_tier import ChunkLostError, SessionError, SessionStore
+from memory.disk_tier import ChunkLostError, SessionError, SessionStore, as_jpeg
 from memory.kv_memory import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
 from memory.mass import as_scores, attention_mass, candidates
 from memory.recall_policy import (
@@ -40,7 +40,7 @@ from memory.recall_policy import (
     plan_recall,
     without_dense,
 )
-from memory.records import NewChunk
+from memory.records import KeyframeRecord, NewChunk
 from memory.retrieval_index import HeadIndex
 from memory.timeline import Timeline
 from models.calibration import Profile
@@ -62,12 +62,20 @@ from streaming.events import (
     AnswerPiece,
     AskEvent,
     Evidence,
+    Keyframe,
     Stats,
     Thumbnail,
     Watched,
     WatchEvent,
 )
-from streaming.ingest import Ingest, PrefilledChunk, PrefillWork, PreparedChunk
+from streaming.ingest import (
+    LIVE_SHARE,
+    Ingest,
+    PrefilledChunk,
+    PrefillWork,
+    PreparedChunk,
+)
+from streaming.live_chunks import LiveChunks
 from streaming.sources.fingerprint import Fingerprint
 from streaming.time_query.expressions import clock
 from streaming.time_query.spans import (
@@ -87,6 +95,31 @@ LONGEST_FRAME_SECONDS = 1.0  # that the newest frame is said to have been shown
 
 class SessionClosedError(LonglookError):
     """The session was closed by another thread."""
+
+
+@dataclass(frozen=True)
+class StaticTail:
+    """Frames since the newest chunk, which showed nothing new: how many, the seconds that
+    processing them took, and the keyframes that belong to no chunk yet.
+    """
+
+    num_frames: int = 0
+    watch_seconds: float = 0.0
+    keyframes: tuple[KeyframeRecord, ...] = ()
+
+    def extended(
+        self, num_frames: int, seconds: float, keyframes: Sequence[Keyframe]
+    ) -> StaticTail:
+        records = [
+            KeyframeRecord(keyframe.pts_seconds, keyframe.kind, picture, len(picture))
+            for keyframe in keyframes
+            for picture in [as_jpeg(keyframe.image)]
+        ]
+        return StaticTail(
+            self.num_frames + num_frames,
+            self.watch_seconds + seconds,
+            (*self.keyframes, *records),
+        )
 
 
 class DeviceOwner(Protocol):
@@ -138,6 +171,12 @@ class Session:
         self._timeline = Timeline(store)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._ingest: Ingest | None = None  # None if it must begin anew
+        # held while chunks are prefilled and committed: by who watches, or by a question that takes
+        # what has come in since
+        self._ingesting = threading.Lock()
+        self._live: LiveChunks[ChunkFrames] | None = None  # while a live source is watched
+        self._events_of_questions: list[WatchEvent] = []  # of chunks that a question took
+        self._waits_for_first = False  # the first chunk is under way
         self._dialogue: list[Turn] = []
         self._stats = Stats()
         self._counts = self._memory.counts()
@@ -146,9 +185,18 @@ class Session:
         self._num_pruned = 0
         self._group_tokens = 0  # of the newest group, before pruning
         self._seen_seconds = 0.0
-        self._still_since = 0, 0.0  # frames behind the newest chunk, and the seconds they took
+        self._static_tail = StaticTail()
         if store is not None:
             self._restore(store)
+
+    @property
+    def keyframes(self) -> list[KeyframeRecord]:
+        """Of everything that is remembered, in order."""
+        return [*self._memory.keyframes, *self._static_tail.keyframes]
+
+    def keyframe_picture(self, keyframe: KeyframeRecord) -> bytes | None:
+        """A small JPEG; None where it had to make room."""
+        return self._memory.keyframe_picture(keyframe)
 
     def watch(self, frames: Iterable[Frame], ahead: bool = False) -> Iterator[WatchEvent]:
         """Remembers the frames chunk by chunk, telling of each; may be called again for what comes
@@ -162,39 +210,91 @@ class Session:
         """
         yield from self._discarded()
         yield from self._losses()
+        batches = self._watch_ahead(frames) if ahead else self._watch_live(frames)
+        try:
+            for events in batches:
+                yield from events
+        except SessionClosedError:
+            return
+        except (MemoryFullError, SessionError) as error:
+            text = f"{error} Watching ended there; questions are answered from what was seen."
+            yield Notice(text, error.knob)
+        finally:
+            batches.close()
+            self._let_first_question_go()
+
+    def _watch_ahead(self, frames: Iterable[Frame]) -> Generator[list[WatchEvent]]:
+        """The events of each pass over frames that need not be waited for."""
         memory = self._config.memory
-        parts = in_parts(frames, memory.chunk_frames, memory.borders)
         # a chunk is carried on only when it is in memory
-        alone = not ahead or memory.carrier_tokens > 0
-        max_chunks = 1 if alone else max(1, BATCH_FRAMES // memory.chunk_frames)
-        started = time.perf_counter()
+        max_chunks = 1
+        if memory.carrier_tokens == 0:
+            max_chunks = max(1, BATCH_FRAMES // memory.chunk_frames)
+        count_tokens = partial(num_visual_tokens, self._model)
         max_tokens = max_pass_tokens(self._model.device.type)
-        for batch in batch_chunks(
-            parts, max_chunks, partial(num_visual_tokens, self._model), max_tokens
-        ):
+        ingest = self._begin_ingest()
+        self._waits_for_first = not self._memory.num_chunks
+        chunks = build_chunks(frames, ingest.chunk_builder(is_live=False), ingest.measure)
+        batches = batch_chunks(chunks, max_chunks, count_tokens, max_tokens)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches, None)
+            except Exception:
+                self._ingest = None  # what it has measured of the frames is of no use
+                raise
+            if batch is None:
+                return
             events: list[WatchEvent] = []
             try:
-                self._watch_batch(batch, started, not ahead, events)
-            except SessionClosedError:
-                return
-            except (MemoryFullError, SessionError) as error:
-                yield from events
-                text = f"{error} Watching ended there; questions are answered from what was seen."
-                yield Notice(text, error.knob)
-                return
+                self._ingest_chunks(ingest, batch, started, False, events)
             except Exception:
-                yield from events
+                yield events
                 raise
-            yield from events
-            started = time.perf_counter()
+            yield events
+
+    def _watch_live(self, frames: Iterable[Frame]) -> Generator[list[WatchEvent]]:
+        """The events of each chunk of frames that have to be waited for."""
+        ingest = self._begin_ingest()
+        builder = ingest.chunk_builder(is_live=True)
+        live = LiveChunks(
+            frames,
+            builder,
+            lambda frame: builder.add(ingest.measure([frame])),
+            self._config.memory.max_chunk_seconds * LIVE_SHARE,
+        )
+        self._live = live
+        try:
+            while True:
+                started = time.perf_counter()
+                if not live.wait():
+                    break
+                events: list[WatchEvent] = []
+                try:
+                    with self._ingesting:
+                        events += self._take_events_of_questions()
+                        chunks = live.take_complete()
+                        if chunks:
+                            self._ingest_chunks(ingest, chunks, started, True, events)
+                except Exception:
+                    yield events
+                    raise
+                yield events
+            yield self._take_events_of_questions()
+            yield self._keep_late_keyframes(builder)
+        finally:
+            self._live = None
+            live.stop()
 
     def ask(self, question: str) -> Iterator[AskEvent]:
         """Answers from all that has been watched so far: pieces of text as they come, then the
         whole with its evidence.
 
-        Waits for the pass under way (a chunk, or a few small ones), no longer. An answer that is
-        abandoned leaves no trace in the dialogue. Raises LonglookError for a question that is empty
-        or too long, where nothing has been watched, and when closed.
+        Waits for the pass under way (a chunk, or a few small ones). Of a live source, what has come
+        in so far is prefilled first, so that "now" is the last frame; of a file, the first chunk is
+        waited for. An answer that is abandoned leaves no trace in the dialogue. Raises
+        LonglookError for a question that is empty or too long, where nothing has been watched, and
+        when closed.
         """
         question = question.strip()
         if not question:
@@ -205,6 +305,7 @@ class Session:
                 f"{MAX_QUESTION_CHARACTERS:,} are read"
             )
         started = time.perf_counter()
+        self._take_in_what_came()
         evidence: list[Evidence] = []
         text = ""
         asked, notices = self._in_stream_time(question)
@@ -309,7 +410,11 @@ class Session:
         with self._lock:
             was_closed, self._closed = self._closed, True
             self._carriers.close()
+            self._committed.notify_all()
         self._closing.set()
+        live = self._live
+        if live is not None:
+            live.stop()
         self._memory.stop()
         if self._store is not None and not was_closed:
             self._keep_seen(self._store)
@@ -358,9 +463,13 @@ class Session:
 
     def _keep_seen(self, store: SessionStore) -> None:
         """Says how far was watched: static frames after the newest chunk need not be seen again."""
-        if not store.read_only and self._seen_seconds > store.seen_seconds:
-            with suppress(SessionError):
-                store.set_seen(self._seen_seconds, self._still_since)
+        if store.read_only:
+            return
+        with suppress(SessionError):
+            self._static_tail = self._with_keyframes_stored(store)
+            if self._seen_seconds > store.seen_seconds:
+                tail = self._static_tail
+                store.set_seen(self._seen_seconds, (tail.num_frames, tail.watch_seconds))
 
     def follow(self, source: str, fingerprint: Fingerprint | None = None) -> None:
         """Says where the frames to be watched come from. Raises SessionError where those so far
@@ -396,49 +505,111 @@ class Session:
         if not self._memory.num_chunks:
             raise LonglookError("nothing has been watched yet")
 
-    def _watch_batch(
+    def _take_in_what_came(self) -> None:
+        """Frames that have come in become part of what is asked about, before a question is.
+
+        Only if no chunk is under way: the one that is shows what came last, and a question waits
+        for one pass, not for two, and never for the disk.
+        """
+        live = self._live
+        if live is not None and self._ingesting.acquire(blocking=False):
+            try:
+                self._ingest_what_came(live)
+            finally:
+                self._ingesting.release()
+            live.wake()
+        with self._committed:
+            while self._waits_for_first and not self._closed:
+                self._committed.wait()
+
+    def _ingest_what_came(self, live: LiveChunks[ChunkFrames]) -> None:
+        ingest = self._ingest
+        if ingest is None:
+            return
+        try:
+            for chunk in live.take_all():
+                started = time.perf_counter()
+                self._ingest_chunks(ingest, [chunk], started, True, self._events_of_questions)
+        except Exception as error:  # noqa: BLE001  told to who watches, where it is raised again
+            live.fail(error)
+
+    def _take_events_of_questions(self) -> list[WatchEvent]:
+        """What happened when a question took what had come in; told to who watches."""
+        events, self._events_of_questions = self._events_of_questions, []
+        return events
+
+    def _let_first_question_go(self) -> None:
+        with self._committed:
+            self._waits_for_first = False
+            self._committed.notify_all()
+
+    def _begin_ingest(self) -> Ingest:
+        with self._lock:
+            self._check_open()
+            self._ingest = self._ingest or Ingest(self._model, self._config)
+            return self._ingest
+
+    def _ingest_chunks(
         self,
-        parts: Sequence[Sequence[Frame]],
+        ingest: Ingest,
+        chunks: Sequence[ChunkFrames],
         started: float,
         is_live: bool,
         events: list[WatchEvent],
     ) -> None:
-        """Prefills one chunk per part. A part in which nothing changed only extends the span of the
-        newest chunk.
+        """Prefills the chunks and keeps them. One in which nothing changed only extends the span of
+        the newest chunk.
 
-        started: when the parts were first waited for, by `time.perf_counter`. events: what happened
-        is appended.
+        started: when the frames were first waited for, by `time.perf_counter`. events: what
+        happened is appended. After an error the ingest begins anew.
         """
-        for seconds in RETRY_SECONDS:  # the device may be full of answers that end soon
-            try:
-                ingest, results = self._prefill(parts, is_live)
-                break
-            except MemoryFullError:
-                if self._closing.wait(seconds):
-                    raise
-        else:
-            ingest, results = self._prefill(parts, is_live)
+        with self._lock:
+            self._check_open()
+            self._ingest = None
+            self._waits_for_first = not self._memory.num_chunks
+        try:
+            self._ingest_prepared(ingest, ingest.prepare(chunks), started, is_live, events)
+        finally:
+            self._let_first_question_go()
+        self._ingest = ingest
+
+    def _ingest_prepared(
+        self,
+        ingest: Ingest,
+        prepared: Sequence[PreparedChunk],
+        started: float,
+        is_live: bool,
+        events: list[WatchEvent],
+    ) -> None:
+        frames = [frame for chunk in prepared for frame in chunk.frames]
+        num_tokens = num_visual_tokens(self._model, frames)
+        results = self._prefill_with_retries(ingest, prepared, num_tokens, is_live)
         try:
             self._commit(results, started, events)
         finally:
             self._let_questions_in()
-        self._ingest = ingest
+
+    def _prefill_with_retries(
+        self, ingest: Ingest, prepared: Sequence[PreparedChunk], num_tokens: int, is_live: bool
+    ) -> list[PrefilledChunk]:
+        for seconds in RETRY_SECONDS:  # the device may be full of answers that end soon
+            try:
+                return self._prefill(ingest, prepared, num_tokens, is_live)
+            except MemoryFullError:
+                if self._closing.wait(seconds):
+                    raise
+                ingest.forget_reference()
+        return self._prefill(ingest, prepared, num_tokens, is_live)
 
     def _prefill(
-        self, parts: Sequence[Sequence[Frame]], is_live: bool
-    ) -> tuple[Ingest, list[PrefilledChunk]]:
-        with self._lock:
-            self._check_open()
-            # begins anew after an error
-            ingest, self._ingest = self._ingest or Ingest(self._model, self._config), None
-        prepared = ingest.prepare(parts)
+        self, ingest: Ingest, prepared: Sequence[PreparedChunk], num_tokens: int, is_live: bool
+    ) -> list[PrefilledChunk]:
         with self._lock:
             self._check_open()
             work = self._prefill_work(ingest, prepared)
-        num_tokens = num_visual_tokens(self._model, [frame for part in parts for frame in part])
         self._under_way = self._engine.prefill(work, num_tokens, is_live)
         try:
-            return ingest, self._under_way.result()
+            return self._under_way.result()
         except BaseException:
             self._let_questions_in()
             raise
@@ -447,6 +618,7 @@ class Session:
         """What the model has seen can be asked about now."""
         with self._committed:
             self._under_way = None
+            self._waits_for_first = self._waits_for_first and not self._memory.num_chunks
             self._committed.notify_all()
 
     def _check_open(self) -> None:
@@ -482,7 +654,8 @@ class Session:
         """Keeps the chunks, or extends the newest one; says what that changed."""
         self._check_open()
         pictures = [thumbnail(result.prepared.frames) for result in results]
-        new = self._new_chunks(results, pictures, time.perf_counter() - started)
+        keyframes = [keyframe_events(result.prepared.keyframes) for result in results]
+        new = self._new_chunks(results, pictures, keyframes, time.perf_counter() - started)
         try:
             counts = iter(self._memory.append_all(new, self._let_questions_in) if new else [])
         except ValueError as error:
@@ -493,48 +666,80 @@ class Session:
         events: list[WatchEvent] = []
         with self._lock:
             self._check_open()
-            for result, picture in zip(results, pictures, strict=True):
+            for result, picture, found in zip(results, pictures, keyframes, strict=True):
                 before = self._counts
                 if result.chunk is not None:
                     self._counts = next(counts)
-                self._count_watched(result, seconds)
-                events += [
-                    *self._eviction_notices(before),
-                    picture,
-                    Watched(self._seen_seconds, self._stats),
-                ]
+                self._count_watched(result, found, seconds)
+                events += self._eviction_notices(before)
+                events.append(picture)
+                events += found
+                events.append(Watched(self._seen_seconds, self._stats))
                 seconds = 0.0
         return [*events, *self._losses()]
 
     def _new_chunks(
-        self, results: Sequence[PrefilledChunk], pictures: Sequence[Thumbnail], seconds: float
+        self,
+        results: Sequence[PrefilledChunk],
+        pictures: Sequence[Thumbnail],
+        keyframes: Sequence[Sequence[Keyframe]],
+        seconds: float,
     ) -> list[NewChunk]:
         """What is kept of the chunks; frames that showed nothing new are counted with the chunk
         after them.
         """
         chunks: list[NewChunk] = []
-        num_frames, watch_seconds = self._still_since
-        for result, picture in zip(results, pictures, strict=True):
-            num_frames += len(result.prepared.frames)
-            watch_seconds += seconds
+        tail = self._static_tail
+        for result, picture, found in zip(results, pictures, keyframes, strict=True):
+            tail = tail.extended(len(result.prepared.frames), seconds, found)
             seconds = 0.0
             if result.chunk is not None:
                 keys = self._profile.keys_of(result.chunk) if self._profile else None
-                seen = result.prepared.frames[-1].pts_seconds
-                chunks.append(
-                    NewChunk(result.chunk, keys, picture.image, num_frames, watch_seconds, seen)
+                new = NewChunk(
+                    result.chunk,
+                    keys,
+                    picture.image,
+                    tail.num_frames,
+                    tail.watch_seconds,
+                    result.prepared.frames[-1].pts_seconds,
+                    tail.keyframes,
                 )
-                num_frames, watch_seconds = 0, 0.0
+                chunks.append(new)
+                tail = StaticTail()
         return chunks
 
-    def _count_watched(self, result: PrefilledChunk, seconds: float) -> None:
+    def _count_watched(
+        self, result: PrefilledChunk, keyframes: Sequence[Keyframe], seconds: float
+    ) -> None:
         """Everything that a chunk in memory, or one without anything new, changes here."""
         frames = result.prepared.frames
-        since = self._still_since[0] + len(frames), self._still_since[1] + seconds
-        self._still_since = since if result.chunk is None else (0, 0.0)
+        if result.chunk is None:
+            self._static_tail = self._static_tail.extended(len(frames), seconds, keyframes)
+        else:
+            self._static_tail = StaticTail()
         self._count_pruned(result)
         self._seen_seconds = frames[-1].pts_seconds
         self._count(len(frames), seconds)
+
+    def _keep_late_keyframes(self, builder: ChunkBuilder) -> list[WatchEvent]:
+        """Keyframes among the last frames, which were known too late for the last chunk."""
+        found = keyframe_events(builder.take_late_keyframes())
+        with self._lock:
+            self._static_tail = self._static_tail.extended(0, 0.0, found)
+            if self._store is not None:
+                with suppress(SessionError):  # then they are kept with the next chunk
+                    self._static_tail = self._with_keyframes_stored(self._store)
+            self._count(0, 0.0)
+        return list(found)
+
+    def _with_keyframes_stored(self, store: SessionStore) -> StaticTail:
+        """The tail without its keyframes, which are kept with the newest chunk from now on."""
+        tail = self._static_tail
+        if not self._memory.num_chunks:
+            return tail
+        store.add_keyframes(tail.keyframes)
+        self._counts = self._memory.counts()
+        return replace(tail, keyframes=())
 
     def _count_pruned(self, result: PrefilledChunk) -> None:
         """Adds pruned tokens: those dropped inside groups, plus every skipped group, counted at the
@@ -750,7 +955,8 @@ class Session:
             store.replace_index("", [])
         self._dialogue += [Turn(question, answer) for question, answer in store.turns()]
         self._seen_seconds = store.seen_seconds
-        self._still_since = store.still_since
+        num_frames, watch_seconds = store.still_since
+        self._static_tail = StaticTail(num_frames, watch_seconds)
         self._counts = self._memory.counts()
         self._count(store.frames_watched, store.watch_seconds)
 
@@ -766,6 +972,7 @@ class Session:
             tokens=counts.tokens,
             visual_tokens=counts.visual_tokens,
             pruned_tokens=self._num_pruned,
+            keyframes=self._memory.num_keyframes + len(self._static_tail.keyframes),
             watch_seconds=self._stats.watch_seconds + seconds,
             device_bytes=counts.device_bytes + on_device,
             host_bytes=counts.host_bytes,
@@ -795,18 +1002,6 @@ def stored_keys(
 def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor:
     """Of one chunk; none where it cannot be had any more."""
     return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
-
-
-def in_parts(frames: Iterable[Frame], count: int, borders: str = "full") -> Iterator[list[Frame]]:
-    """Runs of `count` frames, the last one may be shorter; with borders at "cuts", others too but
-    never longer.
-
-    A cut is known a few frames later, so a run is given that much later then.
-    """
-    if borders == "cuts":
-        return split_at_cuts(frames, -(-count // 2), count)
-    frames = iter(frames)
-    return iter(lambda: list(islice(frames, count)), [])
 
 
 def evidence_of(
@@ -839,7 +1034,20 @@ def _are_one(earlier: Evidence, later: Evidence) -> bool:
 def thumbnail(frames: Sequence[Frame]) -> Thumbnail:
     """A small picture of the middle frame."""
     frame = frames[len(frames) // 2]
+    return Thumbnail(frame.pts_seconds, small_picture(frame))
+
+
+def keyframe_events(diffs: Sequence[FrameDiff]) -> list[Keyframe]:
+    """The keyframes among frames, with small pictures."""
+    return [
+        Keyframe(diff.pts_seconds, diff.keyframe, small_picture(diff.frame))
+        for diff in diffs
+        if diff.keyframe is not None
+    ]
+
+
+def small_picture(frame: Frame) -> NDArray[np.uint8]:
     image = Image.fromarray(frame.image)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     small: NDArray[np.uint8] = np.asarray(image)
-    return Thumbnail(frame.pts_seconds, small)
+    return small

@@ -73,13 +73,12 @@ def counted(of: type, method: str) -> Any:
 @contextmanager
 def forgotten_patches() -> Iterator[None]:
     """The patches of every group stay on the CPU."""
-    patches = Qwen3VL._clip_patches
+    on_device = Qwen3VL._on_device
 
-    def forgotten(model: Qwen3VL, frames: Any) -> Any:
-        cut, grid = patches(model, frames)
-        return cut.cpu(), grid
+    def forgotten(model: Qwen3VL, groups: Any) -> Any:
+        return on_device(model, groups).cpu()
 
-    with patch.object(Qwen3VL, "_clip_patches", forgotten):
+    with patch.object(Qwen3VL, "_on_device", forgotten):
         yield
 
 

@@ -15,8 +15,8 @@ from streaming.events import (
     AnswerPiece,
     AskEvent,
     Evidence,
+    Keyframe,
     Stats,
-    Thumbnail,
     Watched,
     WatchEvent,
 )
@@ -47,7 +47,7 @@ class FakeSession:
             count += 1
             self.seen_seconds = frame.pts_seconds
             if count % 4 == 1:
-                yield Thumbnail(frame.pts_seconds, frame.image)
+                yield Keyframe(frame.pts_seconds, "change", frame.image)
             if count % self.chunk_frames == 0:
                 yield self._watched(count)
                 if self.gate:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from config import AnswerConfig, ReuseConfig
 from frames import Frame
-from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.video_llm import Head, Turn, VisualGroup
 from tests.one_by_one import OneByOne
@@ -66,9 +65,7 @@ class GatedModel(OneByOne):
     def reuse(self, config: ReuseConfig) -> None:
         return None
 
-    def encode(
-        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
-    ) -> list[VisualGroup]:
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
         times = [frame.pts_seconds for frame in frames]
         pairs = [times[i : i + 2] for i in range(0, len(times), 2)]
         return [

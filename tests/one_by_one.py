@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+from torch import Tensor
+
 from config import AnswerConfig
+from frames import Frame
+from keyframes.frame_group import FrameGroup
+from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk
 from models.video_llm import (
     AnswerRequest,
@@ -24,6 +30,23 @@ class OneByOne:
 
     def num_group_tokens(self, height: int, width: int) -> int:
         return 1
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
+        return 4, 4
+
+    def cut_patches(
+        self, groups: Sequence[Sequence[Frame]]
+    ) -> list[tuple[Tensor, tuple[int, int]]]:
+        """No patches: `encode` looks at the pictures themselves."""
+        return [(torch.empty(0), (4, 4)) for _ in groups]
+
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        raise NotImplementedError
+
+    def encode_groups(
+        self, groups: Sequence[FrameGroup], reuse: FeatureReuse | None = None
+    ) -> list[VisualGroup]:
+        return self.encode([frame for group in groups for frame in group.frames])
 
     def prefill(
         self, groups: Sequence[VisualGroup], context: Sequence[KVChunk], index: int

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from config import AnswerConfig, MemoryConfig, ReuseConfig
 from frames import Frame
-from keyframes.reuse import FeatureReuse
 from memory.chunk import KVChunk, PositionLayout
 from models.calibration import FRAME_SIDE, make_needles
 from models.demo.world import render
@@ -66,9 +65,7 @@ class PlantedModel(OneByOne):
     def reuse(self, config: ReuseConfig) -> None:
         return None
 
-    def encode(
-        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
-    ) -> list[VisualGroup]:
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
         groups = [frames[i : i + 2] for i in range(0, len(frames), 2)]
         return [self._group(group) for group in groups]
 

@@ -57,6 +57,7 @@ STATS = {
     "context_tokens",
     "visual_tokens",
     "pruned_tokens",
+    "keyframes",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 START_SECONDS = 900  # of a process on a busy machine; a limit, not an expectation
@@ -454,6 +455,7 @@ def test_a_port_that_is_taken_is_told(model: str, clip: Path) -> None:
 
 SIX_CHUNKS = ("--fps", "8", "--chunk-frames", "16")  # of a clip of 12 s
 CHUNKS_OF_TWO_BATCHES = 1 + BATCH_FRAMES // 16
+READ_AHEAD_FRAMES = 8  # a chunk of a file is complete once its last frames are judged
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
@@ -478,8 +480,8 @@ def test_ctrl_c_finishes_the_chunk_and_answers_from_what_was_seen(
     interrupting(monkeypatch, chunk=2)
     result = run("ask", clip, "What?", "--json", *options)
     (found,) = answers(result)
-    assert found["stats"]["chunks"] == CHUNKS_OF_TWO_BATCHES, "those of its batch are finished too"
-    assert found["stats"]["frames_read"] == CHUNKS_OF_TWO_BATCHES * 16
+    assert found["stats"]["chunks"] == CHUNKS_OF_TWO_BATCHES + 1, "its batch, and what was read"
+    assert found["stats"]["frames_read"] == CHUNKS_OF_TWO_BATCHES * 16 + READ_AHEAD_FRAMES
     assert "from what was seen" in result.stderr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, (
         "and Ctrl-C means what it meant before"
@@ -676,7 +678,7 @@ def test_a_real_ctrl_c_stops_watching_and_answers(child: subprocess.Popen[str]) 
     assert child.returncode == 0, advice
     (line,) = told.splitlines()
     chunks = json.loads(line)["stats"]["chunks"]
-    assert chunks == CHUNKS_OF_TWO_BATCHES, "the chunk under way, and those of its batch"
+    assert chunks == CHUNKS_OF_TWO_BATCHES + 1, "those of its batch, and what was read already"
     assert "Traceback" not in advice
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -165,7 +166,9 @@ def test_a_session_says_how_far_it_was_watched_as_long_as_it_is_not_at_its_end(
     asked = run("ask", "What?", *options, "--max-tokens", 4)
     assert "watched up to 0:05 of 0:12" in asked.stderr.splitlines()
     watched = run("watch", clip, *options)
-    assert "Watched colours.mp4 to its end at 0:12. To ask: " in watched.stderr
+    told = re.search(r"Watched .* to its end at 0:12, (\d+) keyframes\. To ask: ", watched.stderr)
+    info = json.loads(run("sessions", "info", folder, "--json").stdout)
+    assert told is not None and int(told[1]) == info["keyframes"] >= 4
     assert "watched up to" not in run("ask", "What?", *options, "--max-tokens", 4).stderr
     again = run("watch", clip, *options)
     *_, line = again.stderr.splitlines()

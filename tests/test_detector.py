@@ -11,7 +11,7 @@ import pytest
 
 from frames import Frame
 from keyframes.cuts import LAG_FRAMES
-from keyframes.detector import Keyframe, KeyframeDetector
+from keyframes.detector import Keyframe, KeyframeDetector, keyframes_of
 from tests.scenery import Picture, lit, noisy, place, view
 
 FPS = 25
@@ -36,11 +36,11 @@ def keyframes(frames: Sequence[Frame], batch: int = 7, gap_seconds: float = 30.0
         for k in range(0, len(frames), batch)
         for keyframe in detector.step(frames[k : k + batch])
     ]
-    return found + detector.flush()
+    return found + keyframes_of(detector.flush())
 
 
-def places_of(pictures: Sequence[Picture], why: str) -> list[int]:
-    return [keyframe.index for keyframe in keyframes(frames_of(pictures)) if keyframe.why == why]
+def places_of(pictures: Sequence[Picture], kind: str) -> list[int]:
+    return [keyframe.index for keyframe in keyframes(frames_of(pictures)) if keyframe.kind == kind]
 
 
 def mixed(one: Picture, other: Picture | float, share: float) -> Picture:
@@ -66,7 +66,7 @@ def test_what_a_camera_does_is_no_cut() -> None:
 def test_a_flash_is_no_cut_and_gives_no_keyframe(count: int) -> None:
     still = shot(6, 40)
     flashed = [lit(p, shift=220) if 15 <= k < 15 + count else p for k, p in enumerate(still)]
-    assert [keyframe.why for keyframe in keyframes(frames_of(flashed))] == ["head"]
+    assert [keyframe.kind for keyframe in keyframes(frames_of(flashed))] == ["head"]
 
 
 def test_a_flash_over_a_cut_is_one_cut() -> None:
@@ -85,33 +85,33 @@ def test_a_fade_through_black_gives_one_keyframe_when_the_new_scene_is_there() -
     into = [mixed(picture, 0.0, 1 - k / 20) for k, picture in enumerate(shot(11, 20))]
     pictures = shot(10, 20) + out + into + shot(11, 30)
     found = keyframes(frames_of(pictures))
-    assert [keyframe.why for keyframe in found] == ["head", "change"]
+    assert [keyframe.kind for keyframe in found] == ["head", "change"]
     assert 57 <= found[1].index <= 60, "the picture is bright by then"
 
 
 def test_a_dissolve_gives_one_keyframe_and_no_cut() -> None:
     pairs = zip(shot(12, 25), shot(13, 25), strict=True)
     pictures = shot(12, 20) + [mixed(a, b, k / 25) for k, (a, b) in enumerate(pairs)] + shot(13, 30)
-    assert [keyframe.why for keyframe in keyframes(frames_of(pictures))] == ["head", "change"]
+    assert [keyframe.kind for keyframe in keyframes(frames_of(pictures))] == ["head", "change"]
 
 
 def test_slow_drift_gives_a_keyframe_in_the_end() -> None:
     before, after = view(place(14)), view(place(15))
     drifting = [mixed(before, after, k / 150) for k in range(151)]
-    assert "change" in [keyframe.why for keyframe in keyframes(frames_of(drifting))]
-    assert [keyframe.why for keyframe in keyframes(frames_of(drifting[:1] * 151))] == ["head"]
+    assert "change" in [keyframe.kind for keyframe in keyframes(frames_of(drifting))]
+    assert [keyframe.kind for keyframe in keyframes(frames_of(drifting[:1] * 151))] == ["head"]
 
 
 def test_long_gaps_get_keyframes_and_so_does_the_tail() -> None:
     still = frames_of(shot(16, 1) * 95, fps=1)
     found = keyframes(still, gap_seconds=30.0)
-    assert [(keyframe.index, keyframe.why) for keyframe in found] == [
+    assert [(keyframe.index, keyframe.kind) for keyframe in found] == [
         (0, "head"),
         (30, "gap"),
         (60, "gap"),
         (90, "gap"),
     ]
-    assert [(k.index, k.why) for k in keyframes(still[:79], gap_seconds=30.0)][-1] == (78, "tail")
+    assert [(k.index, k.kind) for k in keyframes(still[:79], gap_seconds=30.0)][-1] == (78, "tail")
 
 
 def test_a_stream_in_batches_of_any_size_is_decided_as_the_whole() -> None:
@@ -127,15 +127,15 @@ def test_decisions_lag_by_so_many_frames_and_no_more() -> None:
     detector = KeyframeDetector()
     frames = frames_of(shot(21, 12) + shot(22, 12))
     for k in range(12 + LAG_FRAMES):
-        assert all(keyframe.why == "head" for keyframe in detector.step(frames[k : k + 1]))
+        assert all(keyframe.kind == "head" for keyframe in detector.step(frames[k : k + 1]))
     (cut,) = detector.step(frames[12 + LAG_FRAMES : 13 + LAG_FRAMES])
     assert cut == Keyframe(12, 12 / FPS, "cut")
 
 
 def test_an_empty_or_very_short_stream_is_no_trouble() -> None:
     assert keyframes([]) == []
-    assert [keyframe.why for keyframe in keyframes(frames_of(shot(23, 1)))] == ["head"]
-    assert [keyframe.why for keyframe in keyframes(frames_of(shot(23, 2) + shot(24, 2)))] == [
+    assert [keyframe.kind for keyframe in keyframes(frames_of(shot(23, 1)))] == ["head"]
+    assert [keyframe.kind for keyframe in keyframes(frames_of(shot(23, 2) + shot(24, 2)))] == [
         "head",
         "cut",
     ]
@@ -147,7 +147,7 @@ def test_memory_of_a_stream_is_bounded() -> None:
     for k in range(30):
         detector.step(frames)
         assert len(detector._cuts._run) <= 2 * LAG_FRAMES + 1
-        assert len(detector._waiting) == LAG_FRAMES, k
+        assert detector.num_waiting == LAG_FRAMES, k
 
 
 def test_a_gap_that_is_none_is_refused() -> None:

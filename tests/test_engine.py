@@ -69,7 +69,7 @@ def test_a_question_of_one_session_goes_before_the_next_chunk_of_another() -> No
     asker.join(60)
     watcher.join(60)
     assert model.log[:2] == ["chunk 0", "q: one"]
-    assert busy.stats.chunks == 4
+    assert busy.stats.chunks == 8
 
 
 def test_all_device_work_is_done_by_one_thread() -> None:

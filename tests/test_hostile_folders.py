@@ -422,9 +422,36 @@ def test_an_older_format_is_told(folder: Path, model: str, clip: Path) -> None:
     change(folder, "DROP TABLE facts", OLDER_FACTS, "INSERT INTO facts VALUES ('format', '3')")
     result = do("info", folder, model, clip)
     assert_is_told("info", result)
-    assert "is of format 3, and this longlook reads format 4" in result.stderr
+    assert "is of format 3, and this longlook reads format 5" in result.stderr
     result = do("delete", folder, model, clip)
     assert result.exit_code == 0 and not folder.exists(), "what cannot be read can be deleted"
+
+
+def test_the_format_without_keyframes_is_told(folder: Path, model: str, clip: Path) -> None:
+    change(folder, "DROP TABLE keyframes", "UPDATE facts SET value = '4' WHERE name = 'format'")
+    result = do("info", folder, model, clip)
+    assert_is_told("info", result)
+    assert "is of format 4, and this longlook reads format 5" in result.stderr
+
+
+KEYFRAMES = {
+    "another size of picture": "UPDATE keyframes SET picture = x'00'",
+    "text for a picture": "UPDATE keyframes SET picture = 'abc'",
+    "another time": "UPDATE keyframes SET pts_seconds = 7.0",
+    "another kind": "UPDATE keyframes SET kind = 'scene'",
+    "another chunk": "UPDATE keyframes SET chunk = chunk + 1000",
+}
+
+
+@pytest.mark.parametrize("what", KEYFRAMES)
+def test_keyframes_that_have_changed_are_told(
+    folder: Path, model: str, clip: Path, what: str
+) -> None:
+    change(folder, KEYFRAMES[what])
+    for command in ("info", "ask", "watch"):
+        result = do(command, folder, model, clip)
+        assert_is_told(command, result)
+        assert "is damaged: keyframe 1 has changed" in result.stderr
 
 
 FACTS: dict[str, list[str | bytes | None]] = {

@@ -211,6 +211,10 @@ def test_forgetting_is_said_and_never_recalled(checkpoint: Path, tmp_path: Path)
     session.close()
 
 
+def bytes_without_keyframes(session: Session) -> int:
+    return session.stats.disk_bytes - sum(keyframe.num_bytes for keyframe in session.keyframes)
+
+
 @pytest.mark.parametrize("kv_bits", [16, 8])
 def test_a_session_that_has_forgotten_goes_on_with_its_numbers_and_counts_when_opened_again(
     checkpoint: Path, tmp_path: Path, kv_bits: int
@@ -242,9 +246,12 @@ def test_a_session_that_has_forgotten_goes_on_with_its_numbers_and_counts_when_o
         again.memory.spans() == whole.memory.spans()
         and again.memory.first_chunk == whole.memory.first_chunk > 5
     )
-    assert [getattr(again.stats, name) for name in counted] == [
-        getattr(whole.stats, name) for name in counted
+    # a stream that is taken up again has one keyframe more, where it begins anew
+    same = [name for name in counted if name != "disk_bytes"]
+    assert [getattr(again.stats, name) for name in same] == [
+        getattr(whole.stats, name) for name in same
     ]
+    assert bytes_without_keyframes(again) == bytes_without_keyframes(whole)
     for question in (QUESTION, "What was at 0:02?", "What was at 0:36?"):
         asked, expected = answered(again, question), answered(whole, question)
         assert (asked.text, asked.evidence) == (expected.text, expected.evidence)

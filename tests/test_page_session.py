@@ -51,7 +51,9 @@ def test_a_real_session_watches_and_answers_behind_the_page(tab: Any, clip: Path
     assert stats["device_bytes"] > 0 and stats["host_bytes"] > 0, (
         "device and host memory are both in use"
     )
-    assert len(progress["keyframe_seconds"]) == 6
+    times = progress["keyframe_seconds"]
+    assert times[0] == 0.0 and 3 <= len(times) <= 6
+    assert set(times) <= {2.0 * k for k in range(6)}, "where the colour changes"
     turn = tab.predict("What is shown at 00:05?", api_name="/ask")
     named = [item for item in turn["evidence"] if item["why"] == "named time"]
     assert [(item["start_seconds"], item["stop_seconds"]) for item in named] == [(4.0, 6.0)]

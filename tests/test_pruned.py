@@ -15,6 +15,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from errors import Notice
 from frames import Frame
+from keyframes.frame_group import FrameGroup
 from memory.mass import attention_mass
 from models.qwen3_vl import Qwen3VL
 from models.video_llm import VisualGroup
@@ -159,17 +160,17 @@ def prune_every_call(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's model keeps the tokens of KEPT, from the third chunk on none: two groups a
     chunk.
     """
-    stock_encode, called = engine.model.encode, 0
+    stock_encode, called = engine.model.encode_groups, 0
 
-    def encode(frames: Sequence[Frame], reuse: None) -> list[VisualGroup]:
+    def encode(groups: Sequence[FrameGroup], reuse: None = None) -> list[VisualGroup]:
         nonlocal called
         called += 1
         kept = KEPT[2 * called - 2 : 2 * called] if called < 3 else ([], [])
         return [
-            only(group, places) for group, places in zip(stock_encode(frames), kept, strict=True)
+            only(group, places) for group, places in zip(stock_encode(groups), kept, strict=True)
         ]
 
-    monkeypatch.setattr(engine.model, "encode", encode)
+    monkeypatch.setattr(engine.model, "encode_groups", encode)
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8])

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.rivals.pruners import DualAnchorPruner
 from config import PruneConfig
 from frames import Frame
+from keyframes.frame_diff import FrameDiff, measure_frames
 from keyframes.pruner import TokenPruner, make_pruner, num_kept_tokens
 from streaming.sources.file import FileSource
 from tests.golden import HEIGHT, WIDTH, Recipe, make, paint, steady
@@ -51,8 +52,18 @@ def features(seed: int, n: int = N) -> Tensor:
     return torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def cells(height: int, width: int) -> tuple[int, int]:
+    """About square ones, 16 along the shorter side."""
+    shorter = min(height, width)
+    return round(16 * height / shorter), round(16 * width / shorter)
+
+
+def measured(images: Sequence[NDArray[np.uint8]]) -> list[FrameDiff]:
+    return measure_frames([Frame(image, 0.0, 0) for image in images], cells)
+
+
 def is_news(pruner: TokenPruner, *images: NDArray[np.uint8], at: float = 0.0) -> bool:
-    return pruner.select_groups([images], [at])[0]
+    return pruner.select_groups([measured(images)], [at])[0]
 
 
 def test_the_first_group_is_news_and_what_does_not_change_is_not() -> None:
@@ -156,7 +167,9 @@ def test_groups_in_one_call_are_news_as_they_are_one_by_one(size: int) -> None:
         return [
             new
             for k in cuts
-            for new in novelty.select_groups(groups[k : k + step], times[k : k + step])
+            for new in novelty.select_groups(
+                [measured(group) for group in groups[k : k + step]], times[k : k + step]
+            )
         ]
 
     wanted = found(1)
@@ -200,7 +213,7 @@ def number_of_news(pruner: TokenPruner, frames: Sequence[Frame]) -> int:
     pairs = list(zip(frames[::2], frames[1::2], strict=False))
     return sum(
         pruner.select_groups(
-            [[a.image, b.image] for a, b in pairs], [a.pts_seconds for a, _ in pairs]
+            [measured([a.image, b.image]) for a, b in pairs], [a.pts_seconds for a, _ in pairs]
         )
     )
 

@@ -10,9 +10,9 @@ import pytest
 from streaming.events import Evidence, Stats
 from ui.conversation import Turn
 from ui.render import (
-    Keyframe,
     ModelInfo,
     Progress,
+    StripPicture,
     chat_html,
     clock,
     counters,
@@ -47,11 +47,13 @@ DEMO = ModelInfo("demo", is_demo=True)
 REAL = ModelInfo("Qwen/Qwen3-VL-4B-Instruct", is_demo=False)
 
 
-def keyframe(pts_seconds: float) -> Keyframe:
-    return Keyframe(pts_seconds, f"{pts_seconds}.jpg")
+def keyframe(pts_seconds: float) -> StripPicture:
+    return StripPicture(pts_seconds, f"{pts_seconds}.jpg")
 
 
-def extended(strip: tuple[Keyframe, ...], new: Keyframe, limit: int) -> tuple[Keyframe, ...]:
+def extended(
+    strip: tuple[StripPicture, ...], new: StripPicture, limit: int
+) -> tuple[StripPicture, ...]:
     """The strip with one more picture, thinned to its limit."""
     longer = (*strip, new)
     surplus = thinned(longer, limit)
@@ -104,6 +106,7 @@ def test_the_counters_show_every_size_of_the_memory() -> None:
     shown = {name: value for name, value, _ in counters(STATS)}
     assert shown == {
         "frames read": "1,234",
+        "keyframes": "0",
         "chunks": "78",
         "tokens": "56,789",
         "device memory": "1.5 MB",
@@ -222,7 +225,7 @@ def test_only_what_was_searched_for_shows_a_score() -> None:
 
 
 def test_the_strip_never_outgrows_its_limit_and_keeps_both_ends() -> None:
-    strip: tuple[Keyframe, ...] = ()
+    strip: tuple[StripPicture, ...] = ()
     for second in range(1000):
         strip = extended(strip, keyframe(second), 24)
     assert len(strip) == 24
@@ -230,7 +233,7 @@ def test_the_strip_never_outgrows_its_limit_and_keeps_both_ends() -> None:
 
 
 def test_the_strip_stays_evenly_spread_however_long_the_stream() -> None:
-    strip: tuple[Keyframe, ...] = ()
+    strip: tuple[StripPicture, ...] = ()
     for second in range(5000):
         strip = extended(strip, keyframe(second), 24)
     gaps = np.diff([item.pts_seconds for item in strip])

@@ -14,7 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from config import AnswerConfig, Config
 from errors import Notice
-from frames import Frame
+from frames import Frame, in_parts
 from memory.chunk import KVChunk
 from memory.recall_policy import PlannedChunk, RecallPlan
 from models.answer_batch import AnswerBatch, BatchedAnswer
@@ -22,8 +22,8 @@ from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
 from models.video_llm import Turn, VideoLLM
 from streaming.engine import Engine
-from streaming.events import Answer, AnswerPiece, Evidence, Thumbnail, Watched
-from streaming.session import Session, evidence_of, in_parts
+from streaming.events import Answer, AnswerPiece, Evidence, Keyframe, Thumbnail, Watched
+from streaming.session import Session, evidence_of
 from tests.gated import WORDS, Gate, GatedModel
 from tests.test_fidelity import QUESTION, stock_inputs
 from tests.tiny import noise_frames
@@ -267,7 +267,7 @@ def test_an_error_in_the_middle_of_a_chunk_leaves_what_was_before_and_watching_c
     tiny: Qwen3VL, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = noise_frames(16)
-    for place, owner in (("encode", tiny), ("prefill_batch", tiny), ("keys_of", profile)):
+    for place, owner in (("encode_groups", tiny), ("prefill_batch", tiny), ("keys_of", profile)):
         session = opened(tiny, settings(), profile)
         watched(session, frames[:4])
         with monkeypatch.context() as broken:
@@ -303,17 +303,21 @@ def test_an_error_in_the_middle_of_an_answer_is_raised_and_the_next_question_is_
     assert [turn.question for turn in session.dialogue] == ["second"]
 
 
-def test_an_error_of_the_source_comes_through_after_the_chunks_before_it() -> None:
+def test_an_error_of_the_source_comes_through_after_the_frames_before_it() -> None:
+    """Those of a file that fill no chunk are left out: it can be read again."""
+
     def source() -> Iterator[Frame]:
         yield from noise_frames(6, 2, 2)
         raise OSError("unplugged")
 
-    session = opened(GatedModel(), settings())
-    events = session.watch(source())
-    assert [type(next(events)) for _ in range(2)] == [Thumbnail, Watched]
-    with pytest.raises(OSError, match="unplugged"):
-        next(events)
-    assert session.stats.chunks == 1
+    for is_file, num_frames in ((False, 6), (True, 4)):
+        session, told = opened(GatedModel(), settings()), []
+        with pytest.raises(OSError, match="unplugged"):
+            for event in session.watch(source(), ahead=is_file):
+                told.append(type(event))
+        first = [Thumbnail, Keyframe, Watched]
+        assert told == (first if is_file else [*first, Thumbnail, Watched])
+        assert session.stats.frames_read == num_frames
 
 
 @pytest.mark.parametrize("question", ["", "   \n"])

@@ -15,6 +15,7 @@ import torch
 
 from config import PruneConfig
 from frames import Frame
+from keyframes.frame_group import FrameGroup
 from memory.disk_tier import SessionStore
 from memory.folders import summary
 from models.video_llm import VisualGroup
@@ -69,13 +70,13 @@ def test_what_shows_nothing_new_is_not_encoded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, given = pruning(checkpoint), []
-    stock = engine.model.encode
+    stock = engine.model.encode_groups
 
-    def encode(frames: Sequence[Frame], reuse: None) -> list[VisualGroup]:
-        given.append([frame.index for frame in frames])
-        return stock(frames, reuse)
+    def encode(groups: Sequence[FrameGroup], reuse: None = None) -> list[VisualGroup]:
+        given.append([frame.index for group in groups for frame in group.frames])
+        return stock(groups, reuse)
 
-    monkeypatch.setattr(engine.model, "encode", encode)
+    monkeypatch.setattr(engine.model, "encode_groups", encode)
     seen(engine.open(), scene(12, appears=6))
     assert [indices for indices in given if indices] == [[0, 1], [6, 7]]
 

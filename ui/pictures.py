@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ui.render import Keyframe, thinned
+from ui.render import StripPicture, thinned
 
 LONGEST_SIDE = 320
 JPEG_QUALITY = 80
@@ -49,11 +49,11 @@ class SeenPictures:
     def __init__(self, folder: PictureFolder, limit: int = SEEN_LIMIT) -> None:
         self._folder = folder
         self._limit = limit
-        self._all: tuple[Keyframe, ...] = ()
+        self._all: tuple[StripPicture, ...] = ()
 
-    def add(self, seconds: float, image: NDArray[np.uint8]) -> Keyframe:
+    def add(self, seconds: float, image: NDArray[np.uint8]) -> StripPicture:
         """Keep a picture, later than all before it; uint8 [H, W, 3]."""
-        new = Keyframe(seconds, self._folder.add(image))
+        new = StripPicture(seconds, self._folder.add(image))
         kept = (*self._all, new)
         surplus = thinned(kept, self._limit)
         if surplus is not None:
@@ -62,7 +62,7 @@ class SeenPictures:
         self._all = kept
         return new
 
-    def has(self, picture: Keyframe) -> bool:
+    def has(self, picture: StripPicture) -> bool:
         """Whether it has not been thinned out."""
         return picture in self._all
 

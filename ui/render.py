@@ -31,12 +31,22 @@ DEMO_WARNING = (
 VIDEO_SUFFIXES = ".mp4,.m4v,.mov,.mkv,.webm,.avi,.ts,.mts,.mpg,.mpeg,.wmv,.flv,.ogv,.3gp"
 
 
+KEYFRAME_TITLES = {
+    "head": "The beginning",
+    "cut": "A new shot",
+    "change": "Most of the picture has changed",
+    "gap": "Nothing has happened for long",
+    "tail": "The end",
+}
+
+
 @dataclass(frozen=True)
-class Keyframe:
-    """A small picture of the strip: where it is, and the URL under which the page offers it."""
+class StripPicture:
+    """A keyframe in the strip: when and of which kind it is, and the URL of its picture."""
 
     pts_seconds: float
     url: str
+    kind: str = "head"
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Progress:
     pts_seconds: float = 0.0
     duration_seconds: float = 0.0
     stats: Stats = field(default_factory=Stats)
-    strip: tuple[Keyframe, ...] = ()
+    strip: tuple[StripPicture, ...] = ()
     notices: tuple[str, ...] = ()
     problem: str = ""
     is_upload: bool = False
@@ -91,6 +101,7 @@ def counters(stats: Stats) -> list[tuple[str, str, str]]:
     """What a session has done so far, as (name, value, explanation) in the order shown."""
     return [
         ("frames read", f"{stats.frames_read:,}", "Frames of the video that were looked at"),
+        ("keyframes", f"{stats.keyframes:,}", "Cuts, changes, and one in every long still stretch"),
         ("chunks", f"{stats.chunks:,}", "A chunk is a few seconds of video, remembered together"),
         ("tokens", f"{stats.tokens:,}", "Everything in memory, counted in tokens of the model"),
         ("device memory", size(stats.device_bytes), "Memory of the newest chunks, bounded"),
@@ -222,10 +233,11 @@ def problem_sentence(problem: str, path: str, title: str) -> str:
     return problem.replace(path, title)
 
 
-def strip_html(strip: Sequence[Keyframe]) -> str:
+def strip_html(strip: Sequence[StripPicture]) -> str:
     """Small pictures of what was seen, each a button that moves the player there."""
     pictures = "".join(
         f'<button type="button" data-seek="{item.pts_seconds:.3f}" '
+        f'title="{KEYFRAME_TITLES.get(item.kind, "")}" '
         f'aria-label="Go to {clock(item.pts_seconds)}"><img src="{escape(item.url)}" alt="">'
         f"<span>{clock(item.pts_seconds)}</span></button>"
         for item in strip
@@ -396,7 +408,7 @@ def in_time_order(evidence: Iterable[Evidence]) -> list[Evidence]:
     return sorted(evidence, key=lambda item: item.start_seconds)
 
 
-def thinned(strip: tuple[Keyframe, ...], limit: int) -> Keyframe | None:
+def thinned(strip: tuple[StripPicture, ...], limit: int) -> StripPicture | None:
     """The keyframe to give up so that `strip` stays evenly spread, or None while it fits `limit`.
 
     It is the inner one whose neighbours are closest together, so the first and the newest stay.

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 from config import ReadConfig
 from errors import LonglookError, Notice
 from frames import Frame
-from streaming.events import AskEvent, Evidence, Stats, Thumbnail, Watched, WatchEvent
+from streaming.events import AskEvent, Evidence, Keyframe, Stats, Thumbnail, Watched, WatchEvent
 from streaming.reader import Reader
 from streaming.sources.file import FileSource
 from streaming.sources.moments import Moments
 from streaming.sources.opening import SourceError
 from ui.conversation import Conversation
 from ui.pictures import PictureFolder, SeenPictures
-from ui.render import Keyframe, Progress, problem_sentence, strongest, thinned
+from ui.render import Progress, StripPicture, problem_sentence, strongest, thinned
 
 STRIP_LIMIT = 24  # thumbnails kept per video; more do not fit a strip
 NOTICE_LIMIT = 8
@@ -187,6 +187,8 @@ class TabSession:
             case Watched():
                 self._update(pts_seconds=event.pts_seconds, stats=event.stats)
             case Thumbnail():
+                self._seen.add(event.pts_seconds, event.image)
+            case Keyframe():
                 self._update(strip=self._extended_strip(event))
             case Notice():
                 self._warn([event.text])
@@ -202,11 +204,14 @@ class TabSession:
         if new:
             self._update(notices=(*known, *new)[:NOTICE_LIMIT])
 
-    def _extended_strip(self, new: Thumbnail) -> tuple[Keyframe, ...]:
+    def _extended_strip(self, new: Keyframe) -> tuple[StripPicture, ...]:
         """The strip with a new picture at its end, evenly spread, never beyond its limit."""
-        picture = self._seen.add(new.pts_seconds, new.image)
-        strip = (*filter(self._seen.has, self._progress.strip), picture)
+        added = StripPicture(new.pts_seconds, self._pictures.add(new.image), new.kind)
+        strip = (*self._progress.strip, added)
         surplus = thinned(strip, STRIP_LIMIT)
+        if surplus is None:
+            return strip
+        self._pictures.remove(surplus.url)
         return tuple(item for item in strip if item is not surplus)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from frames import Frame
+from keyframes.frame_group import FrameGroup
 from keyframes.pruner import (
     DualAnchor,
     TokenSelection,
@@ -23,7 +24,7 @@ from keyframes.pruner import (
     num_kept_tokens,
 )
 from keyframes.reuse import FeatureReuse
-from models.video_llm import VideoLLM, VisualGroup
+from models.video_llm import VideoLLM, VisualGroup, cut_groups
 
 
 class RivalPruner(Protocol):
@@ -43,11 +44,14 @@ class PrunedByRival:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def encode(
-        self, frames: Sequence[Frame], reuse: FeatureReuse | None = None
+    def encode(self, frames: Sequence[Frame]) -> list[VisualGroup]:
+        return self.encode_groups(cut_groups(frames, self._model))
+
+    def encode_groups(
+        self, groups: Sequence[FrameGroup], reuse: FeatureReuse | None = None
     ) -> list[VisualGroup]:
-        groups = self._model.encode(frames, reuse)
-        return [group.pruned(self._pruner.keep(group.embeddings)) for group in groups]
+        encoded = self._model.encode_groups(groups, reuse)
+        return [group.pruned(self._pruner.keep(group.embeddings)) for group in encoded]
 
 
 class DualAnchorPruner:

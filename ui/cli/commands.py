@@ -197,16 +197,21 @@ def say_outcome(
     """How far it was watched, and what to type next."""
     seen = clock(opened.seen_seconds or 0.0)
     total = "" if duration is None else f" of {clock(duration)}"
+    found = keyframes_text(opened.stats.keyframes)
     to_ask = f'To ask: {program()} {shlex.join(["ask", "--session", session])} "..."'
     if outcome in (Outcome.STOPPED, Outcome.BROKEN_OFF):
         again = shlex.join(["watch", str(video), "--session", session])
-        say(f"Stopped at {seen}{total}. To go on: {program()} {again}")
+        say(f"Stopped at {seen}{total}, {found}. To go on: {program()} {again}")
     elif outcome is Outcome.NOTHING_NEW:
         say(f"{video.name} has been watched to its end before. {to_ask}")
     elif duration is not None and is_seen_to_its_end(opened, duration):
-        say(f"Watched {video.name} to its end at {clock(duration)}. {to_ask}")
+        say(f"Watched {video.name} to its end at {clock(duration)}, {found}. {to_ask}")
     else:
-        say(f"Watched {video.name} up to {seen}{total}. {to_ask}")
+        say(f"Watched {video.name} up to {seen}{total}, {found}. {to_ask}")
+
+
+def keyframes_text(count: int) -> str:
+    return "1 keyframe" if count == 1 else f"{count:,} keyframes"
 
 
 @with_options(*options.READING, *options.SAVING)
