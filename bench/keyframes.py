@@ -48,7 +48,7 @@ from streaming.sources.pictures import VideoFile
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (1, 2)
-TUNED_ON = "some of the real clips at their own rate, and synthetic clips with seeds from 100 on"
+TUNED_ON = "real clips, and synthetic clips with seeds from 100 on"
 EVERY_FRAME = "every frame"
 TOLERANCE_SECONDS = 0.1
 BATCH_FRAMES = 16

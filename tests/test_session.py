@@ -314,9 +314,9 @@ def test_an_error_of_the_source_comes_through_after_the_frames_before_it() -> No
         session, told = opened(GatedModel(), settings()), []
         with pytest.raises(OSError, match="unplugged"):
             for event in session.watch(source(), ahead=is_file):
-                told.append(type(event))
-        first = [Thumbnail, Keyframe, Watched]
-        assert told == (first if is_file else [*first, Thumbnail, Watched])
+                if not isinstance(event, Keyframe):  # of which a live source tells later
+                    told.append(type(event))
+        assert told == [Thumbnail, Watched] * (1 if is_file else 2)
         assert session.stats.frames_read == num_frames
 
 

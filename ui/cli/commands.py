@@ -159,8 +159,6 @@ def watch(
     Examples:
       longlook watch clip.mp4 --session trip
       longlook watch clip.mp4 --session ./trip --disk-budget 20
-      longlook watch rtsp://cam@192.168.1.20/stream --session door
-      longlook watch --config cameras.toml
       longlook ask --session trip "When does the red circle appear?"
     """
     cameras = cameras_in(chosen.config_file)
