@@ -238,9 +238,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a session to delete": (["sessions", "delete", "nosuch"], "There is no session in"),
     "a file": (["ask", "nosuch.mp4", "What?"], "There is no file nosuch.mp4."),
     "a file to watch": (["watch", "nosuch.mp4", "-s", "x"], "There is no file nosuch.mp4."),
-    "a URL": (["ask", "https://example.com/a.mp4", "What?"], "https://example.com/a.mp4 is a URL"),
-    "a URL to watch": (["watch", "rtsp://camera/1", "-s", "x"], "rtsp://camera/1 is a URL"),
-    "a URL to serve": (["serve", "https://example.com/a.mp4"], "is a URL, and longlook reads"),
+    "an unknown URL": (["ask", "gopher://example.com/a", "What?"], "gopher:// is not a kind"),
+    "a URL to bridge": (["watch", "srt://camera:1", "-s", "x"], "SRT is not read directly"),
+    "a URL to serve": (["serve", "https://example.com/a.mp4"], "is no file"),
     "a model": (["ask", "CLIP", "What?", "--model", "a/b/c"], "a/b/c is neither a folder"),
     "no network": (
         ["ask", "CLIP", "What?", "--model", "longlook-tests/not-there"],
