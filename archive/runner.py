@@ -29,10 +29,11 @@ from memory.chunk import KVChunk
 from models.calibration import Profile
 from models.video_llm import VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_BYTES
-from streaming.each import MAX_ROWS, ChunkSpan, SpanAnswer, SpanRow, answer_rows, greedy
+from streaming.each import MAX_ROWS, SpanRow, answer_rows, greedy
 from streaming.ingest import Ingest, PrefilledChunk, PrefillWork
 from streaming.reader import Reader
 from streaming.sources.file import FileSource
+from streaming.span_prompts import ChunkSpan, SpanAnswer
 
 BATCH_SEGMENTS = 16  # that are captioned together, counted from the beginning of the video
 THUMBNAIL_SIDE = 192  # pixels of the longer side

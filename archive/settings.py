@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from errors import LonglookError
-from streaming.each import SpanPrompt
+from streaming.span_prompts import SpanPrompt
 
 CAPTION_PROMPT = "Describe the video."
 MAX_CHOICES = 64

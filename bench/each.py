@@ -24,10 +24,10 @@ from bench.machine import describe, save
 from config import AnswerConfig
 from frames import Frame
 from models.video_llm import AnswerRequest
-from streaming.each import ChunkSpan, SpanAnswer, SpanPrompt
 from streaming.engine import Engine, load_engine
 from streaming.session import Session
 from streaming.sources.file import FileSource
+from streaming.span_prompts import ChunkSpan, SpanAnswer, SpanPrompt
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 CAPTION = SpanPrompt("Describe the video.")

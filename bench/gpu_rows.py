@@ -526,8 +526,8 @@ def _first_tokens(bench: Bench, session: Any) -> list[Cell]:
         return median(taken), result
 
     window_ms, window_tokens = timed(lambda: answer([model.prefix(), *session.memory.window()]))
-    recall_ms, recall_tokens = timed(lambda: answer(session._retrieve_context(QUESTION)[1]))
-    search_ms, _ = timed(lambda: session._recall(QUESTION))
+    recall_ms, recall_tokens = timed(lambda: answer(session.retrieve(QUESTION).context))
+    search_ms, _ = timed(lambda: session._retriever.plan(QUESTION, session._now(), ()))
     held = session.memory.device_bytes / MIB, session.memory.host_bytes / GIB
     return [window_ms, window_tokens, recall_ms, search_ms, recall_tokens, *held]
 

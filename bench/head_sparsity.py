@@ -146,7 +146,7 @@ def missed_most(
     session, asked = watched(engine, RANKED_SEED, RANKED_MINUTES, questions)
     moved = torch.zeros(shape[0] * shape[1])
     for text in (in_seconds(a.question.text) for a in asked):
-        context, window = session._retrieve_context(text)[1], session.memory.window_indices
+        context, window = session.retrieve(text).context, session.memory.window_indices
         true = model.first_logits(text, context).log_softmax(-1)
         for number in range(len(moved)):
             dense = (torch.arange(len(moved)) != number).view(shape)
@@ -180,7 +180,7 @@ def main(
         chunk, window = session.memory.get([0])[0], session.memory.window_indices
         for question in asked:
             text = in_seconds(question.question.text)
-            context = session._retrieve_context(text)[1]
+            context = session.retrieve(text).context
             for way in every:
                 said = "".join(
                     model.answer(

@@ -12,63 +12,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from config import AnswerConfig
-from errors import LonglookError
 from memory.chunk import KVChunk
 from models.video_llm import AnswerBatch, AnswerRequest, ChoiceRequest, PendingAnswer, VideoLLM
+from streaming.span_prompts import ChunkSpan, SpanAnswer, SpanPrompt
 
 MAX_ROWS = 32  # of a batch; more gain little (decode of the embedded model: 8 x at 32, 9.5 x at 64)
 YES_NO = (("yes",), ("no",))
-
-
-@dataclass(frozen=True)
-class ChunkSpan:
-    """Chunks from number `start` to before number `stop`."""
-
-    start: int
-    stop: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise LonglookError(f"{self.start} to {self.stop} is no span of chunks")
-
-
-@dataclass(frozen=True)
-class SpanPrompt:
-    """What is asked of every span.
-
-    mode: "text" for words of the model's own, "yes_no", or "choice" of one of `choices`.
-    """
-
-    text: str
-    mode: Literal["text", "yes_no", "choice"] = "text"
-    choices: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise LonglookError("the prompt is empty")
-        if self.mode == "choice" and len(set(self.choices)) < 2:
-            raise LonglookError("a choice needs two different answers at least")
-
-
-@dataclass(frozen=True)
-class SpanAnswer:
-    """What the model says of one span.
-
-    probability: of "yes" with the mode "yes_no", of the chosen answer with "choice"; relative to
-    the other allowed answers. None for text.
-    is_partial: the run was cancelled before this text was complete.
-    is_lost: the chunks can't be had any more, so there is no answer.
-    """
-
-    span: ChunkSpan
-    prompt: SpanPrompt
-    text: str
-    probability: float | None = None
-    is_partial: bool = False
-    is_lost: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -31,31 +30,13 @@ from memory.carriers import Carriers
 from memory.chunk import KVChunk
 from memory.disk_tier import ChunkLostError, SessionError, SessionStore, as_jpeg
 from memory.kv_memory import RETRY_SECONDS, KVMemory, MemoryCounts, MemoryFullError
-from memory.mass import as_scores, attention_mass, candidates
-from memory.recall_policy import (
-    RecallPlan,
-    evidence,
-    fit,
-    numbered_from,
-    plan_recall,
-    without_dense,
-)
 from memory.records import KeyframeRecord, NewChunk
 from memory.retrieval_index import HeadIndex
 from memory.timeline import Timeline
 from models.calibration import Profile
 from models.video_llm import AnswerRequest, Turn, VideoLLM, num_visual_tokens
 from streaming.batching import BATCH_FRAMES, batch_chunks, max_pass_tokens
-from streaming.each import (
-    MAX_ROWS,
-    ChunkSpan,
-    SpanAnswer,
-    SpanPrompt,
-    SpanRow,
-    answer_rows,
-    greedy,
-    pack_rows,
-)
+from streaming.each import MAX_ROWS, SpanRow, answer_rows, greedy, pack_rows
 from streaming.events import (
     MAX_QUESTION_CHARACTERS,
     Answer,
@@ -76,21 +57,22 @@ from streaming.ingest import (
     PreparedChunk,
 )
 from streaming.live_chunks import LiveChunks
+from streaming.retriever import (
+    LONGEST_FRAME_SECONDS,
+    Retrieved,
+    Retriever,
+    gaps_near,
+    in_stream_time,
+)
 from streaming.sources.fingerprint import Fingerprint
+from streaming.span_prompts import ChunkSpan, SpanAnswer, SpanPrompt
 from streaming.time_query.expressions import clock
 from streaming.time_query.spans import (
-    Span,
-    chunk_ranges,
-    in_seconds,
-    named_spans,
-    stamp_of,
     time_beyond,
 )
-from streaming.time_query.wall_clock import WallClock, rewrite_wall_times
 
 T = TypeVar("T")
 THUMBNAIL_SIDE = 192  # pixels of the longer side
-LONGEST_FRAME_SECONDS = 1.0  # that the newest frame is said to have been shown
 
 
 class SessionClosedError(LonglookError):
@@ -169,6 +151,7 @@ class Session:
         index = HeadIndex(len(profile.heads), model.head_dim, model.dtype) if profile else None
         self._memory = KVMemory(config.memory, model.device, store, index, self._lock)
         self._timeline = Timeline(store)
+        self._retriever = Retriever(model, profile, self._memory, config)
         self._carriers = Carriers(config.memory.carrier_tokens, self._still_there)
         self._ingest: Ingest | None = None  # None if it must begin anew
         # held while chunks are prefilled and committed: by who watches, or by a question that takes
@@ -308,7 +291,8 @@ class Session:
         self._take_in_what_came()
         evidence: list[Evidence] = []
         text = ""
-        asked, notices = self._in_stream_time(question)
+        with self._lock:
+            asked, notices = in_stream_time(question, self._timeline, self.seen_seconds or 0.0)
         yield from notices
         for piece in self._engine.answer(partial(self._retrieve, asked, evidence)):
             if not text:
@@ -420,46 +404,9 @@ class Session:
             self._keep_seen(self._store)
         self._memory.close()
 
-    def _in_stream_time(self, question: str) -> tuple[str, list[Notice]]:
-        """The question with times by the clock on the wall as seconds of a live stream, and what to
-        say of times when nothing was watched.
-        """
-        with self._lock:
-            self._timeline.refresh()
-            began = self._timeline.wall_at(0.0)
-            if began is None:
-                return question, []
-            now_seconds = self.seen_seconds or 0.0
-            clock = WallClock(
-                datetime.now().astimezone(),
-                datetime.fromtimestamp(began).astimezone(),
-                lambda wall_seconds: self._timeline.seconds_at(wall_seconds) or 0.0,
-                now_seconds,
-            )
-            rewritten = rewrite_wall_times(question, clock)
-            seen_at = self._timeline.wall_at(now_seconds) or began
-        if not rewritten.periods or any(
-            start.timestamp() <= seen_at and began <= stop.timestamp()
-            for start, stop in rewritten.periods
-        ):
-            return rewritten.question, []
-        first, last = (datetime.fromtimestamp(at) for at in (began, seen_at))
-        text = (
-            f"Nothing was watched then: this session has seen {first:%Y-%m-%d %H:%M:%S} to "
-            f"{last:%Y-%m-%d %H:%M:%S}."
-        )
-        return rewritten.question, [Notice(text)]
-
     def _gaps_near(self, evidence: Sequence[Evidence]) -> tuple[Gap, ...]:
-        """The gaps that the evidence touches, each once, in order."""
         with self._lock:
-            self._timeline.refresh()
-            found = [
-                gap
-                for item in evidence
-                for gap in self._timeline.touching(item.start_seconds, item.stop_seconds)
-            ]
-        return tuple(sorted(set(found), key=lambda gap: gap.start_seconds))
+            return gaps_near(evidence, self._timeline)
 
     def _keep_seen(self, store: SessionStore) -> None:
         """Says how far was watched: static frames after the newest chunk need not be seen again."""
@@ -755,6 +702,11 @@ class Session:
             return None if self._memory.is_evicted(index) else self._memory.get([index])[0]
         return self._still_there(index)
 
+    def retrieve(self, question: str) -> Retrieved:
+        """What a question would be answered from now; for measurements, while nobody watches."""
+        with self._lock:
+            return self._retriever.retrieve(question, self._now(), self._earlier())
+
     def _retrieve(self, question: str, evidence: list[Evidence]) -> AnswerRequest:
         """The question as the model gets it, with its context; evidence: what the answer will rest
         on is appended.
@@ -765,129 +717,13 @@ class Session:
             while self._under_way is not None and self._under_way.done():
                 self._committed.wait()  # what the model has seen is part of what is asked about
             self._check_askable()
-            plan, context = self._retrieve_context(question)
-            memory, stop_seconds = (
-                self._memory,
-                self._now() + min(1 / self._config.read.fps, LONGEST_FRAME_SECONDS),
-            )
-            evidence += evidence_of(plan, memory.spans(), stop_seconds, memory.first_chunk)
-            num_tokens = sum(chunk.num_tokens for chunk in context)
+            found = self._retriever.retrieve(question, self._now(), self._earlier())
+            evidence += found.evidence
+            num_tokens = sum(chunk.num_tokens for chunk in found.context)
             self._stats = replace(self._stats, context_tokens=num_tokens)
             return AnswerRequest(
-                self._words(question), context, self._earlier(), self._config.answer
+                found.question, found.context, self._earlier(), self._config.answer
             )
-
-    def _retrieve_context(self, question: str) -> tuple[RecallPlan, list[KVChunk]]:
-        """The plan and its context; a chunk that turns out to be lost on the disk is planned
-        without.
-        """
-        while True:
-            try:
-                plan = self._recall(question)
-                context = self._context(plan)
-                break
-            except ChunkLostError:
-                continue
-        if not plan.chunks:
-            raise LonglookError("nothing of what was watched can be read or fits any more")
-        return plan, context
-
-    def _recall(self, question: str) -> RecallPlan:
-        """What comes back for the question: named times and the chunks whose keys it looks for,
-        with the window.
-        """
-        memory, spans, first = self._config.memory, self._memory.spans(), self._memory.first_chunk
-        named = chunk_ranges(named_spans(question, self._now()), spans, has_beginning=first == 0)
-        if self._answers_from_window(question, named):
-            plan = plan_recall(None, [], len(spans), memory.window_chunks, recall_chunks=0)
-        else:
-            budgets = memory.window_chunks, memory.recall_chunks, memory.sparse_chunks
-            scores = self._scores(self._words(question), named)
-            gone = {index - first for index in self._memory.damaged}
-            plan = plan_recall(
-                scores, named, len(spans), *budgets, gone=gone, margin=memory.recall_margin
-            )
-        plan = numbered_from(plan, first)
-        plan = without_dense(
-            plan, [index for index in plan.indices if self._memory.is_sparse_only(index)]
-        )
-        return fit(
-            plan, self._memory.sizes, memory.context_tokens - self._model.prefix().num_tokens
-        )
-
-    def _scores(self, question: str, named: Sequence[range]) -> list[float] | None:
-        """Evidence per remembered chunk: by retrieval heads, else by attention mass on the sparse
-        level of a sample.
-
-        named: of each named time the chunks, counted from the first that is remembered.
-        """
-        memory, first, index = self._config.memory, self._memory.first_chunk, self._memory.index
-        num_chunks, num_damaged = self._memory.num_chunks - first, len(self._memory.damaged)
-        if index is not None and self._profile is not None:
-            queries = self._profile.queries_of(self._model, question)
-            near = {
-                first + i
-                for r in named
-                for i in range(max(0, r.start - 1), min(num_chunks, r.stop + 1))
-            }
-            limit = memory.recall_chunks + memory.window_chunks + num_damaged
-            return evidence(index.search(queries, limit, also=near), self._profile.norms)
-        looked_at = [
-            i
-            for i in candidates(num_chunks - memory.window_chunks)
-            if not self._memory.is_evicted(first + i)
-        ]
-        if len(looked_at) <= memory.recall_chunks:
-            return None  # all of them come back anyway
-        levels = (self._sparse(chunk) for i in looked_at for chunk in self._memory.get([first + i]))
-        return as_scores(
-            attention_mass(self._model.all_question_queries(question), levels),
-            looked_at,
-            num_chunks,
-        )
-
-    def _answers_from_window(self, question: str, named: Sequence[range]) -> bool:
-        """Whether recall is left out: recent first, as long as no time is named and the model is
-        sure.
-        """
-        memory = self._config.memory
-        if memory.recall != "auto" or named:
-            return memory.recall == "never"
-        context = [self._model.prefix(), *self._memory.window()]
-        return (
-            self._model.doubt(self._words(question), context, self._earlier()) < memory.sure_below
-        )
-
-    def _words(self, question: str) -> str:
-        """The question as the model gets it: times in seconds, each one that of the group that
-        shows what was then.
-        """
-        return in_seconds(question, self._shown_at, self._now())
-
-    def _shown_at(self, seconds: float) -> float:
-        if seconds > self._now():
-            return seconds
-        first = self._memory.first_chunk
-        (around,) = chunk_ranges(
-            [Span(seconds, seconds + 1)], self._memory.spans(), has_beginning=first == 0
-        )
-        starts = [start for index in around for start in self._memory.group_starts(first + index)]
-        return stamp_of(seconds, starts, self._model.frames_per_group / self._config.read.fps)
-
-    def _context(self, plan: RecallPlan) -> list[KVChunk]:
-        """The prefix and the plan's chunks at their levels, in time order."""
-        chunks = self._memory.get(plan.indices)
-        levels = (
-            chunk if planned.level == "dense" else self._sparse(chunk, self._config.memory.sparse)
-            for chunk, planned in zip(chunks, plan.chunks, strict=True)
-        )
-        return [self._model.prefix(), *levels]
-
-    def _sparse(self, chunk: KVChunk, sparse: str = "pooled") -> KVChunk:
-        """The sparse level of a chunk from memory, which may be it already."""
-        if self._memory.is_sparse_only(chunk.index):
-            return chunk
-        return chunk.pooled() if sparse == "pooled" else chunk.salient()
 
     def _earlier(self) -> list[Turn]:
         turns = self._config.answer.dialogue_turns
@@ -1002,33 +838,6 @@ def stored_keys(
 def keys_again(chunk: KVChunk | None, profile: Profile, head_dim: int) -> Tensor:
     """Of one chunk; none where it cannot be had any more."""
     return torch.empty(len(profile.heads), 0, head_dim) if chunk is None else profile.keys_of(chunk)
-
-
-def evidence_of(
-    plan: RecallPlan, spans: Sequence[tuple[float, float]], now_seconds: float, first_chunk: int = 0
-) -> tuple[Evidence, ...]:
-    """What an answer rests on: named times first, then by score; in a tie what was recalled before
-    the window.
-
-    Chunks side by side are one stretch where a time was named, and in the window. Those recalled
-    stay apart, since each was found for itself. A chunk lasts until the next one starts, the newest
-    until now.
-    """
-    found: list[Evidence] = []
-    for chunk in (chunk for chunk in plan.chunks if chunk.why not in ("beside", "sample")):
-        place = chunk.index - first_chunk  # of `spans`, which begin with that chunk
-        stop_seconds = spans[place + 1][0] if place + 1 < len(spans) else now_seconds
-        new = Evidence(spans[place][0], stop_seconds, chunk.score, chunk.why, chunk.level)
-        if found and _are_one(found[-1], new):
-            last = found.pop()
-            new = replace(new, start_seconds=last.start_seconds, score=max(last.score, new.score))
-        found.append(new)
-    return tuple(sorted(found, key=lambda e: (e.why != "named time", -e.score, e.why == "recent")))
-
-
-def _are_one(earlier: Evidence, later: Evidence) -> bool:
-    same = (earlier.why, earlier.level) == (later.why, later.level)
-    return same and later.why != "recalled" and earlier.stop_seconds == later.start_seconds
 
 
 def thumbnail(frames: Sequence[Frame]) -> Thumbnail:

@@ -17,10 +17,11 @@ from models.choices import Tokens, spelled
 from models.decode_cache import DecodeCache
 from models.qwen3_vl import Qwen3VL
 from models.video_llm import ChoiceRequest
-from streaming.each import ChunkSpan, SpanAnswer, SpanPrompt, pack_rows
+from streaming.each import pack_rows
 from streaming.engine import Engine, load_engine
 from streaming.session import Session
 from streaming.sources.file import FileSource
+from streaming.span_prompts import ChunkSpan, SpanAnswer, SpanPrompt
 from tests.gated import Gate, GatedModel
 from tests.tiny import noise_frames
 from tests.waiting import wait_until

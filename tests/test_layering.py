@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "streaming.sources": ("errors", "frames", "streaming.sources"),
     "streaming.time_query": ("errors", "streaming.time_query"),
     "streaming.each": (*BELOW_SESSIONS, "streaming"),
+    "streaming.retriever": (*BELOW_SESSIONS, "streaming"),
     "streaming.ingest": (*BELOW_SESSIONS, "streaming"),
     "streaming.session": (*BELOW_SESSIONS, "streaming"),
     "streaming.engine": (*BELOW_SESSIONS, "streaming"),

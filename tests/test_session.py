@@ -23,7 +23,8 @@ from models.qwen3_vl import Qwen3VL
 from models.video_llm import Turn, VideoLLM
 from streaming.engine import Engine
 from streaming.events import Answer, AnswerPiece, Evidence, Keyframe, Thumbnail, Watched
-from streaming.session import Session, evidence_of
+from streaming.retriever import evidence_of
+from streaming.session import Session
 from tests.gated import WORDS, Gate, GatedModel
 from tests.test_fidelity import QUESTION, stock_inputs
 from tests.tiny import noise_frames

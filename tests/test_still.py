@@ -93,6 +93,11 @@ def test_a_group_that_goes_on_is_prefilled_as_if_nothing_had_been_between(checkp
     assert session.memory.spans() == [(0.0, 0.5), (10.0, 10.5)]
 
 
+def words_of(session: Session, question: str) -> str:
+    """The question as the model gets it."""
+    return session.retrieve(question).question
+
+
 @pytest.mark.parametrize(
     ("asked", "given"),
     [
@@ -109,13 +114,13 @@ def test_a_named_time_at_which_nothing_was_new_is_asked_for_as_the_group_that_st
 ) -> None:
     session = pruning(checkpoint).open(tmp_path / "s")
     seen(session, scene(40, appears=20))
-    assert session._words(asked) == given
+    assert words_of(session, asked) == given
     session.close()
     again = pruning(checkpoint).open(tmp_path / "s")
-    assert again._words("What is shown at 0:07?") == "What is shown at 0 seconds?"
+    assert words_of(again, "What is shown at 0:07?") == "What is shown at 0 seconds?"
     plain = pruning(checkpoint, "none").open()
     seen(plain, scene(40, appears=20))
-    assert plain._words("What is shown at 0:07?") == "What is shown at 7 seconds?"
+    assert words_of(plain, "What is shown at 0:07?") == "What is shown at 7 seconds?"
     again.close()
 
 
