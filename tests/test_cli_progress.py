@@ -287,7 +287,7 @@ def test_a_shell_completes_commands_and_options() -> None:
         )
         return ran.stdout.split()
 
-    assert completed("longlook ca") == ["calibrate"]
+    assert completed("longlook cal") == ["calibrate"]
     assert set(completed("longlook ask --prune")) == {"--prune", "--prune-budget"}
 
 
