@@ -1,5 +1,5 @@
-"""The README cannot drift: its commands exist and parse, its tree is the tree, its example says
-what is said.
+"""The README and its pages cannot drift: their commands exist and parse, the tree is the tree, the
+example says what is said.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from app import app
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)  # and what it leads to
 BLOCKS = re.findall(r"^```\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 EXAMPLE = re.compile(
     r"<!-- example output: begin.*?-->\n(.*?)<!-- example output: end -->", re.DOTALL
@@ -122,15 +123,21 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_file_named_exists() -> None:
-    linked = re.findall(r"\]\(([^)#:]+)\)", README)
-    played = [
-        word
+    linked = {
+        page.parent / name
+        for page in PAGES
+        for name in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    }
+    played = {
+        REPOSITORY / word
         for call in commands(".venv/bin/longlook")
         for word in call
         if word.startswith("samples/")
-    ]
+    }
     assert linked and played
-    assert not [name for name in linked + played if not (REPOSITORY / name).is_file()]
+    assert not [path for path in linked | played if not path.is_file()]
+    named = {path.resolve() for path in linked}
+    assert not [page for page in PAGES[1:] if page not in named], "a page that nothing leads to"
 
 
 def test_the_tree_shows_every_source_file_and_no_other_with_a_purpose() -> None:
