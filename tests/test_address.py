@@ -159,3 +159,12 @@ def test_errors_are_told_by_their_kind_and_never_by_their_text() -> None:
     assert trouble_of(RuntimeError("hushhush")) is Trouble.FAILED
     for trouble in Trouble:
         assert trouble.code and trouble.advice
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "deep/b.MKV?token=1", "c.webm#t=3"])
+def test_a_whole_file_on_a_web_server_is_no_stream(name: str) -> None:
+    with pytest.raises(SourceError, match="download it first") as caught:
+        parse_address(f"https://me:secret@example.com/{name}")
+    assert "secret" not in str(caught.value) and "token=1" not in str(caught.value)
+    assert parse_address("https://example.com/live.m3u8").is_live
+    assert parse_address("https://example.com/stream.ts").is_live

@@ -57,6 +57,7 @@ _HARMLESS = (
     "listen",
     "pkt_size",
 )
+_WHOLE_FILES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".wmv", ".mpg", ".mpeg")
 _HIDDEN = "..."
 _BRIDGES = {
     "srt": 'SRT is not read directly: run "srt-live-transmit {url} udp://127.0.0.1:5000" and '
@@ -142,6 +143,10 @@ def _parse_url(text: str, scheme: str) -> Address:
     if scheme in _BRIDGES or text.split("?")[0].lower().endswith(".mpd"):
         bridge = _BRIDGES.get(scheme, _BRIDGES["dash"])
         raise SourceError(bridge.format(url=shown_url(text)))
+    if scheme in ("http", "https") and _is_file_name(text):
+        raise SourceError(
+            f"{shown_url(text)} is a file on a web server, not a stream: download it first (curl -O)."
+        )
     if scheme not in _KINDS:
         known = ", ".join(f"{name}://" for name in _KINDS)
         raise SourceError(f"{scheme}:// is not a kind of stream that is read here; {known} are.")
@@ -164,6 +169,11 @@ def _parse_url(text: str, scheme: str) -> Address:
     elif not host:
         raise SourceError(f"{shown_url(text)} has no host.")
     return Address(kind, text, shown_url(text), host, port or _DEFAULT_PORTS.get(scheme, 0))
+
+
+def _is_file_name(url: str) -> bool:
+    """Whether the path of a URL ends as files do that are whole, and so no live stream."""
+    return urlsplit(url).path.lower().endswith(_WHOLE_FILES)
 
 
 def shown_url(text: str) -> str:
