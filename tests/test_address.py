@@ -11,6 +11,7 @@ from errors import LonglookError
 from streaming.sources.address import is_address, parse_address
 from streaming.sources.connection import DEFAULT_TIMING, Connection
 from streaming.sources.hosts import is_public, resolve
+from streaming.sources.opening import SourceError
 from streaming.sources.trouble import Trouble, TroubleError, trouble_of
 
 SECRETS = (

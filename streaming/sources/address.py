@@ -145,7 +145,7 @@ def _parse_url(text: str, scheme: str) -> Address:
         raise SourceError(bridge.format(url=shown_url(text)))
     if scheme in ("http", "https") and _is_file_name(text):
         raise SourceError(
-            f"{shown_url(text)} is a file on a web server, not a stream: download it first (curl -O)."
+            f"{shown_url(text)} is a file on a web server, no stream: download it first (curl -O)."
         )
     if scheme not in _KINDS:
         known = ", ".join(f"{name}://" for name in _KINDS)
