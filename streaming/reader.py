@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from frames import Frame
-from streaming.sources.opening import SourceError
+from streaming.sources.trouble import SourceError
 
 QUEUE_FRAMES = 32  # decoded ahead of the model: a pass of a small model takes as many
 STALL_SECONDS = 20.0  # a disk that wakes up, or a network drive, is slow for a few seconds only

@@ -20,7 +20,7 @@ from streaming.reader import Reader
 from streaming.sources.file import FileSource
 from streaming.sources.fingerprint import fingerprint
 from streaming.sources.moments import Moments
-from streaming.sources.opening import SourceError
+from streaming.sources.trouble import SourceError
 
 MOST_BYTES = 4 << 30  # of address space; libraries take half a gigabyte
 MOST_SECONDS = 120  # for one clip, on a busy machine

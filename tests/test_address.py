@@ -10,9 +10,9 @@ import pytest
 from errors import LonglookError
 from streaming.sources.address import is_address, parse_address
 from streaming.sources.connection import DEFAULT_TIMING, Connection
+from streaming.sources.diagnosis import trouble_of
 from streaming.sources.hosts import is_public, resolve
-from streaming.sources.opening import SourceError
-from streaming.sources.trouble import Trouble, TroubleError, trouble_of
+from streaming.sources.trouble import SourceError, Trouble, TroubleError
 
 SECRETS = (
     "rtsp://cam:hushhush@host/cam",

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from bench import savings, vit_reuse
-from bench.clips import read_clip
+from bench.clips import static_camera
 from bench.machine import counted
 from bench.savings import Row
 from config import Config, PruneConfig, ReuseConfig
@@ -80,8 +80,8 @@ def test_a_target_of_savings_is_missed_where_it_is() -> None:
     )
 
 
-def test_reuse_is_measured_against_the_stock_tower(tmp_path: Path) -> None:
-    frames = read_clip(write_clip(tmp_path / "clip.mp4", 6), 12)
+def test_reuse_is_measured_against_the_stock_tower() -> None:
+    frames = static_camera(128, 12)
     with torch.no_grad():
         demo = vit_reuse.subject("demo", torch.device("cpu"))
         assert vit_reuse.check_equal(demo, frames) < vit_reuse.TOLERANCE

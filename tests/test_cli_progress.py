@@ -295,7 +295,7 @@ def test_a_shell_completes_commands_and_options() -> None:
     ("command", "usage"),
     [
         (["ask"], "longlook ask [OPTIONS] [VIDEO] QUESTION..."),
-        (["watch"], "longlook watch [OPTIONS] VIDEO"),
+        (["watch"], "longlook watch [OPTIONS] [VIDEO]"),
         (["serve"], "longlook serve [OPTIONS] [VIDEO]"),
         (["config"], "longlook config [OPTIONS] [MODEL]"),
         (["calibrate"], "longlook calibrate [OPTIONS]"),

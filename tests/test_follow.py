@@ -10,7 +10,7 @@ import pytest
 from frames import Frame
 from streaming.reader import Reader
 from streaming.sources.follow import FollowSource
-from streaming.sources.opening import SourceError
+from streaming.sources.trouble import SourceError
 from tests.golden import Recipe, make, read_paint, steady
 from tests.waiting import wait_until
 

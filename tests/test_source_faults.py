@@ -23,8 +23,8 @@ from streaming.sources.decord_reader import DecordReader
 from streaming.sources.display import FRAME_PIXELS
 from streaming.sources.file import FileSource
 from streaming.sources.moments import Moments
-from streaming.sources.opening import SourceError
 from streaming.sources.pictures import VideoFile
+from streaming.sources.trouble import SourceError
 from tests.conftest import REPOSITORY
 from tests.golden import ORDERED, TICK, Recipe, make, read_paint, steady
 from tests.odd_clips import (

@@ -21,7 +21,7 @@ from streaming.events import AskEvent, Evidence, Keyframe, Stats, Thumbnail, Wat
 from streaming.reader import Reader
 from streaming.sources.file import FileSource
 from streaming.sources.moments import Moments
-from streaming.sources.opening import SourceError
+from streaming.sources.trouble import SourceError
 from ui.conversation import Conversation
 from ui.pictures import PictureFolder, SeenPictures
 from ui.render import Progress, StripPicture, problem_sentence, strongest, thinned

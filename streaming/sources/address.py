@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
-from streaming.sources.opening import SourceError
+from streaming.sources.trouble import SourceError
 
 Kind = Literal["file", "rtsp", "http", "udp", "rtmp", "rtmp-listen", "device", "follow"]
 

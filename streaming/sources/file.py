@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from frames import ROUNDING_SECONDS, Frame, Sampler, previous_tick_seconds
-from streaming.sources.opening import SourceError
 from streaming.sources.pictures import Picture, VideoFile
 from streaming.sources.probe import SourceInfo, open_as_probed, probe
+from streaming.sources.trouble import SourceError
 from streaming.sources.truncation import ends_inside_a_unit
 
 __all__ = ["EmptyStretchError", "FileSource", "SourceError", "SourceInfo", "probe"]

@@ -10,8 +10,8 @@ import hashlib
 from dataclasses import dataclass
 from itertools import islice
 
-from streaming.sources.opening import SourceError
 from streaming.sources.probe import SourceInfo, open_as_probed
+from streaming.sources.trouble import SourceError
 
 NUM_PACKETS = 64
 

@@ -19,9 +19,9 @@ from av.video.reformatter import VideoReformatter
 from frames import Frame, Sampler
 from streaming.sources.clock import Clock
 from streaming.sources.connection import as_rgb, usual_rate, video_stream
-from streaming.sources.opening import SourceError
+from streaming.sources.diagnosis import trouble_of
 from streaming.sources.pictures import stamp_of
-from streaming.sources.trouble import TroubleError, trouble_of
+from streaming.sources.trouble import SourceError, TroubleError
 
 POLL_SECONDS = 0.2
 QUIET_SECONDS = 20.0  # a recorder that writes less often buffers more than anyone would wait for

@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 from frames import Frame, Sampler
 from streaming.sources.address import Address
 from streaming.sources.connection import DEFAULT_TIMING, Connection, Shot, Timing, as_rgb
+from streaming.sources.diagnosis import trouble_of
 from streaming.sources.live_times import LiveTimes
 from streaming.sources.source import (
     SourceClosed,
@@ -33,7 +34,7 @@ from streaming.sources.source import (
     Tell,
     Thinning,
 )
-from streaming.sources.trouble import Trouble, TroubleError, trouble_of
+from streaming.sources.trouble import Trouble, TroubleError
 
 WAIT_SLICE_SECONDS = 1.0  # between signs of life while down
 

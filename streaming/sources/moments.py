@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from frames import Frame
 from streaming.sources.decord_reader import DecordError, DecordReader
-from streaming.sources.opening import SourceError
 from streaming.sources.packets import PacketScan, scan
 from streaming.sources.pictures import Picture
 from streaming.sources.probe import SourceInfo, open_as_probed, probe
+from streaming.sources.trouble import SourceError
 
 BackendName = Literal["decord", "seek", "in order"]
 # a picture, uint8 [H, W, 3] upright, and its time in seconds

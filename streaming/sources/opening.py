@@ -19,10 +19,10 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from errors import LonglookError
 from streaming.sources.decoder_memory import num_threads
 from streaming.sources.display import display_size
 from streaming.sources.still import is_still_picture
+from streaming.sources.trouble import SourceError
 from streaming.sources.truncation import lacks_index
 
 _FORMATS = (
@@ -52,10 +52,6 @@ _MOST_PIXELS = 8192 * 4608  # 8K with room for odd shapes; more takes a gigabyte
 _MOST_PIXELS_OPENING = 1 << 27  # FFmpeg may decode a picture to find out what a file holds
 _MOST_SIDES_RATIO = 200  # the length of a picture against its width; models take no more
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<asx", b"<ASX")
-
-
-class SourceError(LonglookError):
-    """What was given to watch cannot be watched; the message is one sentence for the user."""
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:

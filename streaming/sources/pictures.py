@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from streaming.sources.clock import Clock, Timeline
 from streaming.sources.decoder_memory import DECODERS, decoder_bytes
 from streaming.sources.display import Display
-from streaming.sources.opening import SourceError, open_video
+from streaming.sources.opening import open_video
+from streaming.sources.trouble import SourceError
 
 # pictures per second where a stream tells neither times nor a rate, as FFmpeg assumes
 _DEFAULT_RATE = Fraction(25)

@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from streaming.sources.display import display_matrix
-from streaming.sources.opening import SourceError, check_sides, video_streams
+from streaming.sources.opening import check_sides, video_streams
 from streaming.sources.pictures import Picture, VideoFile, stamp_of
+from streaming.sources.trouble import SourceError
 
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # FFmpeg's AVCOL_TRC_SMPTE2084 and AVCOL_TRC_ARIB_STD_B67
 # Sound often begins a little before the pictures, by what its coder needs; nobody sees that.
