@@ -35,10 +35,8 @@ from streaming.live_watch import LiveFeed, LiveWatch
 from streaming.scheduler import BackgroundJob, Job, PrefillJob, QueryJob, Scheduler, Step
 from streaming.session import Session
 from streaming.sources.address import Address
-from streaming.sources.connection import DEFAULT_TIMING, Timing
-from streaming.sources.live import LiveSource
 from streaming.sources.push import PushedSource
-from streaming.sources.source import Tell
+from streaming.sources.source import DEFAULT_TIMING, Tell, Timing
 
 T = TypeVar("T")
 IDLE_SECONDS = 5.0  # after which the worker thread ends; the next job starts another
@@ -153,7 +151,10 @@ class Engine:
         """
         fps = session.config.read.fps
 
-        def open_feed(tell: Tell, now_seconds: float, seen_seconds: float | None) -> LiveSource:
+        # where nothing live is watched, av need not be there
+        from streaming.sources.live import LiveSource
+
+        def open_feed(tell: Tell, now_seconds: float, seen_seconds: float | None) -> LiveFeed:
             return LiveSource(
                 address,
                 fps,

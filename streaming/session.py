@@ -64,7 +64,7 @@ from streaming.retriever import (
     gaps_near,
     in_stream_time,
 )
-from streaming.sources.fingerprint import Fingerprint
+from streaming.sources.source import Fingerprint
 from streaming.span_prompts import ChunkSpan, SpanAnswer, SpanPrompt
 from streaming.time_query.expressions import clock
 from streaming.time_query.spans import (

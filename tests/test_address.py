@@ -9,9 +9,10 @@ import pytest
 
 from errors import LonglookError
 from streaming.sources.address import is_address, parse_address
-from streaming.sources.connection import DEFAULT_TIMING, Connection
+from streaming.sources.connection import Connection
 from streaming.sources.diagnosis import trouble_of
 from streaming.sources.hosts import is_public, resolve
+from streaming.sources.source import DEFAULT_TIMING
 from streaming.sources.trouble import SourceError, Trouble, TroubleError
 
 SECRETS = (

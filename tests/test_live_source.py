@@ -19,7 +19,6 @@ import pytest
 from frames import Frame
 from streaming.reader import Reader
 from streaming.sources.address import parse_address
-from streaming.sources.connection import Timing
 from streaming.sources.live import LiveSource
 from streaming.sources.source import (
     SourceClosed,
@@ -29,6 +28,7 @@ from streaming.sources.source import (
     SourceLive,
     State,
     Thinning,
+    Timing,
 )
 from streaming.sources.trouble import Trouble
 from tests.golden import read_paint

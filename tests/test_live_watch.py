@@ -31,8 +31,7 @@ from streaming.events import Answer, WatchEvent
 from streaming.live_watch import LiveWatch, WatchStopped, session_now
 from streaming.session import Session
 from streaming.sources.address import parse_address
-from streaming.sources.connection import Timing
-from streaming.sources.source import SourceDown, SourceGap, SourceLive, State
+from streaming.sources.source import SourceDown, SourceGap, SourceLive, State, Timing
 from tests.conftest import REPOSITORY
 from tests.servers.process import Camera
 from tests.waiting import wait_until

@@ -23,8 +23,9 @@ from models.calibration import find_profile, profile_path
 from streaming.engine import Engine
 from streaming.events import Answer, Watched
 from streaming.session import Session
-from streaming.sources.fingerprint import Fingerprint, fingerprint
+from streaming.sources.fingerprint import fingerprint
 from streaming.sources.probe import probe
+from streaming.sources.source import Fingerprint
 from tests.golden import Recipe, make, steady
 from tests.tiny import noise_frames
 from tests.watching import tiny_engine

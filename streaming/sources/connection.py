@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from streaming.sources.address import Address, Kind
 from streaming.sources.display import display_matrix, upright
 from streaming.sources.hosts import resolve
+from streaming.sources.source import Timing
 from streaming.sources.stream_clock import Arrival, StreamClock
 from streaming.sources.trouble import Trouble, TroubleError
 from streaming.sources.web import open_web
@@ -55,25 +56,6 @@ _OPTIONS: dict[Kind, dict[str, str]] = {
 }
 _FORMATS: dict[Kind, str] = {"udp": "mpegts", "rtmp": "flv", "rtmp-listen": "flv"}
 _DEVICES = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of everything that is waited for.
-
-    first_retry, last_retry: back-off after a failure. slow_retry: after one that trying again
-    would make worse. no_picture: packets come, but no picture for so long.
-    """
-
-    open: float = 8.0
-    read: float = 5.0
-    no_picture: float = 6.0
-    first_retry: float = 0.5
-    last_retry: float = 15.0
-    slow_retry: float = 30.0
-
-
-DEFAULT_TIMING = Timing()
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,27 +7,13 @@ packets stay what they are.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from itertools import islice
 
 from streaming.sources.probe import SourceInfo, open_as_probed
+from streaming.sources.source import Fingerprint
 from streaming.sources.trouble import SourceError
 
 NUM_PACKETS = 64
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """first_packets: hash of the first packets, what they hold and when they are shown.
-    num_bytes: of the file.
-    """
-
-    first_packets: str
-    num_bytes: int
-
-    def can_become(self, later: Fingerprint) -> bool:
-        """Whether a file that was as this one could be the same recording, longer by now."""
-        return self.first_packets == later.first_packets and self.num_bytes <= later.num_bytes
 
 
 def fingerprint(info: SourceInfo) -> Fingerprint:

@@ -21,10 +21,11 @@ from av.video.reformatter import VideoReformatter
 
 from frames import Frame, Sampler
 from streaming.sources.address import Address
-from streaming.sources.connection import DEFAULT_TIMING, Connection, Shot, Timing, as_rgb
+from streaming.sources.connection import Connection, Shot, as_rgb
 from streaming.sources.diagnosis import trouble_of
 from streaming.sources.live_times import LiveTimes
 from streaming.sources.source import (
+    DEFAULT_TIMING,
     SourceClosed,
     SourceDown,
     SourceHealth,
@@ -33,6 +34,7 @@ from streaming.sources.source import (
     State,
     Tell,
     Thinning,
+    Timing,
 )
 from streaming.sources.trouble import Trouble, TroubleError
 

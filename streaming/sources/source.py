@@ -141,3 +141,36 @@ class Source(Protocol):
     def close(self) -> None:
         """End `frames()` soon; called from any thread."""
         ...
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """first_packets: hash of the first packets, what they hold and when they are shown.
+    num_bytes: of the file.
+    """
+
+    first_packets: str
+    num_bytes: int
+
+    def can_become(self, later: Fingerprint) -> bool:
+        """Whether a file that was as this one could be the same recording, longer by now."""
+        return self.first_packets == later.first_packets and self.num_bytes <= later.num_bytes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of everything that is waited for.
+
+    first_retry, last_retry: back-off after a failure. slow_retry: after one that trying again
+    would make worse. no_picture: packets come, but no picture for so long.
+    """
+
+    open: float = 8.0
+    read: float = 5.0
+    no_picture: float = 6.0
+    first_retry: float = 0.5
+    last_retry: float = 15.0
+    slow_retry: float = 30.0
+
+
+DEFAULT_TIMING = Timing()
