@@ -245,7 +245,7 @@ def ends(updates: Iterator[Update]) -> dict[str, Update]:
     return {update.name: update for update in updates if update.is_end}
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [2])
 def test_a_task_that_ends_its_process_is_given_up_after_two_tries_and_others_go_on(
     tmp_path: Path, num_workers: int
 ) -> None:
@@ -439,6 +439,7 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_video_that_crashes_its_worker_is_a_row_and_the_others_are_done(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_logarithmic_chart_spans_powers_of_ten() -> None:
     assert {"0.1", "1", "10", "100", "1,000", "10,000"} <= set(texts)
 
 
+@pytest.mark.slow
 def test_the_reopening_bench_opens_what_it_wrote(tmp_path: Path) -> None:
     with torch.enable_grad():  # what it switches off is on again behind this
         reopen.main([0.005], tmp_path / "reopen")

@@ -179,7 +179,7 @@ def test_a_keyframe_of_the_strip_and_the_timeline_move_the_player(page: Page) ->
     expect_player_at(page, 6, slack=0.2)
 
 
-@pytest.mark.parametrize("delay_ms", [10, 40])
+@pytest.mark.parametrize("delay_ms", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_eight_questions_typed_without_a_pause_are_all_answered_in_order(
     page: Page, engine: FakeEngine, delay_ms: int
 ) -> None:

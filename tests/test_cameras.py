@@ -69,6 +69,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, text: str, told: str) -
         cameras_in(written(tmp_path, text))
 
 
+@pytest.mark.slow
 def test_two_cameras_are_watched_in_one_process(tmp_path: Path) -> None:
     with Camera("web") as one, Camera("rtsp") as other:
         path = written(

@@ -240,7 +240,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a file to watch": (["watch", "nosuch.mp4", "-s", "x"], "There is no file nosuch.mp4."),
     "an unknown URL": (["ask", "gopher://example.com/a", "What?"], "gopher:// is not a kind"),
     "a URL to bridge": (["watch", "srt://camera:1", "-s", "x"], "SRT is not read directly"),
-    "a URL to serve": (["serve", "https://example.com/a.mp4"], "is no file"),
+    "a URL to serve": (["serve", "https://example.com/a.m3u8"], "is no file"),
+    "a file on a server": (["ask", "https://example.com/a.mp4", "What?"], "download it first"),
     "a model": (["ask", "CLIP", "What?", "--model", "a/b/c"], "a/b/c is neither a folder"),
     "no network": (
         ["ask", "CLIP", "What?", "--model", "longlook-tests/not-there"],

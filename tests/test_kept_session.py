@@ -403,6 +403,7 @@ def test_the_command_line_watches_asks_lists_and_deletes(
     assert (code, "There is no session in" in told) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_session_is_asked_while_another_process_watches(
     command_line: CommandLine, engine: Engine, tmp_path: Path
 ) -> None:
@@ -429,6 +430,7 @@ def test_a_session_is_asked_while_another_process_watches(
     watching.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_between_chunks_and_the_same_command_goes_on(
     command_line: CommandLine, tmp_path: Path
 ) -> None:

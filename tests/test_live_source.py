@@ -168,6 +168,7 @@ def test_a_camera_that_dies_and_comes_back_leaves_a_gap_in_the_right_place(kind:
 
 
 @pytest.mark.parametrize("kind", ("rtsp", "ts", "m3u8", "mjpeg"))
+@pytest.mark.slow
 def test_a_camera_that_freezes_is_noticed_and_read_again(kind: str) -> None:
     timing = PATIENT if kind == "m3u8" else QUICK
     with camera_at(kind) as (camera, url), viewing(url, timing) as viewer:

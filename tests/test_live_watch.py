@@ -61,6 +61,7 @@ def wait_for_chunks(session: Session, count: int) -> None:
     wait_until(lambda: session.stats.chunks >= wanted, PATIENCE_SECONDS)
 
 
+@pytest.mark.slow
 def test_a_session_survives_its_camera_and_tells_the_gap(engine: Engine, tmp_path: Path) -> None:
     folder = tmp_path / "door"
     session = engine.open(folder)

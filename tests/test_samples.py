@@ -62,6 +62,7 @@ def test_questions_about_a_sample_are_answered_right_from_the_right_place(
     assert len(wrong) <= (1 - RIGHT) * len(asked), wrong
 
 
+@pytest.mark.slow
 def test_without_recall_the_past_of_a_long_sample_is_lost() -> None:
     """The control: the same questions from the newest chunks alone."""
     engine = load_engine("demo", device="cpu", settings={"memory": {"recall_chunks": 0}})
@@ -89,6 +90,7 @@ def looped(frames: list[Frame], times: int) -> Iterator[Frame]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_an_hour_takes_the_same_device_bytes_as_ten_minutes(engine: Engine) -> None:
     frames = list(make_stream(5, 120.0).frames(side=64))
     device_bytes = []
