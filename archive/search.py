@@ -32,7 +32,7 @@ from streaming.each import MAX_ROWS, YES_NO
 from streaming.engine import Engine
 from streaming.sources.moments import Moments
 
-# Measured on 60 made-up videos: captions beside keys help with one thing and spoil two together.
+# Small: where keys and captions count alike, captions spoil what the keys find of two things.
 WORDS_WEIGHT = 0.1
 NUM_VERIFIED = 20
 LEAST_PROBABILITY = 0.5
