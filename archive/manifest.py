@@ -51,11 +51,11 @@ def find_videos(words: Sequence[str], lines: Iterable[str] = ()) -> list[Video]:
     """
     found: dict[Path, Video] = {}
     for word in words:
-        num_before = len(found)
-        for video in _named(word, lines):
-            found.setdefault(video.path.absolute(), video)
-        if len(found) == num_before and not any(True for _ in _named(word, ())):
+        videos = list(_named(word, lines))
+        if not videos:
             raise LonglookError(f"There is no video in {word}.")
+        for video in videos:
+            found.setdefault(video.path.absolute(), video)
     return _with_own_names(list(found.values()))
 
 

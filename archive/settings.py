@@ -52,7 +52,6 @@ class CaptionSettings:
     """Everything that an archive's captions depend on, beside model and videos.
 
     min_seconds, max_seconds: of a segment; one ends at a cut where it is long enough.
-    settings: turned knobs of the configuration, by section and name.
     """
 
     prompt: str = CAPTION_PROMPT

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -104,19 +104,29 @@ def caption(
     fingerprint = settings.fingerprint(identify(chosen.model), told)
     model = ModelChoice(chosen.model, chosen.device, chosen.dtype, chosen.settings.nested())
     with Archive(out, settings, model, fingerprint, names) as archive:
-        entries = archive.plan(videos, part)
-        say(f"{len(videos)} videos, {len(entries)} of them to be captioned.")
-        is_stopped = False
-        if entries:
-            is_stopped = run_with_progress(archive, len(entries), archive.run(entries, workers))
-        files = archive.write()
-        show_summary(archive.summary(), files)
-        show_failures(archive)
-        if is_stopped:
-            say("Stopped. The same command goes on from there.")
-            raise typer.Exit(INTERRUPTED)
-        if archive.summary().failed:
-            raise typer.Exit(SOME_FAILED)
+        caption_videos(archive, videos, part, workers)
+
+
+def caption_videos(
+    archive: Archive, videos: Sequence[Video], shard: tuple[int, int], num_workers: int
+) -> None:
+    """Captions what is to be done and writes the results. Exits with a code that says what is
+    missing, if anything is.
+    """
+    entries = archive.plan(videos, shard)
+    say(f"{len(videos)} videos, {len(entries)} of them to be captioned.")
+    is_stopped = False
+    if entries:
+        is_stopped = run_with_progress(len(entries), archive.run(entries, num_workers))
+    files = archive.write()
+    summary = archive.summary()
+    show_summary(summary, files)
+    show_failures(archive)
+    if is_stopped:
+        say("Stopped. The same command goes on from there.")
+        raise typer.Exit(INTERRUPTED)
+    if summary.failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -194,7 +204,6 @@ class ArchivePace:
         self._total = total
         self._failed = 0
         self._seconds: dict[str, float] = {}
-        self._first: dict[str, float] = {}
         self._began = time.monotonic()
 
     def update(self, video: VideoProgress) -> None:
@@ -231,7 +240,7 @@ def archive_progress(total: int) -> Iterator[ArchiveProgress]:
         yield ArchiveBar(total, bar)
 
 
-def run_with_progress(archive: Archive, total: int, updates: Iterator[VideoProgress]) -> bool:
+def run_with_progress(total: int, updates: Iterator[VideoProgress]) -> bool:
     """Captions everything; whether Ctrl-C stopped it."""
     with archive_progress(total) as progress:
         try:
