@@ -30,7 +30,7 @@ from frames import Frame
 from memory.chunk import KVChunk
 from memory.records import NewChunk
 from models.qwen3_vl import Qwen3VL
-from models.video_llm import PrefillRequest, VisualGroup, cut_groups
+from models.video_llm import AnswerRequest, PrefillRequest, VisualGroup, cut_groups
 from streaming.engine import Engine
 from training.stock_cache import filled_cache
 
@@ -618,7 +618,7 @@ def _decode_batched(bench: Bench, model: Qwen3VL, context: Sequence[KVChunk], co
     options = AnswerConfig(max_new_tokens=tokens + 2)
     batch = model.answer_batch()
     for _ in range(count):
-        batch.add(QUESTION, context, (), options)
+        batch.add_all([AnswerRequest(QUESTION, context, (), options)])
     batch.step()
     started = now(bench.device)
     num_tokens = 0

@@ -113,16 +113,6 @@ class AnswerBatch:
         num_tokens = sum(chunk.num_tokens for chunk in context) + options.max_new_tokens
         return self._cache.memory_bytes_with(context[0].keys, num_tokens)
 
-    def add(
-        self,
-        question: str,
-        context: Sequence[KVChunk],
-        dialogue: Sequence[Turn],
-        options: AnswerConfig,
-    ) -> BatchedAnswer:
-        """Prefill a question after its context; the answer has its first token then, or is done."""
-        return self.add_all([AnswerRequest(question, context, dialogue, options)])[0]
-
     def add_all(self, requests: Sequence[AnswerRequest]) -> list[BatchedAnswer]:
         """Prefill several questions in one pass, each after its context: all join, or none."""
         prompts = [self._question_tokens(r.question, r.dialogue) for r in requests]

@@ -33,6 +33,7 @@ from models.decoder import Decoder
 from models.partial_vit import qwen3_vl_tower
 from models.pixels import PixelSpec, cut_clip, cut_group, fit_size, normalise_patches
 from models.video_llm import (
+    AnswerRequest,
     ChoiceRequest,
     Head,
     PrefillRequest,
@@ -279,7 +280,7 @@ class Qwen3VL:
     ) -> Iterator[BatchedAnswer]:
         """One answer in a batch of its own, after each of its tokens and at its end."""
         batch = self.answer_batch()
-        answer = batch.add(question, context, dialogue, options)
+        (answer,) = batch.add_all([AnswerRequest(question, context, dialogue, options)])
         yield answer
         while not answer.is_done:
             batch.step()

@@ -300,20 +300,10 @@ class AnswerBatch(Protocol):
         """The same if an answer over `context` joined."""
         ...
 
-    def add(
-        self,
-        question: str,
-        context: Sequence[KVChunk],
-        dialogue: Sequence[Turn],
-        options: AnswerConfig,
-    ) -> PendingAnswer:
-        """An answer joins; it has its first token then, or is done. `context` begins with the
-        prefix.
-        """
-        ...
-
     def add_all(self, requests: Sequence[AnswerRequest]) -> Sequence[PendingAnswer]:
-        """Several answers join in one pass: all of them or none."""
+        """Answers join in one pass, all of them or none; each has its first token then, or is done.
+        Contexts begin with the prefix.
+        """
         ...
 
     def step(self) -> None:

@@ -289,9 +289,7 @@ class Engine:
             if stream.is_dropped:
                 continue
             try:
-                stream.pending = self._batch.add(
-                    request.question, request.context, request.dialogue, request.options
-                )
+                (stream.pending,) = self._batch.add_all([request])
             except Exception as error:  # noqa: BLE001  told to who asked, where it is raised again
                 stream.fail(_told(error))
                 continue

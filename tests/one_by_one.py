@@ -115,21 +115,16 @@ class AnswersByTurns:
     def memory_bytes_with(self, context: Sequence[KVChunk], options: AnswerConfig) -> int:
         return 0
 
-    def add(
-        self,
-        question: str,
-        context: Sequence[KVChunk],
-        dialogue: Sequence[Turn],
-        options: AnswerConfig,
-    ) -> GeneratedAnswer:
-        answer = GeneratedAnswer(self._answer(question, context, dialogue, options))
+    def add_all(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
+        return [self._add(request) for request in requests]
+
+    def _add(self, request: AnswerRequest) -> GeneratedAnswer:
+        pieces = self._answer(request.question, request.context, request.dialogue, request.options)
+        answer = GeneratedAnswer(pieces)
         answer.step()
         if not answer.is_done:
             self._answers.append(answer)
         return answer
-
-    def add_all(self, requests: Sequence[AnswerRequest]) -> list[GeneratedAnswer]:
-        return [self.add(r.question, r.context, r.dialogue, r.options) for r in requests]
 
     def step(self) -> None:
         for answer in list(self._answers):

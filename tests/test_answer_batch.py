@@ -57,7 +57,8 @@ def alone(tiny: Qwen3VL, contexts: Sequence[Sequence[KVChunk]]) -> list[list[int
 def add(
     tiny: Qwen3VL, batch: AnswerBatch, contexts: Sequence[Sequence[KVChunk]], number: int
 ) -> BatchedAnswer:
-    return batch.add(QUESTIONS[number], contexts[number], (), OPTIONS[number])
+    request = AnswerRequest(QUESTIONS[number], contexts[number], (), OPTIONS[number])
+    return batch.add_all([request])[0]
 
 
 def finished(batch: AnswerBatch, answers: Sequence[BatchedAnswer]) -> list[list[int]]:

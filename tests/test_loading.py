@@ -18,6 +18,7 @@ from models import loading
 from models.checkpoint import DEMO_FOLDER, ModelError
 from models.loading import load
 from models.qwen3_vl import Qwen3VL
+from models.video_llm import AnswerRequest
 
 
 @pytest.fixture
@@ -276,5 +277,6 @@ def test_a_model_that_computes_no_numbers_says_so(copy: Path) -> None:
     weights[name][:] = float("nan")
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
     model = load(copy)
+    request = AnswerRequest("What?", [model.prefix()], [], AnswerConfig())
     with pytest.raises(LonglookError, match="the model computed no numbers"):
-        model.answer_batch().add("What?", [model.prefix()], [], AnswerConfig())
+        model.answer_batch().add_all([request])

@@ -20,7 +20,7 @@ from memory.recall_policy import PlannedChunk, RecallPlan
 from models.answer_batch import AnswerBatch, BatchedAnswer
 from models.calibration import Profile, RetrievalHead
 from models.qwen3_vl import Qwen3VL
-from models.video_llm import Turn, VideoLLM
+from models.video_llm import AnswerRequest, Turn, VideoLLM
 from streaming.engine import Engine
 from streaming.events import Answer, AnswerPiece, Evidence, Keyframe, Thumbnail, Watched
 from streaming.retriever import evidence_of
@@ -68,13 +68,14 @@ def asked(session: Session, question: str = QUESTION) -> Answer:
 def given_to_the_model(model: Qwen3VL, monkeypatch: pytest.MonkeyPatch) -> list[Given]:
     """What the model will be asked from now on."""
     seen: list[Given] = []
-    stock_add = AnswerBatch.add
+    stock_add = AnswerBatch.add_all
 
-    def add(batch: AnswerBatch, *given: object) -> BatchedAnswer:
-        seen.append(given)  # type: ignore[arg-type]
-        return stock_add(batch, *given)  # type: ignore[arg-type]
+    def add_all(batch: AnswerBatch, requests: Sequence[AnswerRequest]) -> list[BatchedAnswer]:
+        for request in requests:
+            seen.append((request.question, request.context, request.dialogue, request.options))
+        return stock_add(batch, requests)
 
-    monkeypatch.setattr(AnswerBatch, "add", add)
+    monkeypatch.setattr(AnswerBatch, "add_all", add_all)
     return seen
 
 
