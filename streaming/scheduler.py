@@ -226,7 +226,9 @@ class Scheduler:
             if step is Step.BACKGROUND:
                 self._owed_seconds = _limited(self._owed_seconds - seconds)
                 return
-            self._owed_seconds = _limited(self._owed_seconds + BACKGROUND_SHARE * seconds)
+            # nothing is owed for the time before there was work: it would hold up a live stream
+            owed_seconds = self._owed_seconds + BACKGROUND_SHARE * seconds
+            self._owed_seconds = _limited(owed_seconds) if self._background else 0.0
             change = -seconds if step is Step.PREFILL else seconds
             self._balance_seconds = _limited(self._balance_seconds + change)
 

@@ -167,3 +167,13 @@ def _next_step_of(scheduler: Scheduler) -> Step:
         scheduler.add(job)
     scheduler.complete(batch[0], 1.0, 0)
     return batch[0]
+
+
+def test_background_work_has_no_claim_for_the_time_before_it_came() -> None:
+    scheduler = Scheduler(max_pass_tokens=100)
+    for _ in range(100):
+        scheduler.complete(Step.PREFILL, 1.0, 0)
+    scheduler.add(BackgroundJob(lambda: False))
+    scheduler.add(PrefillJob(None, 100, is_live=True))
+    assert _next_step_of(scheduler) is Step.PREFILL
+    assert _next_step_of(scheduler) is Step.BACKGROUND, "it has one for the second that it waited"
